@@ -100,7 +100,7 @@ class Journal:
             self._has_warned_of_names = True
             self._warn(
                 f"This run reports more than {MAX_NAMES} different names; {num_dropped} new ones of this row "
-                "are not recorded, nor any other new one. Report fewer, such as one mean instead of one per layer."
+                "are not recorded, nor any other new one. Report fewer, such as one mean for all layers."
             )
         return kept
 

@@ -109,7 +109,7 @@ class Phase:
     @property
     def label(self) -> str:
         """`epoch 1/5 train`."""
-        return " ".join(part for part in (format_epoch(self.epoch, self.epochs), _short(self.name)) if part)
+        return f"{format_epoch(self.epoch, self.epochs)} {_short(self.name)}" if self.epoch > 0 else self.name
 
     def take(self, values: Mapping[str, float]) -> None:
         """Remember values to show; `train/loss` and `loss` are the same within the phase."""
@@ -177,9 +177,12 @@ class EpochSummary:
 
 
 def _summarize(phases: list[Phase]) -> str:
-    first = phases[0]
+    first, *others = phases
     parts = [format_epoch(first.epoch, first.epochs)]
-    parts += [f"{_short(phase.name)} {format_values(phase.values)}".rstrip() for phase in phases]
+    parts.append(
+        f"{_short(first.name) if first.epoch > 0 else first.name} {format_values(first.values)}".rstrip()
+    )
+    parts += [f"{_short(phase.name)} {format_values(phase.values)}".rstrip() for phase in others]
     parts.append(format_duration(sum(phase.seconds for phase in phases)))
     parts.append(format_rate(first.samples_done, first.seconds))
     return _GAP.join(part for part in parts if part)

@@ -172,6 +172,6 @@ def _cannot_write(path: str | os.PathLike[str], error: Exception) -> ArgumentErr
 def _already_holds_a_run(path: str | os.PathLike[str]) -> RefusedError:
     return RefusedError(
         f"run_dir={os.fspath(path)!r} holds a run already (run.json is there). One folder takes one run, so "
-        "that no records are overwritten; nothing was changed. Give another run_dir, or remove that folder first.",
+        "that no records are overwritten; nothing was changed. Give another run_dir, or move that one away.",
         path=os.fspath(path),
     )

@@ -1,4 +1,4 @@
-"""A text stream that never fails: a terminal that is gone, or too old for a letter, must not stop training."""
+"""A text stream that never fails: a terminal that is gone, or lacks a letter, must not stop training."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Metric:
         )
 
     def find_best(self) -> tuple[float, float] | None:
-        """Return epoch and value of the best validation, the first of equals; None when "best" has no meaning."""
+        """Return epoch and value of the best validation, the first of equals; None if "best" is undefined."""
         name, points = self.name.lower(), self.val.measured
         if not points:
             return None

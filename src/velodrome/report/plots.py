@@ -52,6 +52,7 @@ def plot_history(
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ArgumentError(
             f"Curves were asked for, but matplotlib is not installed. It is an extra. Run: {INSTALL_HINT}"
@@ -67,9 +68,8 @@ def plot_history(
     metrics = metrics[:MAX_PANELS]
     num_columns = min(len(metrics), 3)
     num_rows = -(-len(metrics) // num_columns)
-    figure = Figure(
-        figsize=(4.8 * num_columns, 3.5 * num_rows), dpi=120, layout="constrained", facecolor="white"
-    )
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(4.8 * num_columns, 3.5 * num_rows), dpi=120, layout=layout, facecolor="white")
     panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
     for axes, metric in zip(panels, metrics, strict=False):
         _draw_panel(axes, metric)
@@ -106,7 +106,7 @@ def _draw_panel(axes: Axes, metric: Metric) -> None:
 
 def _fill_gap(axes: Axes, metric: Metric, scale: float) -> None:
     """Shade the distance between training and validation: what grows there is overfitting."""
-    train, val = dict(metric.train.measured), dict(metric.val.measured)
+    train, val = (dict(zip(curve.epochs, curve.values, strict=True)) for curve in (metric.train, metric.val))
     epochs = sorted(train.keys() & val.keys())
     if len(epochs) > 1:
         low, high = ([scale * side[epoch] for epoch in epochs] for side in (train, val))
@@ -145,6 +145,7 @@ def _style(axes: Axes, metric: Metric, epochs: set[float]) -> None:
     margin = 0.5 if first == last else 0.03 * (last - first)
     axes.set_xlim(first - margin, last + margin)
     axes.margins(y=0.09)
+    axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-5, 7))
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, labelsize=9, length=3, width=0.8)

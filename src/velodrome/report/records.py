@@ -47,7 +47,7 @@ def read_records(path: str | os.PathLike[str], *, kind: str | None = None) -> li
             continue
         if row is None:
             raise ArgumentError(
-                f"Line {number} of {file} is not a record: {line[:60].decode('utf-8', 'replace')!r}. Each line must "
+                f"Line {number} of {file} is not a record: {_quote(line)}. Each line must "
                 "be one JSON object. Remove that line to read the rest.",
                 path=str(file),
                 line=number,
@@ -55,6 +55,10 @@ def read_records(path: str | os.PathLike[str], *, kind: str | None = None) -> li
         if kind is None or row.get("kind") == kind:
             rows.append(row)
     return rows
+
+
+def _quote(line: bytes) -> str:
+    return repr(line[:60].decode("utf-8", "replace"))
 
 
 def _parse(line: bytes) -> dict[str, object] | None:
