@@ -15,9 +15,7 @@ from velodrome.record.journal import Journal
 from velodrome.record.run_directory import RunDirectory
 from velodrome.report.records import read_records
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="the faults are made with Linux's own devices"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are made with Linux's own devices")
 
 
 @contextlib.contextmanager
@@ -102,9 +100,7 @@ def test_csv_on_a_full_disk_is_switched_off_and_the_journal_goes_on(tmp_path):
 def test_run_directory_where_a_file_stands_is_refused(tmp_path):
     (tmp_path / "taken").write_text("x")
     for path in (tmp_path / "taken", tmp_path / "taken" / "runs" / "x"):
-        with pytest.raises(
-            ArgumentError, match=r"run_dir='.*taken.*' cannot be written to: .* Give another run_dir"
-        ):
+        with pytest.raises(ArgumentError, match=r"run_dir='.*taken.*' cannot be written to: .* Give another run_dir"):
             RunDirectory.create(path)
     assert (tmp_path / "taken").read_text() == "x"
 

@@ -73,9 +73,7 @@ class Journal:
         if self.path is not None and self._pending:
             self._write_pending(self.path)
             if self._pending:
-                self._warn(
-                    f"{len(self._pending)} rows never reached {self.path}; they are lost with this process."
-                )
+                self._warn(f"{len(self._pending)} rows never reached {self.path}; they are lost with this process.")
                 self._pending.clear()
         self._close_file()
         for sink in tuple(self._sinks):
@@ -146,9 +144,7 @@ class Journal:
 
     def _close_file(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # a network disk may report late, for lines that it took before
+            with contextlib.suppress(OSError):  # a network disk may report late, for lines that it took before
                 self._file.close()
             self._file = None
 

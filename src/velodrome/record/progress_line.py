@@ -73,10 +73,7 @@ class LineProgress:
 
 def _describe(phase: Phase, seconds: float) -> str:
     done, total = phase.batches_done, phase.total_batches
-    if total:
-        count = f"{done:,}/{total:,} batches {100 * min(1.0, done / total):.0f}%"
-    else:
-        count = f"{done:,} batches"
+    count = f"{done:,}/{total:,} batches {100 * min(1.0, done / total):.0f}%" if total else f"{done:,} batches"
     left = f"{format_duration(seconds * (total - done) / done)} left" if total and 0 < done <= total else ""
     rate = format_rate(phase.samples_done, seconds)
     return "  ".join(part for part in (phase.label, count, format_values(phase.values), rate, left) if part)

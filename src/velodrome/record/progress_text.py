@@ -141,9 +141,7 @@ class EpochSummary:
         self.end()
         if self._trained is not None and (name == "train" or epoch != self._trained.epoch):
             self.flush()
-        self.phase = Phase(
-            name=name, epoch=epoch, epochs=epochs, total_batches=total_batches, started_s=self._clock()
-        )
+        self.phase = Phase(name=name, epoch=epoch, epochs=epochs, total_batches=total_batches, started_s=self._clock())
         return self.phase
 
     def end(self) -> None:
@@ -179,9 +177,7 @@ class EpochSummary:
 def _summarize(phases: list[Phase]) -> str:
     first, *others = phases
     parts = [format_epoch(first.epoch, first.epochs)]
-    parts.append(
-        f"{_short(first.name) if first.epoch > 0 else first.name} {format_values(first.values)}".rstrip()
-    )
+    parts.append(f"{_short(first.name) if first.epoch > 0 else first.name} {format_values(first.values)}".rstrip())
     parts += [f"{_short(phase.name)} {format_values(phase.values)}".rstrip() for phase in others]
     parts.append(format_duration(sum(phase.seconds for phase in phases)))
     parts.append(format_rate(first.samples_done, first.seconds))

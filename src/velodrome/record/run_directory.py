@@ -38,9 +38,7 @@ class RunDirectory:
         self._has_warned = False
 
     @classmethod
-    def create(
-        cls, path: str | os.PathLike[str], *, say: Callable[[str], None] = say_on_stderr
-    ) -> RunDirectory:
+    def create(cls, path: str | os.PathLike[str], *, say: Callable[[str], None] = say_on_stderr) -> RunDirectory:
         """Make the folder and prove that a file can be written in it, by writing one.
 
         Args:
@@ -105,9 +103,7 @@ class RunDirectory:
         try:
             replace_file(self.path / "run.json", self._encode(), durable=True)
         except OSError as error:
-            self._warn(
-                f"Cannot write {self.path / 'run.json'}: {error.strerror or error}. The run is {status}."
-            )
+            self._warn(f"Cannot write {self.path / 'run.json'}: {error.strerror or error}. The run is {status}.")
 
     def log(self, line: str) -> None:
         """Append a line to `log.txt`; a disk that fails is told once."""

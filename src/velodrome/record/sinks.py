@@ -19,9 +19,7 @@ __all__ = ["SINK_NAMES", "default_sinks", "make_sink", "make_sinks"]
 SINK_NAMES = ("csv", "tensorboard")
 
 
-def default_sinks(
-    run_path: Path, say: Callable[[str], None], names: Sequence[str] = SINK_NAMES
-) -> list[Sink]:
+def default_sinks(run_path: Path, say: Callable[[str], None], names: Sequence[str] = SINK_NAMES) -> list[Sink]:
     """Return the sinks that a run gets unasked: one whose package is missing is left out, with a line.
 
     Args:

@@ -42,9 +42,7 @@ class Metric:
     def is_fraction(self) -> bool:
         """Whether people read it as percent."""
         points = self.train.measured + self.val.measured
-        return _FRACTION.fullmatch(self.name.lower()) is not None and all(
-            0 <= value <= 1 for _, value in points
-        )
+        return _FRACTION.fullmatch(self.name.lower()) is not None and all(0 <= value <= 1 for _, value in points)
 
     def find_best(self) -> tuple[float, float] | None:
         """Return epoch and value of the best validation, the first of equals; None if "best" is undefined."""
@@ -70,8 +68,7 @@ def collect_metrics(history: Sequence[Mapping[str, object]]) -> list[Metric]:
         names.update(dict.fromkeys(name for key in row if (name := _find_metric(key))))
     ordered = sorted(names, key=lambda name: (name != "loss", _FRACTION.fullmatch(name.lower()) is None))
     metrics = [
-        Metric(name=name, train=_collect(rows, "train", name), val=_collect(rows, "val", name))
-        for name in ordered
+        Metric(name=name, train=_collect(rows, "train", name), val=_collect(rows, "val", name)) for name in ordered
     ]
     return [metric for metric in metrics if metric.train.measured or metric.val.measured]
 
@@ -83,9 +80,7 @@ def _find_metric(key: str) -> str:
 
 def _collect(rows: Sequence[Mapping[str, object]], split: str, name: str) -> Curve:
     key = f"{split}/{name}"
-    points = [
-        (_read_epoch(row, index), _as_number(row[key])) for index, row in enumerate(rows, 1) if key in row
-    ]
+    points = [(_read_epoch(row, index), _as_number(row[key])) for index, row in enumerate(rows, 1) if key in row]
     return Curve(epochs=tuple(epoch for epoch, _ in points), values=tuple(value for _, value in points))
 
 

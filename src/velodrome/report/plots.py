@@ -35,9 +35,7 @@ _LONELY: dict[str, Any] = {"markersize": 4.5, "markeredgewidth": 0, "linestyle":
 _RING: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.5}
 
 
-def plot_history(
-    history: Sequence[Mapping[str, object]], path: str | os.PathLike[str] | None = None
-) -> Figure:
+def plot_history(history: Sequence[Mapping[str, object]], path: str | os.PathLike[str] | None = None) -> Figure:
     """Draw the learning curves of a run.
 
     Nothing global is touched: no pyplot, no backend, no style of the user's.
@@ -76,9 +74,7 @@ def plot_history(
     for axes in panels[len(metrics) :]:
         axes.set_visible(False)
     if num_left_out:
-        figure.supxlabel(
-            f"epoch   ({num_left_out} more metrics are in metrics.csv)", fontsize=9, color=_FAINT
-        )
+        figure.supxlabel(f"epoch   ({num_left_out} more metrics are in metrics.csv)", fontsize=9, color=_FAINT)
     if path is not None:
         _save(figure, Path(path))
     return figure

@@ -61,9 +61,7 @@ def test_write_numpy_and_torch_scalars_gives_numbers(tmp_path):
 
 def test_write_what_is_no_number_gives_text_not_a_failure(tmp_path):
     journal = Journal(tmp_path / "metrics.jsonl")
-    journal.write(
-        {"name": "größe 🚲", "path": tmp_path / "x", "object": object(), "tensor": torch.zeros(1000), 7: 1}
-    )
+    journal.write({"name": "größe 🚲", "path": tmp_path / "x", "object": object(), "tensor": torch.zeros(1000), 7: 1})
     journal.close()
     (row,) = read_records(tmp_path / "metrics.jsonl")
     assert row["name"] == "größe 🚲"
@@ -76,13 +74,7 @@ def test_write_what_is_no_number_gives_text_not_a_failure(tmp_path):
 
 @given(
     st.recursive(
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text()
-        | st.complex_numbers()
-        | st.binary(),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.complex_numbers() | st.binary(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
     )
 )
@@ -159,9 +151,7 @@ def test_write_more_than_the_cap_of_names_drops_the_rest_with_one_warning():
     assert len(journal.rows[0]) == MAX_NAMES  # kind, step and 998 layers
     assert journal.rows[1] == {"kind": "step", "step": 2, "train/layer0": 7.0}
     assert len(said) == 1
-    assert (
-        "more than 1000 different names; 7 new ones of this row are not recorded" in said[0]
-    )  # 2 + 1005 - 1000
+    assert "more than 1000 different names; 7 new ones of this row are not recorded" in said[0]  # 2 + 1005 - 1000
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 2, "tr', b"\x00" * 50])

@@ -22,8 +22,7 @@ def read_scalars(folder):
     events = EventAccumulator(str(folder))
     events.Reload()
     return {
-        tag: [(event.step, round(event.value, 6)) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
+        tag: [(event.step, round(event.value, 6)) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
     }
 
 
@@ -119,9 +118,7 @@ def test_making_sinks_imports_neither_torch_nor_tensorboard(tmp_path):
 
 
 def test_an_installed_tensorflow_is_neither_imported_nor_heard(tmp_path):
-    (tmp_path / "tensorflow.py").write_text(
-        "raise SystemExit('TensorFlow was imported, with pages of log lines')"
-    )
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported, with pages of log lines')")
     code = f"""
         import pathlib
         from velodrome.record.tensorboard_sink import TensorBoardSink
