@@ -47,9 +47,7 @@ class Checkpointing:
                 argument="monitor",
             )
         if self.mode not in ("auto", "min", "max"):
-            raise ArgumentError(
-                f"mode={self.mode!r} is unknown. It is 'auto', 'min' or 'max'.", argument="mode"
-            )
+            raise ArgumentError(f"mode={self.mode!r} is unknown. It is 'auto', 'min' or 'max'.", argument="mode")
         _ = self.direction  # an undecidable "auto" is refused here, not at the first evaluation
 
     @property

@@ -72,9 +72,7 @@ class Terminal:
         return self._seen.decode("utf-8")
 
 
-@pytest.fixture(
-    params=[(160, 24), (80, 24), (160, 0), (0, 0)], ids=["wide", "narrow", "no height", "no size"]
-)
+@pytest.fixture(params=[(160, 24), (80, 24), (160, 0), (0, 0)], ids=["wide", "narrow", "no height", "no size"])
 def terminal(request):
     terminal = Terminal(*request.param)
     yield terminal
@@ -264,9 +262,7 @@ class BrokenStream(io.StringIO):
 
 
 @pytest.mark.parametrize("view_class", [LineProgress, TqdmProgress])
-@pytest.mark.parametrize(
-    "error", [BrokenPipeError(), OSError(5, "Input/output error"), ValueError("closed file")]
-)
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error"), ValueError("closed file")])
 def test_stream_that_breaks_makes_the_view_silent(view_class, error):
     stream, clock = BrokenStream(error), Clock()
     view = view_class(stream, clock=clock)

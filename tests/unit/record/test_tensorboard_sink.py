@@ -86,8 +86,7 @@ def test_missing_tensorboard_is_a_line_by_default_and_an_error_when_asked_for(tm
     sinks = default_sinks(tmp_path, said.append)
     assert [type(sink).__name__ for sink in sinks] == ["CsvSink"]
     assert said == [
-        "No TensorBoard files: tensorboard is not installed. "
-        'To have them: pip install "velodrome[tensorboard]"'
+        'No TensorBoard files: tensorboard is not installed. To have them: pip install "velodrome[tensorboard]"'
     ]
     with pytest.raises(ArgumentError, match=r'not installed.*pip install "velodrome\[tensorboard\]"'):
         make_sink("tensorboard", tmp_path)

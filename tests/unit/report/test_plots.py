@@ -160,8 +160,6 @@ def test_plot_that_cannot_be_written_is_refused_with_nothing_left(tmp_path, name
 
 
 def test_plot_without_matplotlib_names_the_extra(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "matplotlib.figure", None
-    )  # what Python itself does for "not importable"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself does for "not importable"
     with pytest.raises(ArgumentError, match=r'matplotlib is not installed.*pip install "velodrome\[plots\]"'):
         plot_history(make_history())
