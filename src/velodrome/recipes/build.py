@@ -85,7 +85,7 @@ def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
     """
     from velodrome.seeding import seed_everything
 
-    _refuse_untrusted(loaded, "data")
+    refuse_untrusted(loaded, "data")
     data = load_data(loaded.recipe, say=say)
     recipe = _resolve_sizes(loaded.recipe, data)
     seed_everything(recipe.train.seed)
@@ -237,7 +237,8 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any], *, table: str
         raise
 
 
-def _refuse_untrusted(loaded: LoadedRecipe, table: str) -> None:
+def refuse_untrusted(loaded: LoadedRecipe, table: str) -> None:
+    """Raise when a recipe found in a run directory names code for this table."""
     name = getattr(loaded.recipe, table).name
     if registry.is_user_code(name) and not loaded.trusted:
         raise RecipeError(_untrusted_message(table, name), problems=())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from velodrome.errors import RecipeError
-from velodrome.recipes.callbacks import RECIPE_FILE
+from velodrome.errors import CheckpointError, RecipeError
+from velodrome.recipes.callbacks import PREPROCESSING_FILE, RECIPE_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch.nn import Module
 
     from velodrome.recipes.read import LoadedRecipe
@@ -43,7 +47,7 @@ def load_model(
     return model.eval()
 
 
-def load_run_recipe(path: str | Path) -> LoadedRecipe:
+def load_run_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read the recipe.toml of the run that a path lies in; nothing that it names is imported.
 
     Raises:
@@ -58,7 +62,43 @@ def load_run_recipe(path: str | Path) -> LoadedRecipe:
             "Give the model yourself (model= in Python, --recipe on the command line).",
             path=Path(path),
         )
-    return load_recipe(run / RECIPE_FILE, trusted=False)
+    return load_recipe(run / RECIPE_FILE, overrides, trusted=False)
+
+
+def load_recipe_for(path: str | Path, recipe: str | None, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Return the recipe that the user named for a run, or else the run's own, which imports nothing."""
+    from velodrome.recipes.read import load_recipe
+
+    return load_run_recipe(path, overrides) if recipe is None else load_recipe(recipe, overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunNotes:
+    """What a run noted about its data."""
+
+    class_names: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
+
+
+def read_notes(path: str | Path) -> RunNotes:
+    """Read the preprocessing.json of the run that a path lies in; empty notes when there is none.
+
+    Raises:
+        CheckpointError: the file is there and cannot be read.
+    """
+    run = find_run(path)
+    file = None if run is None else run / PREPROCESSING_FILE
+    if file is None or not file.is_file():
+        return RunNotes()
+    try:
+        notes = json.loads(file.read_text(encoding="utf-8"))
+        return RunNotes(class_names=tuple(map(str, notes["class_names"])), preprocessing=dict(notes["data"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}), so new rows cannot be prepared as the training rows were. "
+            "Restore the file, or train again.",
+            path=file,
+        ) from error
 
 
 def find_run(path: str | Path) -> Path | None:

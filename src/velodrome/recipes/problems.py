@@ -70,9 +70,12 @@ def from_validation(
         known: the field names of each table ("" is the top level), for unknown names.
         prefix: the table that the error is about, when only a part of the recipe was validated.
     """
-    problems = []
+    problems: list[Problem] = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in (*([prefix] if prefix else []), *item["loc"]))
+        loc = item["loc"]
+        if prefix:  # behind a field's name come list positions, and pydantic's names for the branches of a union
+            loc = (prefix, *loc[:1], *(part for part in loc[1:] if isinstance(part, int)))
+        path = ".".join(str(part) for part in loc)
         table, _, last = path.rpartition(".")
         value, has_value = item["input"], True
         if item["type"] == "extra_forbidden":
@@ -84,6 +87,8 @@ def from_validation(
             has_value = bool(item["loc"]) and not isinstance(value, dict)
         else:
             rule = item["msg"].replace("Input should be", "must be", 1).rstrip(".") + "."
+        if problems and problems[-1].field == path:  # the next branch of a union
+            rule = f"{problems.pop().rule[:-1]} or {rule.removeprefix('must be ')}"
         problems.append(
             Problem(field=path, rule=rule, value=value, has_value=has_value, origin=origins.of(path))
         )

@@ -24,7 +24,7 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     blocks = []
     for name, table in tables.items():
         lines = [f"[{_key(name)}]"]
-        lines += [f"{_key(key)} = {_value(value)}" for key, value in table.items()]
+        lines += [f"{_key(key)} = {toml_value(value)}" for key, value in table.items()]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
@@ -33,7 +33,12 @@ def _key(key: str) -> str:
     return key if _BARE_KEY.fullmatch(key) else _string(key)
 
 
-def _value(value: object) -> str:
+def toml_value(value: object) -> str:
+    """Return one value as TOML.
+
+    >>> toml_value([1, True, "a"])
+    '[1, true, "a"]'
+    """
     match value:
         case bool():
             return "true" if value else "false"
@@ -46,9 +51,9 @@ def _value(value: object) -> str:
         case str():
             return _string(value)
         case list() | tuple():
-            return "[" + ", ".join(_value(item) for item in value) + "]"
+            return "[" + ", ".join(toml_value(item) for item in value) + "]"
         case dict():
-            return "{" + ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items()) + "}"
+            return "{" + ", ".join(f"{_key(str(k))} = {toml_value(v)}" for k, v in value.items()) + "}"
     raise RecipeError(
         f"TOML has no {type(value).__name__}. A recipe holds strings, numbers, booleans, lists and tables of these.",
         value=value,
