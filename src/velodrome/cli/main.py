@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
         code = app(args=list(arguments), prog_name="velodrome", standalone_mode=False)
     except VelodromeError as error:
         if verbose:
-            traceback.print_exc()
+            _print_traceback(error)
         fields: dict[str, object] = {}
         problems = error.fields.get("problems")
         if isinstance(problems, tuple) and problems:
@@ -111,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
         _close_quietly()  # `velodrome recipes show NAME | head`: the reader has seen enough
         return 0
     except Exception as error:
-        traceback.print_exc()
+        _print_traceback(error)
         if as_json:
             _show_error(type(error).__name__, str(error), 1, as_json)
         return 1
@@ -123,6 +123,19 @@ def _show_error(kind: str, message: str, exit_code: int, as_json: bool, **fields
         print_json({"error": {"type": kind, "message": message, "exit_code": exit_code, **fields}})
     else:
         print(message if kind == "Interrupted" else f"Error: {message}", file=sys.stderr)
+
+
+def _print_traceback(error: Exception) -> None:
+    """Print the traceback from the verb on: the ten frames of option parsing above it explain nothing."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None and not _is_a_verb(frames.tb_frame.f_globals):
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames)
+
+
+def _is_a_verb(module: dict[str, object]) -> bool:
+    name = str(module.get("__name__"))
+    return name.startswith("velodrome.cli.") and name not in (__name__, "velodrome.cli.main")
 
 
 def _never_fail_on_a_letter() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +13,7 @@ from velodrome.cli.screen import Screen, show_metrics, table
 
 if TYPE_CHECKING:
     from velodrome.loop.result import FitResult
-    from velodrome.recipes.build import Ready
+    from velodrome.recipes.build import Ready, Trial
 
 
 def train(
@@ -37,7 +35,7 @@ def train(
 
     Example: velodrome train fashion-mnist-mlp optimizer.lr=0.01 train.epochs=20
     """
-    from velodrome.recipes.build import build
+    from velodrome.recipes.build import build, try_out
     from velodrome.recipes.read import load_recipe
 
     screen = Screen(as_json=json, quiet=quiet)
@@ -49,9 +47,11 @@ def train(
     screen.say(f"Recipe: {loaded.name}")
     ready = build(loaded, say=screen.say)
     screen.say(f"Data: {ready.data.origin}")
+    trial = try_out(ready)  # what is refused is refused here, before there is a run directory
     if dry_run:
-        _try_out(ready, screen)
+        _show_plan(ready, trial, screen)
         return
+    del trial
     trainer = ready.make_trainer(run_dir=run_dir)
     screen.say(_describe_model(ready))
     screen.say(f"Device: {trainer.device}")
@@ -60,11 +60,11 @@ def train(
     _finish(result, screen)
 
 
-def _try_out(ready: Ready, screen: Screen) -> None:
-    """One step and one evaluation batch on a copy of the model, in memory."""
-    trial = replace(ready, model=copy.deepcopy(ready.model)).make_trainer(progress=False)
-    first_loss = trial.fit(ready.train, steps=1).metrics.get("train/loss")
-    found = {} if ready.val is None else trial.evaluate([next(iter(ready.val))])
+def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
+    """Say what a run would do."""
+    from velodrome.devices import resolve_device
+
+    device = str(resolve_device(ready.recipe.train.device))
     steps = _num_batches(ready.train)
     budget = {key: value for key, value in ready.fit_arguments.items() if value is not None}
     epochs = budget.get("epochs")
@@ -73,25 +73,29 @@ def _try_out(ready: Ready, screen: Screen) -> None:
         "recipe": ready.name,
         "data": ready.data.origin,
         "num_parameters": sum(p.numel() for p in ready.model.parameters()),
-        "device": str(trial.device),
+        "device": device,
         "budget": budget,
         "steps_per_epoch": steps,
         "total_steps": total,
         "evaluation_batches": None if ready.val is None else _num_batches(ready.val),
-        "first_loss": first_loss,
-        "first_evaluation": found,
+        "first_step": None if trial is None else trial.train,
+        "first_evaluation": None if trial is None else trial.val,
         "tables": ready.recipe.to_tables(),
     }
     length = ", ".join(f"{value:g} {key}" for key, value in budget.items())
     rows = [
         ("Model", _describe_model(ready).removeprefix("Model: ")),
-        ("Device", str(trial.device)),
-        ("Optimizer", type(trial.optimizer).__name__),
+        ("Device", device),
+        ("Optimizer", f"{ready.recipe.optimizer.name}, lr {_default(ready.recipe.optimizer.lr)}"),
+        ("Loss", ready.recipe.loss.name),
         ("Length", f"{length}; {_count(steps)} steps an epoch, {_count(total)} in all"),
         ("Evaluation", f"{_count(plan['evaluation_batches'])} batches after every epoch"),
-        ("First step", f"loss {first_loss:.4f}" if isinstance(first_loss, float) else "done"),
-        ("First evaluation batch", show_metrics(found) or "there is no validation data"),
     ]
+    if trial is None:
+        rows.append(("First step", "not tried: the data can be read only once"))
+    else:
+        rows.append(("First step", show_metrics(trial.train)))
+        rows.append(("First evaluation batch", show_metrics(trial.val) or "none"))
     screen.answer(f"{table(rows)}\nDry run: nothing was trained or written.", {"plan": plan})
 
 
@@ -151,3 +155,7 @@ def _num_batches(source: Any) -> int | None:
 
 def _count(number: int | None) -> str:
     return "an unknown number of" if number is None else f"{number:,}"
+
+
+def _default(value: float | None) -> str:
+    return "of its own" if value is None else f"{value:g}"

@@ -5,10 +5,11 @@ The loop below never sees a recipe; it gets what stands in `Ready`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import DataError, RecipeError
@@ -71,6 +72,38 @@ class Ready:
         else:
             own.append(SaveRecipe(self))
         return Trainer(self.model, run_dir=run_dir, callbacks=[*own, *callbacks], **arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one step and one evaluation batch on a copy gave."""
+
+    trainer: Trainer
+    train: Mapping[str, float]
+    val: Mapping[str, float]
+
+
+def try_out(ready: Ready) -> Trial | None:
+    """Train one step and evaluate one batch on a copy of the model, in memory: nothing is changed or written.
+
+    Everything that the loop refuses (labels out of range, NaN, shapes that do not fit) is refused here, before there
+    is a run directory. Loaders are made anew, so that the run's own ones stay at their first epoch.
+
+    Returns:
+        None when the data are the user's own iterable: trying it would use it up.
+    Cost: a second copy of the model, one step, and one look at all data in memory.
+    """
+    if not _is_indexed(ready.data.train):
+        return None
+    trainer = replace(ready, model=copy.deepcopy(ready.model)).make_trainer(progress=False)
+    size = ready.recipe.train
+    result = trainer.fit(_loader(ready.data.train, ready.recipe, batch_size=size.batch_size, training=True), steps=1)
+    val: dict[str, float] = {}
+    if ready.data.val is not None and _is_indexed(ready.data.val):
+        loader = _loader(ready.data.val, ready.recipe, batch_size=size.eval_batch_size, training=False)
+        val = trainer.evaluate([next(iter(loader))])
+    train = {key.removeprefix("train/"): v for key, v in result.metrics.items() if key.startswith("train/")}
+    return Trial(trainer=trainer, train=train, val=val)
 
 
 def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
@@ -154,7 +187,7 @@ def build_model(recipe: Recipe, *, trusted: bool = True) -> nn.Module:
 
 def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
     from velodrome.checkpoint.policy import Checkpointing
-    from velodrome.record.sinks import SINK_NAMES, has_tensorboard
+    from velodrome.record.sinks import has_tensorboard
 
     optimizer: Any = recipe.optimizer.name
     if registry.is_user_code(optimizer):
@@ -167,7 +200,11 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         mode=wanted.mode,
         **({} if wanted.monitor is None else {"monitor": wanted.monitor}),
     )
-    names = [n for n in SINK_NAMES if n != "tensorboard" or (recipe.logging.tensorboard and has_tensorboard())]
+    loggers = ["csv"]
+    if recipe.logging.tensorboard and has_tensorboard():
+        loggers.append("tensorboard")
+    if recipe.logging.curves:
+        loggers.append("curves")
     return {
         "optimizer": optimizer,
         "lr": recipe.optimizer.lr,
@@ -177,7 +214,7 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         "device": recipe.train.device,
         "seed": recipe.train.seed,
         "checkpoint": checkpoint,
-        "loggers": names,
+        "loggers": loggers,
         "log_every": recipe.logging.every,
         "progress": recipe.logging.progress,
     }
@@ -197,11 +234,9 @@ def _loss(recipe: Recipe) -> Any:  # Any: a Loss for a name, the user's own call
 
 def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> Any:
     """Wrap tensors and datasets in a loader; a loader or another iterable of batches stays as it is."""
-    from torch.utils.data import Dataset
-
     from velodrome.data.loader import DataLoader
 
-    if not isinstance(data, (tuple, dict, Dataset)):
+    if not _is_indexed(data):
         return data
     return DataLoader(
         data,
@@ -210,6 +245,13 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
         drop_last=training and recipe.train.drop_last,
         num_workers=recipe.train.num_workers,
     )
+
+
+def _is_indexed(data: Any) -> bool:
+    """Return whether it is tensors or a map-style dataset, which can be read again and again."""
+    from torch.utils.data import Dataset, IterableDataset
+
+    return isinstance(data, (tuple, dict, Dataset)) and not isinstance(data, IterableDataset)
 
 
 def _resolve_sizes(recipe: Recipe, data: LoadedData) -> Recipe:

@@ -58,6 +58,8 @@ def check_names(
             problems.append(Problem(field=field, rule=error.message, value=name, origin=origins.of(field)))
     problems += _check_metrics(tables, origins)
     problems += _check_durations(tables, origins)
+    problems += _check_monitor(tables, origins)
+    problems += _check_device(tables, origins)
     return problems
 
 
@@ -218,7 +220,37 @@ def _check_durations(tables: Mapping[str, Any], origins: Origins) -> list[Proble
         try:
             parse_duration(every, name=field)
         except ArgumentError as error:
-            problems.append(
-                Problem(field=field, rule=f"is refused: {error.message}", value=every, origin=origins.of(field))
-            )
+            problems.append(_refused(field, every, error, origins))
     return problems
+
+
+def _check_monitor(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    from velodrome.checkpoint.policy import Checkpointing
+
+    section = tables.get("checkpoint")
+    monitor = section.get("monitor") if isinstance(section, dict) else None
+    if not isinstance(section, dict) or not isinstance(monitor, str) or section.get("mode", "auto") != "auto":
+        return []
+    try:
+        Checkpointing(monitor=monitor)
+    except ArgumentError as error:
+        return [_refused("checkpoint.monitor", monitor, error, origins)]
+    return []
+
+
+def _check_device(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    from velodrome.devices import resolve_device
+
+    train = tables.get("train")
+    device = train.get("device", "auto") if isinstance(train, dict) else "auto"
+    if not isinstance(device, str):
+        return []  # the schema has said so
+    try:
+        resolve_device(device)
+    except ArgumentError as error:
+        return [_refused("train.device", device, error, origins)]
+    return []
+
+
+def _refused(field: str, value: object, error: ArgumentError, origins: Origins) -> Problem:
+    return Problem(field=field, rule=f"is refused: {error.message}", value=value, origin=origins.of(field))

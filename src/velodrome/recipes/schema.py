@@ -81,8 +81,8 @@ class CheckpointTable(Table):
     """What is kept of the weights while training."""
 
     every: str = "every epoch"  # a duration ("every 100 steps") or "never"
-    keep_last: PositiveInt = 2
-    keep_best: PositiveInt = 1
+    keep_last: Annotated[int, Field(ge=2)] = 2  # with one, a torn newest checkpoint would leave none to load
+    keep_best: Annotated[int, Field(ge=0)] = 1
     monitor: str | None = None  # left out: "val/loss"
     mode: Literal["auto", "min", "max"] = "auto"
 
