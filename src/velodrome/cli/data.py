@@ -1,5 +1,7 @@
 """`velodrome data`: which data sets are known, which are here, and fetching one."""
 
+# ruff: noqa: TC001, TC003  (typer reads the annotations)
+
 from __future__ import annotations
 
 from pathlib import Path

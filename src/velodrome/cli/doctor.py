@@ -1,5 +1,7 @@
 """`velodrome doctor`: what this machine has, and what is missing."""
 
+# ruff: noqa: TC001  (typer reads the annotations)
+
 from __future__ import annotations
 
 import importlib.metadata

@@ -1,5 +1,7 @@
 """`velodrome eval`: exact loss and metrics of trained weights."""
 
+# ruff: noqa: TC003  (typer reads the annotations)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,7 +18,9 @@ def evaluate(
     overrides: Overrides = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="A table with the target column, instead of the run's validation data.", metavar="FILE.csv"),
+        typer.Option(
+            "--data", help="A table with the target column, instead of the run's validation data.", metavar="FILE.csv"
+        ),
     ] = None,
     recipe: RecipeOption = None,
     weights: Weights = Which.best,

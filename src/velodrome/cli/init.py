@@ -1,5 +1,7 @@
 """`velodrome init`: a recipe and a script to start from, both of which run as they are."""
 
+# ruff: noqa: TC001  (typer reads the annotations)
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -88,7 +90,9 @@ def init(
             with path.open("x", encoding="utf-8", newline="\n") as file:  # "x": never over a file made meanwhile
                 file.write(text)
     except OSError as error:
-        raise RefusedError(f"{folder} cannot be written to: {error.strerror}. Give another folder.", path=folder) from error
+        raise RefusedError(
+            f"{folder} cannot be written to: {error.strerror}. Give another folder.", path=folder
+        ) from error
     recipe, script = texts
     Screen(as_json=json).answer(
         f"Wrote {recipe} and {script}.\nRun one: velodrome train {recipe}    or    python {script}",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -99,8 +99,9 @@ def run(arguments: Sequence[str]) -> int:
         _show_error(type(error).__name__, error.message, error.exit_code, as_json, **fields)
         return error.exit_code
     except _USAGE_ERROR as error:
-        message = getattr(error, "format_message", lambda: str(error))()
-        context = getattr(error, "ctx", None)
+        usage: Any = error  # one of click's, which typer does not export
+        message = usage.format_message()
+        context = getattr(usage, "ctx", None)
         hint = "" if context is None else f"\nTry: {context.command_path} --help"
         _show_error("UsageError", f"{message}{hint}" if message else "A command is missing.", _USAGE, as_json)
         return _USAGE

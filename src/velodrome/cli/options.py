@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, such as optimizer.lr=0.01.", metavar="KEY=VALUE"),
 ]
-Run = Annotated[Path, typer.Argument(help="A run directory, a checkpoint folder or a .safetensors file.", metavar="RUN")]
+Run = Annotated[
+    Path, typer.Argument(help="A run directory, a checkpoint folder or a .safetensors file.", metavar="RUN")
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
@@ -27,7 +29,7 @@ RecipeOption = Annotated[
 ]
 
 
-class Which(str, Enum):
+class Which(StrEnum):
     """Which weights of a run."""
 
     best = "best"

@@ -1,5 +1,7 @@
 """`velodrome predict`: what a trained model says about each sample, as a CSV file."""
 
+
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,7 +24,9 @@ def predict(
         Path | None,
         typer.Option("--data", help="A table to predict; default: the run's validation data.", metavar="FILE.csv"),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE.csv")] = Path("predictions.csv"),
+    out: Annotated[Path, typer.Option("--out", help="The file to write.", metavar="FILE.csv")] = Path(
+        "predictions.csv"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
     recipe: RecipeOption = None,
     weights: Weights = Which.best,

@@ -1,5 +1,7 @@
 """`velodrome recipes`: what can be trained without writing anything."""
 
+# ruff: noqa: TC001  (typer reads the annotations)
+
 from __future__ import annotations
 
 from typing import Annotated
@@ -9,9 +11,7 @@ import typer
 from velodrome.cli.options import Json, Verbose
 from velodrome.cli.screen import Screen, table
 
-app = typer.Typer(
-    help="List the built-in recipes, or show one.", rich_markup_mode=None, invoke_without_command=True
-)
+app = typer.Typer(help="List the built-in recipes, or show one.", rich_markup_mode=None, invoke_without_command=True)
 
 
 @app.callback()

@@ -10,6 +10,7 @@ from velodrome.record.run_name import make_run_name, make_slug
 if TYPE_CHECKING:
     from pathlib import Path
 
+
 def choose_run_dir(out: Path, name: str | None, recipe_name: str) -> Path:
     """Return the run directory, which does not exist yet; nothing is created.
 

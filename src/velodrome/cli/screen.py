@@ -46,7 +46,9 @@ def table(rows: list[tuple[str, str]]) -> str:
 def show_metrics(metrics: Mapping[str, object]) -> str:
     """Return `val/loss 0.3412, val/accuracy 0.8790` for the numbers among the metrics."""
     numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    return ", ".join(f"{key} {value:.4g}" if abs(value) < 1e-3 else f"{key} {value:.4f}" for key, value in numbers.items())
+    return ", ".join(
+        f"{key} {value:.4g}" if abs(value) < 1e-3 else f"{key} {value:.4f}" for key, value in numbers.items()
+    )
 
 
 def _finite(value: object) -> object:

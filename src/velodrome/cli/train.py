@@ -1,5 +1,7 @@
 """`velodrome train`: a recipe becomes a run."""
 
+# ruff: noqa: TC001  (typer reads the annotations)
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from velodrome.recipes import registry
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn

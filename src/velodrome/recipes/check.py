@@ -21,9 +21,7 @@ _GIVEN_BY_US = {"model": frozenset(), "data": frozenset({"say"})}
 _NUM_POSITIONAL = {"model": 0, "data": 0, "loss": 2, "optimizer": 1}  # loss(output, target), optimizer(params)
 
 
-def check_names(
-    tables: Mapping[str, Any], origins: Origins, *, import_user_code: bool = True
-) -> list[Problem]:
+def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code: bool = True) -> list[Problem]:
     """Return every name that nothing stands behind, and every argument that it does not take.
 
     Works on raw tables, so that these problems are found together with those of the schema.
@@ -140,9 +138,7 @@ def _check_optimizer(name: str, arguments: dict[str, Any], origins: Origins) -> 
         )
     # One weight matrix is enough for torch to judge momentum, betas and the rest.
     model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
-    return _refusals(
-        "optimizer", arguments, lambda given: resolve_optimizer(name, model, arguments=given), origins
-    )
+    return _refusals("optimizer", arguments, lambda given: resolve_optimizer(name, model, arguments=given), origins)
 
 
 def _refusals(
@@ -164,9 +160,7 @@ def _refusals(
     if together:
         culprits = [key for key, message in messages.items() if message and key not in unknown]
         field = f"{table}.{culprits[0]}" if len(culprits) == 1 else table
-        problems.append(
-            Problem(field=field, rule=f"is refused: {together}", has_value=False, origin=origins.of(field))
-        )
+        problems.append(Problem(field=field, rule=f"is refused: {together}", has_value=False, origin=origins.of(field)))
     return problems
 
 
@@ -201,9 +195,7 @@ def _check_metrics(tables: Mapping[str, Any], origins: Origins) -> list[Problem]
             named_metric(name)  # "top3" is known though only "top5" is listed
         except ArgumentError:
             rule = f"is no known metric. {nearest(name, known_names())}"
-            problems.append(
-                Problem(field="train.metrics", rule=rule, value=name, origin=origins.of("train.metrics"))
-            )
+            problems.append(Problem(field="train.metrics", rule=rule, value=name, origin=origins.of("train.metrics")))
     return problems
 
 

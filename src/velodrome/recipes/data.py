@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence  # noqa: TC003  (the recipe check reads these annotations)
+from collections.abc import Callable, Sequence  # the recipe check reads these annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 _LEVELS_UP = 4  # from run/checkpoints/step-00000938/model.safetensors to run/
 
 
-def load_model(
-    path: str | Path, model: Module | None = None, *, weights: Literal["best", "last"] = "best"
-) -> Module:
+def load_model(path: str | Path, model: Module | None = None, *, weights: Literal["best", "last"] = "best") -> Module:
     """Load trained weights, and build the model that they belong to unless you give it.
 
     Args:

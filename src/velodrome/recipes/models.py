@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence  # noqa: TC003  (the recipe check reads these annotations)
+from collections.abc import Sequence  # the recipe check reads these annotations
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -34,7 +35,7 @@ class MLP(nn.Module):
         super().__init__()
         self.flatten = nn.Flatten()
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
         layers[-1:] = [] if output is None else [output]
         self.linear_relu_stack = nn.Sequential(*layers)

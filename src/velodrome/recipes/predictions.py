@@ -49,7 +49,9 @@ def interpret(outputs: Tensor, *, loss: str, class_names: Sequence[str] = ()) ->
     outputs = outputs.detach().to("cpu", torch.float64)
     if loss in _CLASSES:
         if outputs.ndim != 2:
-            raise DataError(f"Outputs have shape {tuple(outputs.shape)}. With the loss {loss} they must be (N, classes).")
+            raise DataError(
+                f"Outputs have shape {tuple(outputs.shape)}. With the loss {loss} they must be (N, classes)."
+            )
         return _classes(_CLASSES[loss](outputs), class_names)
     if loss in _YES_NO:
         probability = _YES_NO[loss](outputs.reshape(len(outputs), -1))

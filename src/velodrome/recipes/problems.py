@@ -89,9 +89,7 @@ def from_validation(
             rule = item["msg"].replace("Input should be", "must be", 1).rstrip(".") + "."
         if problems and problems[-1].field == path:  # the next branch of a union
             rule = f"{problems.pop().rule[:-1]} or {rule.removeprefix('must be ')}"
-        problems.append(
-            Problem(field=path, rule=rule, value=value, has_value=has_value, origin=origins.of(path))
-        )
+        problems.append(Problem(field=path, rule=rule, value=value, has_value=has_value, origin=origins.of(path)))
     return problems
 
 
