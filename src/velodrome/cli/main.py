@@ -89,6 +89,8 @@ def run(arguments: Sequence[str]) -> int:
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
         code = app(args=list(arguments), prog_name="velodrome", standalone_mode=False)
+        if code == INTERRUPTED:  # newer versions of typer turn the exception into this number, older ones into Abort
+            raise KeyboardInterrupt
     except VelodromeError as error:
         if verbose:
             _print_traceback(error)
