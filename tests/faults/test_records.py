@@ -140,13 +140,15 @@ def test_start_on_a_disk_that_filled_up_meanwhile_is_refused_with_nothing_left(t
     assert os.listdir(run.path) == []
 
 
-def test_finish_and_log_on_a_full_disk_warn_once_and_keep_the_old_record(tmp_path):
+def test_finish_and_log_on_a_full_disk_warn_and_keep_the_old_record(tmp_path):
     said = []
     run = RunDirectory.create(tmp_path / "x", say=said.append)
     run.start()
     with files_end_at(20):
-        run.log("x" * 100)
+        for _ in range(3):
+            run.log("x" * 100)
         run.finish("done")
     assert json.loads((run.path / "run.json").read_text())["status"] == "running"
-    assert len(said) == 1
+    assert len(said) == 2
     assert "log.txt: File too large. Training goes on" in said[0]
+    assert "run.json: File too large. The run is done" in said[1]

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TqdmProgress"]
 
-_KNOWN_LENGTH = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-_UNKNOWN_LENGTH = "{desc} {n_fmt} batches [{elapsed}{postfix}]"
+_KNOWN_LENGTH = "{desc} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+_UNKNOWN_LENGTH = "{desc} {n_fmt} batches, {elapsed}{postfix}"
+# A terminal without a size (a container, a serial line) says 0 columns or rows, where tqdm draws nothing.
+_FALLBACK_COLUMNS, _FALLBACK_ROWS = 80, 24
+# With fewer columns than this, epoch, count, time left, loss, one metric and "30,000 samples/s" leave no bar.
+_ROOMY_COLUMNS = 100
 
 
 class TqdmProgress:
@@ -33,6 +37,7 @@ class TqdmProgress:
     def __init__(self, stream: TextIO | SafeStream, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream if isinstance(stream, SafeStream) else SafeStream(stream)
         self._summary = EpochSummary(self.say, clock)
+        self._is_roomy = True
         self._bar: Any = None  # tqdm has no types
 
     def begin(self, phase: str, epoch: int, epochs: int | None, total_batches: int | None) -> None:
@@ -41,12 +46,17 @@ class TqdmProgress:
         label = self._summary.begin(phase, epoch, epochs, total_batches).label
         if self._stream.is_silent:
             return
+        columns, rows = self._stream.measure_size()
+        has_size = columns > 0 and rows > 0
+        self._is_roomy = columns >= _ROOMY_COLUMNS
         self._bar = _load_bar_class()(
             total=total_batches,
             desc=label,
             file=self._stream,
             leave=False,
-            dynamic_ncols=True,
+            dynamic_ncols=has_size,
+            ncols=None if has_size else columns or _FALLBACK_COLUMNS,
+            nrows=None if has_size else _FALLBACK_ROWS,
             mininterval=0,
             bar_format=_KNOWN_LENGTH if total_batches else _UNKNOWN_LENGTH,
         )
@@ -59,9 +69,10 @@ class TqdmProgress:
         phase.batches_done, phase.samples_done = batches_done, samples_done
         if self._bar is None or self._stream.is_silent:
             return
-        parts = (format_values(phase.values), format_rate(samples_done, self._summary.measure_s(phase)))
+        rate = format_rate(samples_done, self._summary.measure_s(phase))
+        parts = (format_values(phase.values), rate if self._is_roomy else rate.replace(" samples", ""))
         self._bar.n = batches_done
-        self._bar.set_postfix_str("  ".join(part for part in parts if part), refresh=False)
+        self._bar.set_postfix_str(", ".join(part for part in parts if part), refresh=False)
         self._bar.refresh()
 
     def show(self, values: Mapping[str, float]) -> None:

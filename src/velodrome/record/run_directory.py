@@ -35,7 +35,7 @@ class RunDirectory:
         self.id = secrets.token_hex(6)
         self._say = say
         self._record: dict[str, object] = {}
-        self._has_warned = False
+        self._has_warned_of_log = False
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, say: Callable[[str], None] = say_on_stderr) -> RunDirectory:
@@ -103,7 +103,8 @@ class RunDirectory:
         try:
             replace_file(self.path / "run.json", self._encode(), durable=True)
         except OSError as error:
-            self._warn(f"Cannot write {self.path / 'run.json'}: {error.strerror or error}. The run is {status}.")
+            reason = error.strerror or error
+            self._say(f"warning: Cannot write {self.path / 'run.json'}: {reason}. The run is {status}.")
 
     def log(self, line: str) -> None:
         """Append a line to `log.txt`; a disk that fails is told once."""
@@ -112,16 +113,14 @@ class RunDirectory:
             with open(self.path / "log.txt", "ab") as file:
                 file.write(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
-            self._warn(f"Cannot write {self.path / 'log.txt'}: {error.strerror or error}. Training goes on.")
+            if not self._has_warned_of_log:
+                self._has_warned_of_log = True
+                reason = error.strerror or error
+                self._say(f"warning: Cannot write {self.path / 'log.txt'}: {reason}. Training goes on.")
 
     def _encode(self) -> bytes:
         text = json.dumps(self._record, ensure_ascii=False, allow_nan=False, indent=2)
         return text.encode("utf-8") + b"\n"
-
-    def _warn(self, line: str) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            self._say(f"warning: {line}")
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class SafeStream:
             return self._stream.isatty()
         except (OSError, ValueError, AttributeError):
             return False
+
+    def measure_size(self) -> tuple[int, int]:
+        """Return columns and rows of the terminal; 0 for what it does not say."""
+        try:
+            return os.get_terminal_size(self.fileno())
+        except (OSError, ValueError, AttributeError):
+            return (0, 0)
 
     def fileno(self) -> int:
         """Return the handle of the stream below, for tqdm to ask how wide the terminal is."""

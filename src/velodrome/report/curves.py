@@ -66,7 +66,7 @@ def collect_metrics(history: Sequence[Mapping[str, object]]) -> list[Metric]:
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(name for key in row if (name := _find_metric(key))))
-    ordered = sorted(names, key=lambda name: (name != "loss", _FRACTION.fullmatch(name.lower()) is None))
+    ordered = sorted(names, key=lambda name: (name != "loss", name != "accuracy"))
     metrics = [
         Metric(name=name, train=_collect(rows, "train", name), val=_collect(rows, "val", name)) for name in ordered
     ]

@@ -65,7 +65,7 @@ def test_start_then_finish_tells_what_the_run_is_and_how_it_ended(tmp_path):
 
 def test_finish_with_an_unknown_status_names_the_known_ones(tmp_path):
     run = RunDirectory.create(tmp_path / "x")
-    with pytest.raises(ArgumentError, match='"finished" is not a status .* Known: done, failed, stopped'):
+    with pytest.raises(ArgumentError, match=r'"finished" is not a status .* Known: done, failed, stopped'):
         run.finish("finished")
 
 

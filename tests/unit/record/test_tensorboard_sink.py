@@ -103,7 +103,7 @@ def test_default_sinks_with_everything_installed_says_nothing(tmp_path):
 
 
 def test_unknown_sink_name_gives_the_nearest(tmp_path):
-    with pytest.raises(ArgumentError, match='"tensorbord" is not a logger.*Did you mean "tensorboard"'):
+    with pytest.raises(ArgumentError, match=r'"tensorbord" is not a logger.*Did you mean "tensorboard"'):
         make_sink("tensorbord", tmp_path)
 
 
