@@ -23,7 +23,11 @@ import pytest
         (["train", "mine.toml", "train.drop_last=true", "train.batch_size=101"], 2, "drop_last leaves no batch"),
         (["train", "mine.toml", "data.name=shelf_for_cli_tests:net"], 2, "It must return (train, val)"),
         (["train", "mine.toml", "model.name=shelf_for_cli_tests:shapes"], 2, "It must return a torch.nn.Module"),
-        (["train", "mine.toml", "data.name=shelf_for_cli_tests:failing"], 1, "ZeroDivisionError: the user's own mistake"),
+        (
+            ["train", "mine.toml", "data.name=shelf_for_cli_tests:failing"],
+            1,
+            "ZeroDivisionError: the user's own mistake",
+        ),
         (["recipes", "show", "mnist"], 2, 'Did you mean "mnist-mlp"?'),
         (["data", "fetch", "minst"], 2, 'Did you mean "mnist"?'),
         (["eval", "mine.toml", "--weights", "worst"], 2, "Invalid value for '--weights'"),

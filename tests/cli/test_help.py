@@ -37,7 +37,14 @@ def run_and_list_modules(*arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["recipes"], ["recipes", "show", "mnist-mlp"], ["data"], *([v, "--help"] for v in VERBS)],
+    [
+        ["--help"],
+        ["--version"],
+        ["recipes"],
+        ["recipes", "show", "mnist-mlp"],
+        ["data"],
+        *([v, "--help"] for v in VERBS),
+    ],
 )
 def test_answers_without_heavy_imports(arguments):
     done = python(run_and_list_modules(*arguments))
@@ -67,10 +74,7 @@ def test_version(velodrome):
 
 
 def test_ascii_terminal_shows_escapes_and_does_not_fail():
-    code = (
-        "from velodrome.cli.main import main\n"
-        "main(['train', 'gr\\u00f6\\u00dfe.toml'])"
-    )
+    code = "from velodrome.cli.main import main\nmain(['train', 'gr\\u00f6\\u00dfe.toml'])"
     done = python(code, PYTHONIOENCODING="ascii", LANG="C", LC_ALL="C")
     assert done.returncode == 2
     assert "no recipe file gr\\xf6\\xdfe.toml" in done.stderr

@@ -63,7 +63,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(project, velodrome):
 
 def test_saved_recipe_runs_again_to_the_same_numbers(trained, velodrome):
     first = velodrome("eval", trained, "--recipe", "mine.toml", "--json").json["metrics"]
-    assert 'sizes = [16, 8, 3]' in (trained / "recipe.toml").read_text()
+    assert "sizes = [16, 8, 3]" in (trained / "recipe.toml").read_text()
     assert velodrome("train", trained / "recipe.toml", "--name", "again", "-q").code == 0
     again = trained.parent / "again"
     assert velodrome("eval", again, "--recipe", "mine.toml", "--json").json["metrics"] == first
@@ -76,7 +76,7 @@ def test_eval_of_a_run_never_imports_what_its_recipe_names(trained, velodrome):
 
 
 def test_eval_best_equals_the_history(trained, velodrome):
-    rows = list(csv.DictReader((trained / "metrics.csv").open()))
+    rows = list(csv.DictReader((trained / "metrics.csv").read_text().splitlines()))
     found = velodrome("eval", trained, "--recipe", "mine.toml", "--json").json["metrics"]
     assert found["loss"] == pytest.approx(min(float(row["val/loss"]) for row in rows if row["val/loss"]), rel=1e-6)
 
@@ -89,7 +89,7 @@ def test_eval_missing_weights_says_which(project, velodrome):
 def test_predict_writes_a_row_a_sample_with_probabilities_that_sum_to_one(trained, velodrome):
     answer = velodrome("predict", trained, "--recipe", "mine.toml", "--out", "p.csv", "--json")
     assert answer.code == 0, answer.err
-    rows = list(csv.DictReader((trained.parents[1] / "p.csv").open()))
+    rows = list(csv.DictReader((trained.parents[1] / "p.csv").read_text().splitlines()))
     assert (len(rows), [*rows[0]]) == (20, ["index", "predicted", "p_0", "p_1", "p_2"])
     for row in rows:
         probabilities = [float(row[f"p_{c}"]) for c in range(3)]

@@ -1,7 +1,5 @@
 """`velodrome predict`: what a trained model says about each sample, as a CSV file."""
 
-
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -43,7 +41,7 @@ def predict(
     """
     from velodrome.checkpoint import load_weights_into, resolve_weights
     from velodrome.errors import RefusedError
-    from velodrome.recipes.build import build_model
+    from velodrome.recipes.build import build_model, resolve_sizes
     from velodrome.recipes.loading import load_recipe_for, read_notes
     from velodrome.recipes.predictions import interpret, write_csv
 
@@ -54,7 +52,7 @@ def predict(
     loaded = load_recipe_for(run, recipe, [*(overrides or []), *([f"train.device={device}"] if device else [])])
     notes = read_notes(run)
     rows, origin = _rows(loaded, notes, data, screen)
-    model = build_model(loaded.recipe, trusted=loaded.trusted)
+    model = build_model(resolve_sizes(loaded.recipe, rows), trusted=loaded.trusted)
     load_weights_into(model, run, which=weights.value)
     screen.say(f"Data: {origin}")
     screen.say(f"Weights: {file}")
@@ -86,7 +84,7 @@ def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> tu
     from velodrome.data.sources import prepare_csv_rows
 
     rows = prepare_csv_rows(data, notes.preprocessing)
-    return rows, f"{data}: {len(rows):,} rows, prepared with the statistics of the training rows."
+    return (rows,), f"{data}: {len(rows):,} rows, prepared with the statistics of the training rows."
 
 
 def _outputs(model: Any, rows: Any, recipe: Recipe) -> Any:  # Any: torch, which this file imports only when run

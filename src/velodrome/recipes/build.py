@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import DataError, RecipeError
 from velodrome.recipes import registry
-from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
+from velodrome.recipes.schema import DURATIONS, NAMED_TABLES, NEVER, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -117,9 +118,10 @@ def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
     """
     from velodrome.seeding import seed_everything
 
-    refuse_untrusted(loaded, "data")
+    for table in NAMED_TABLES:
+        refuse_untrusted(loaded, table)
     data = load_data(loaded.recipe, say=say)
-    recipe = _resolve_sizes(loaded.recipe, data)
+    recipe = resolve_sizes(loaded.recipe, data.train)
     seed_everything(recipe.train.seed)
     model = build_model(recipe, trusted=loaded.trusted)
     train = _loader(data.train, recipe, batch_size=recipe.train.batch_size, training=True)
@@ -253,16 +255,24 @@ def _is_indexed(data: Any) -> bool:
     return isinstance(data, (tuple, dict, Dataset)) and not isinstance(data, IterableDataset)
 
 
-def _resolve_sizes(recipe: Recipe, data: LoadedData) -> Recipe:
-    """Replace `sizes = ["auto", ...]` of the built-in MLP by the number of inputs that the data have."""
+def resolve_sizes(recipe: Recipe, data: Any) -> Recipe:
+    """Replace `sizes = ["auto", ...]` of the built-in MLP by the number of inputs that a sample has.
+
+    Args:
+        recipe: as read.
+        data: inputs as one tensor, a tuple of tensors with the inputs first, or a dataset.
+    Raises:
+        RecipeError: the data are an iterable, whose first sample cannot be looked at without using it up.
+    """
     sizes = recipe.model.arguments.get("sizes")
-    if recipe.model.name != "mlp" or not isinstance(sizes, list) or sizes[0] != "auto":
+    if recipe.model.name != "mlp" or not sizes or sizes[0] != "auto":
         return recipe
-    first = data.train[0] if isinstance(data.train, tuple) else data.train[0][0]
-    shape = tuple(first.shape[1:] if isinstance(data.train, tuple) else first.shape)
-    num_inputs = functools.reduce(int.__mul__, shape, 1)
+    if not _is_indexed(data) or isinstance(data, dict):
+        raise RecipeError('model.sizes begins with "auto", which works for tensors and datasets. Write the number.')
+    sample = data[0][:1] if isinstance(data, tuple) else data[0][0]
+    num_inputs = math.prod(sample.shape[1:] if isinstance(data, tuple) else sample.shape)
     if num_inputs == 0:
-        raise DataError(f"The samples have shape {shape}, which holds no number for the model to read.")
+        raise DataError(f"The samples have shape {tuple(sample.shape)}, which holds no number for the model to read.")
     tables = recipe.to_tables()
     tables["model"]["sizes"] = [num_inputs, *sizes[1:]]
     return Recipe.model_validate(tables)
@@ -286,8 +296,8 @@ def refuse_untrusted(loaded: LoadedRecipe, table: str) -> None:
 
 
 def _untrusted_message(table: str, name: str) -> str:
-    remedy = "give the model yourself (model= in Python)" if table == "model" else "name the data yourself (--data)"
+    in_python = ", or give the model yourself in Python (model=)" if table == "model" else ""
     return (
         f'{table}.name="{name}" stands in a recipe inside a run directory. Code is imported only when your own '
-        f"command or recipe names it: {remedy}, or pass that recipe with --recipe."
+        f"command or recipe names it: pass a recipe that you trust with --recipe{in_python}."
     )

@@ -40,7 +40,7 @@ def test_import_callable_error_inside_the_module_is_not_hidden(module):
 
 
 def test_resolve_unknown_names_show_the_nearest():
-    with pytest.raises(RecipeError, match='is no known model. Did you mean "mlp"'):
+    with pytest.raises(RecipeError, match=r'is no known model\. Did you mean "mlp"'):
         resolve_model("mlq")
-    with pytest.raises(RecipeError, match='is no known data. Did you mean "mnist"'):
+    with pytest.raises(RecipeError, match=r'is no known data\. Did you mean "mnist"'):
         resolve_data("mnits")
