@@ -1,9 +1,9 @@
 """Write requirements.lock and requirements-dev.lock: the versions that `make train` and `make test` install.
 
 Resolves in a fresh virtual environment, so that nothing installed earlier leaks in. The lock files hold plain
-pins: no hashes (a build of torch for another device has another hash), no index lines, no local version such as
-`+cpu`. torch's own binary companions (`nvidia-*`, `cuda-*`, `triton`) are left out: pip brings those that the
-build of torch for this machine asks for.
+pins: no hashes (a build of torch for another device has another hash), no index lines, no local version such
+as `+cpu`. torch's own binary companions (`nvidia-*`, `cuda-*`, `triton`) are left out: pip brings those that
+the build of torch for this machine asks for.
 
     python scripts/write_locks.py              # newest versions that pyproject.toml allows, torch as locked
     python scripts/write_locks.py --torch 2.14.0

@@ -23,7 +23,7 @@ def tiny_classification(
 
 
 def tiny_regression(num_samples: int = 64, num_features: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return `(inputs, targets)` with `targets[i, 0] = 1 * x0 + 2 * x1 + 3 * x2 + ... + 0.5`, without noise."""
+    """Return `(inputs, targets)` with `targets[i, 0] = 1 * x0 + 2 * x1 + 3 * x2 + ... + 0.5`, no noise."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(num_samples, num_features, generator=generator)
     weights = torch.arange(1.0, num_features + 1.0)
