@@ -19,6 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
@@ -41,6 +42,12 @@ def interleave(arms: Mapping[str, Callable[[], T]], *, rounds: int, say: bool = 
                 print(f"  round {round_index + 1}/{rounds}: {name}", flush=True)
             results[name].append(arms[name]())
     return results
+
+
+def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+    """Add the options that every benchmark has."""
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often every arm runs (%(default)s)")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the record")
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
@@ -69,8 +76,8 @@ def environment(**more: Any) -> dict[str, Any]:
     }
 
 
-def write_record(name: str, record: Mapping[str, Any], folder: Path = RECORDS) -> Path:
-    """Write `benchmarks/records/<name>.json` and say so."""
+def write_record(name: str, record: Mapping[str, Any], folder: Path) -> Path:
+    """Write `<folder>/<name>.json` and say so."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import velodrome as vd
-from harness import environment, interleave, summary, write_record
+from harness import add_common_options, environment, interleave, summary, write_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ def main() -> None:
     """Time the arms, check that all trained the same weights, write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=11)
+    add_common_options(parser, rounds=11)
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -111,7 +111,7 @@ def main() -> None:
         ("explicit", "explicit loop adds"),
     ):
         print(f"{label:<23} {added[name]['median']:+.1f} us a step; weights differ by {difference[name]:g}")
-    write_record("overhead", {"environment": facts, "results": results, "raw_s": times})
+    write_record("overhead", {"environment": facts, "results": results, "raw_s": times}, options.records)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 from functools import partial
 from time import perf_counter
 
-from harness import environment, interleave, summary, write_record
+from harness import add_common_options, environment, interleave, summary, write_record
 
 ARMS = {
     "python": ["-c", "pass"],
@@ -30,8 +30,9 @@ ARMS = {
 def main() -> None:
     """Time the arms, print the medians, write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=11)
-    rounds = parser.parse_args().rounds
+    add_common_options(parser, rounds=11)
+    options = parser.parse_args()
+    rounds = options.rounds
 
     arms = {name: partial(time_process, arguments) for name, arguments in ARMS.items()}
     interleave(arms, rounds=1, say=False)  # fills the file cache and writes byte code
@@ -51,7 +52,7 @@ def main() -> None:
     print(f"velodrome adds          {results['added_by_velodrome_ms']['median']:.0f} ms (limit 150)")
     print(f"torch against itself    {results['noise_ms']['median']:.0f} ms (noise floor)")
     print(f"velodrome --help        {results['help_s']['median']:.3f} s (limit 0.5)")
-    write_record("startup", {"environment": facts, "results": results, "raw_s": times})
+    write_record("startup", {"environment": facts, "results": results, "raw_s": times}, options.records)
 
 
 def time_process(arguments: list[str]) -> float:

@@ -30,7 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import velodrome as vd
-from harness import environment, interleave, ratios, summary, write_record
+from harness import add_common_options, environment, interleave, ratios, summary, write_record
 from velodrome.testing.torchvision_cpu import import_torchvision
 
 if TYPE_CHECKING:
@@ -201,10 +201,9 @@ def main() -> None:
     parser.add_argument(
         "--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    add_common_options(parser, rounds=3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--record", default="tutorial_loop", help="name of the record (%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -219,7 +218,7 @@ def main() -> None:
     record = {"environment": facts, "results": compare(runs), "raw_s": seconds_of(runs)}
     for line in sentences(record["results"]):
         print(line)
-    write_record(options.record, record)
+    write_record("tutorial_loop", record, options.records)
 
 
 def seconds_of(runs: dict[str, list[Run]]) -> dict[str, list[float]]:
