@@ -17,14 +17,60 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from velodrome import errors
-    from velodrome.api import evaluate, fit, load_model, predict
+    from velodrome.api import evaluate, fit, predict
     from velodrome.callbacks.base import Callback
-    from velodrome.callbacks.best_checkpoint import BestCheckpoint
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.data.loader import DataLoader
     from velodrome.loop.progress import StopReason
     from velodrome.loop.result import FitResult
+    from velodrome.recipes.loading import load_model
     from velodrome.seeding import seed_everything
     from velodrome.trainer import Trainer
 
 __version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "Callback": "velodrome.callbacks.base",
+    "Checkpointing": "velodrome.checkpoint.policy",
+    "DataLoader": "velodrome.data.loader",
+    "FitResult": "velodrome.loop.result",
+    "StopReason": "velodrome.loop.progress",
+    "Trainer": "velodrome.trainer",
+    "errors": "velodrome.errors",
+    "evaluate": "velodrome.api",
+    "fit": "velodrome.api",
+    "load_model": "velodrome.recipes.loading",
+    "predict": "velodrome.api",
+    "seed_everything": "velodrome.seeding",
+}
+
+__all__ = [
+    "Callback",
+    "Checkpointing",
+    "DataLoader",
+    "FitResult",
+    "StopReason",
+    "Trainer",
+    "__version__",
+    "errors",
+    "evaluate",
+    "fit",
+    "load_model",
+    "predict",
+    "seed_everything",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'velodrome' has no attribute {name!r}")
+    module = import_module(home)
+    value = module if name == "errors" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

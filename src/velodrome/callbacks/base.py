@@ -1,0 +1,65 @@
+"""The base of all callbacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from velodrome.trainer import Trainer
+
+__all__ = ["EVENTS", "Callback"]
+
+EVENTS = (
+    "on_fit_start",
+    "on_epoch_start",
+    "on_step_end",
+    "on_evaluate_end",
+    "on_checkpoint",
+    "on_epoch_end",
+    "on_exception",
+    "on_fit_end",
+)
+"""The events in the order in which a run meets them."""
+
+
+class Callback:
+    """Override what you need; an event that nobody overrides costs nothing.
+
+    An error in a callback ends the run. Write `state_dict` and `load_state_dict` when it has state.
+
+    >>> class Stop(Callback):
+    ...     def on_step_end(self, trainer):
+    ...         if trainer.progress.steps_done == 100:
+    ...             trainer.stop()
+    """
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Everything is checked, nothing is trained yet."""
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """An epoch begins."""
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """The parameters were updated."""
+
+    def on_evaluate_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """An evaluation is over; `metrics` are its values by name, such as "val/loss"."""
+
+    def on_checkpoint(self, trainer: Trainer, path: Any) -> None:
+        """A checkpoint is on the disk."""
+
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        """An epoch is over; `row` is what the history keeps of it."""
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """An error ends `fit`."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """The run is over, however it ended; `trainer.result` is complete."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to be kept with a checkpoint: JSON values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""

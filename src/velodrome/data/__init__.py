@@ -1,0 +1,1 @@
+"""Data: loader, order, in-memory columns, recognised datasets, sources."""

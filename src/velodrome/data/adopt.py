@@ -1,0 +1,148 @@
+"""What the user hands in as data, turned into something the loop can run: a loader, or an iterable with its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader as TorchDataLoader
+
+from velodrome.data.columns import columns_from
+from velodrome.data.loader import DataLoader
+from velodrome.errors import ArgumentError, DataError
+
+__all__ = ["BatchIterable", "adopt", "needs_batch_size"]
+
+
+class BatchIterable:
+    """Any iterable of ready batches; refuses to pass an exhausted generator off as an empty epoch."""
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self.data = data
+        self._epochs_begun = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the iterable, or its sampler, which epoch comes, when it wants to know."""
+        for listener in (self.data, getattr(self.data, "sampler", None)):
+            if hasattr(listener, "set_epoch"):
+                listener.set_epoch(epoch)  # type: ignore[union-attr]
+                return
+
+    def describe(self) -> str:
+        """Say in one line how the data are read."""
+        length = getattr(self.data, "__len__", None)
+        count = f"{length():,} batches" if length is not None else "batches of unknown number"
+        return f"{count} from {type(self.data).__name__}, used as it is"
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        self._epochs_begun += 1
+        iterator = iter(self.data)
+        if iterator is self.data and self._epochs_begun > 1:
+            first = next(iterator, _NOTHING)
+            if first is _NOTHING:
+                raise DataError(
+                    f"The {type(self.data).__name__} given as data is exhausted: epoch {self._epochs_begun} has 0 batches. "
+                    f"A generator can be run through only once. Give a list, a DataLoader, or an object whose __iter__ starts anew.",
+                    epoch=self._epochs_begun,
+                )
+            yield first
+        yield from iterator
+
+
+_NOTHING = object()
+
+
+def adopt(
+    data: Any, *, batch_size: int | None = None, shuffle: bool = False, role: str = "data"
+) -> tuple[DataLoader | BatchIterable, str]:
+    """Turn what the user gave into a loader or a checked iterable, with a line that says what was done.
+
+    Args:
+        data: a `velodrome.DataLoader`, a PyTorch `DataLoader`, an iterable of batches; or a dataset, tensors or arrays with `batch_size`.
+        batch_size: samples a batch for a dataset or tensors; must be left out for what has its own.
+        shuffle: for a dataset or tensors only.
+        role: "train", "val", ... for messages.
+    Raises:
+        ArgumentError: no batch size where one is needed, or two of them; or something that cannot be iterated.
+    """
+    if isinstance(data, (DataLoader, BatchIterable)):
+        _refuse_batch_size(batch_size, data, role)
+        return data, data.describe()
+    if isinstance(data, TorchDataLoader):
+        _refuse_batch_size(batch_size, data, role)
+        return _rebuild(data)
+    if needs_batch_size(data) or (batch_size is not None and _is_map_style(data)):
+        if batch_size is None:
+            raise ArgumentError(
+                f"{role} is a {type(data).__name__}, which needs a batch size. Give batch_size=64, say, or wrap it in velodrome.DataLoader."
+            )
+        loader = DataLoader(data, batch_size, shuffle=shuffle and not isinstance(data, IterableDataset))
+        return loader, loader.describe()
+    if isinstance(data, Iterable):
+        _refuse_batch_size(batch_size, data, role)
+        iterable = BatchIterable(data)
+        return iterable, iterable.describe()
+    raise ArgumentError(
+        f"{role} is a {type(data).__name__}, which cannot be iterated. Give a DataLoader, a Dataset, tensors with batch_size=, or an iterable of batches."
+    )
+
+
+def needs_batch_size(data: Any) -> bool:
+    """Return whether the data are a dataset or tensors, which have no batches of their own."""
+    return not isinstance(data, (DataLoader, BatchIterable, TorchDataLoader)) and (
+        columns_from(data) is not None or isinstance(data, Dataset)
+    )
+
+
+def _is_map_style(data: Any) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, TorchDataLoader)
+
+
+def _refuse_batch_size(batch_size: int | None, data: Any, role: str) -> None:
+    if batch_size is not None:
+        raise ArgumentError(
+            f"batch_size={batch_size} was given, but {role} is a {type(data).__name__}, which makes its own batches. Leave batch_size out."
+        )
+
+
+def _rebuild(loader: TorchDataLoader[Any]) -> tuple[DataLoader | BatchIterable, str]:
+    """Rebuild a map-style PyTorch loader as one whose order is f(seed, epoch); use every other one as it is."""
+    # A batch sampler that the user gave leaves batch_size at None; PyTorch's own one does not.
+    known_batches = loader.batch_sampler is None or (
+        type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None
+    )
+    if type(loader) is not TorchDataLoader or isinstance(loader.dataset, IterableDataset):
+        iterable = BatchIterable(loader)
+        return iterable, iterable.describe()
+    sampler: Any = loader.sampler
+    shuffle = type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None
+    arguments: dict[str, Any] = {}
+    if not known_batches:
+        arguments["batch_sampler"] = loader.batch_sampler
+    elif not shuffle and type(sampler) is not SequentialSampler:
+        arguments["sampler"] = sampler
+    if (loader.collate_fn is not default_collate and loader.batch_size is not None) or (
+        loader.batch_size is None and known_batches
+    ):
+        arguments["collate_fn"] = loader.collate_fn
+    if loader.num_workers:
+        arguments.update(
+            num_workers=loader.num_workers, prefetch_factor=loader.prefetch_factor, persistent_workers=loader.persistent_workers,
+            timeout=loader.timeout, worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
+        )  # fmt: skip
+    rebuilt = DataLoader(
+        loader.dataset,
+        loader.batch_size if known_batches else 1,
+        shuffle=shuffle and known_batches,
+        drop_last=bool(loader.drop_last),
+        pin_memory=loader.pin_memory and torch.accelerator.is_available(),
+        **arguments,
+    )
+    if loader.generator is None:
+        rebuilt.replay_torch_draw()
+    return rebuilt, f"{rebuilt.describe()} (PyTorch's DataLoader, rebuilt as velodrome.DataLoader)"

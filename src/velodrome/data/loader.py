@@ -1,0 +1,239 @@
+"""`velodrome.DataLoader`: PyTorch's loader with an order that is a function of (seed, epoch), and in-memory data gathered by batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from velodrome.data.columns import Columns, available_bytes, columns_from
+from velodrome.data.order import epoch_order
+from velodrome.data.recognise import recognise
+from velodrome.data.sample_path import SamplePath
+from velodrome.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["DataLoader"]
+
+# Leave room for the model and its activations when data are put on an accelerator.
+_RESIDENT_FRACTION = 0.4
+
+
+class DataLoader:
+    """Batches of a dataset or of tensors: PyTorch's `DataLoader` arguments, exact order, in-memory speed.
+
+    Tensors, arrays, `TensorDataset` and recognised image sets are gathered by batch (on the device, when they fit); every
+    other dataset goes through PyTorch's own loader, worker processes included. Either way the order of an epoch is
+    f(seed, epoch), so neither workers nor an interruption can change it.
+
+    Args:
+        dataset: a map-style or iterable dataset, a tensor or array, or a tuple or dict of them with equal first dimensions.
+        batch_size: samples a batch; None hands the dataset's own items through.
+        shuffle: draw a new order every epoch.
+        drop_last: leave out the last batch when it is short; off by default, so that every sample counts.
+        num_workers: processes that fetch samples; not used for data in memory.
+        transform: applied to each batch's input (a tuple's first element; the whole batch otherwise) after it was gathered.
+        seed: of the order; without one it is the seed of the trainer that runs the loader, or PyTorch's initial seed.
+        sampler, batch_sampler, collate_fn, pin_memory, timeout, worker_init_fn, multiprocessing_context, generator,
+            prefetch_factor, persistent_workers, pin_memory_device, in_order: as in PyTorch. `generator` seeds workers only.
+    Raises:
+        ArgumentError: arguments that exclude one another or are out of range.
+        DataError: no samples, tensors of different lengths, or `drop_last` with fewer samples than a batch.
+    Source: torch.utils.data.DataLoader, https://docs.pytorch.org/docs/stable/data.html
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        *,
+        shuffle: bool | None = False,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        transform: Callable[[Any], Any] | None = None,
+        seed: int | None = None,
+        sampler: Sampler[Any] | Iterable[Any] | None = None,
+        batch_sampler: Sampler[list[int]] | Iterable[list[int]] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        generator: torch.Generator | None = None,
+        **torch_arguments: Any,
+    ) -> None:
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
+            raise ArgumentError(
+                f"batch_size={batch_size!r} is not a batch size. It must be a whole number of at least 1."
+            )
+        if shuffle and (sampler is not None or batch_sampler is not None):
+            raise ArgumentError(
+                "shuffle=True and a sampler were both given. A sampler decides the order itself: leave shuffle out."
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = bool(shuffle)
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.transform = transform
+        self.seed = seed
+        self.sampler = sampler
+        self.batch_sampler = batch_sampler
+        self.device = torch.device("cpu")
+        self._next_epoch = 0
+        self._samples_done = 0
+        self._resume_at = 0
+        self._bound_seed: int | None = None
+        self._replays_torch_draw = False
+
+        plain = sampler is None and batch_sampler is None and collate_fn is None and batch_size is not None
+        self._columns, how = self._find_columns(dataset) if plain else (None, "sample by sample")
+        self._samples: SamplePath | None = None
+        if self._columns is None:
+            self._samples = SamplePath(
+                dataset, batch_size, sampler=sampler, batch_sampler=batch_sampler, drop_last=drop_last,
+                num_workers=num_workers, collate_fn=collate_fn, generator=generator, **torch_arguments,
+            )  # fmt: skip
+        self._how = how
+        self._check_size()
+
+    def _find_columns(self, dataset: Any) -> tuple[Columns | None, str]:
+        columns = columns_from(dataset)
+        if columns is not None:
+            return columns, "in memory"
+        if isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset):
+            return recognise(dataset)
+        return None, f"sample by sample ({type(dataset).__name__})"
+
+    def _check_size(self) -> None:
+        total = self.num_samples
+        if total == 0:
+            raise DataError(
+                "The dataset has 0 samples. Training needs at least one: check its path, split and filters.",
+                num_samples=0,
+            )
+        size = self.batch_size
+        if self.drop_last and total is not None and size is not None and self.batch_sampler is None and total < size:
+            raise DataError(
+                f"drop_last leaves no batch: the dataset has {total} samples, fewer than batch_size={size}. "
+                f"Use a batch_size of at most {total}, or drop_last=False.",
+                num_samples=total,
+                batch_size=size,
+            )
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples an epoch has before `drop_last`; None when the dataset does not say."""
+        if self._columns is not None:
+            return self._columns.num_samples
+        assert self._samples is not None
+        return self._samples.num_samples
+
+    @property
+    def columns(self) -> Columns | None:
+        """The whole data when they lie in memory, for checks that look at all of them at once."""
+        return self._columns
+
+    def describe(self) -> str:
+        """Say in one line how the data are read."""
+        total = f"{self.num_samples:,} samples" if self.num_samples is not None else "samples of unknown number"
+        order = (
+            "shuffled"
+            if self.shuffle
+            else "in their own order"
+            if self.sampler is None and self.batch_sampler is None
+            else "in the sampler's order"
+        )
+        workers = f", {self.num_workers} workers" if self.num_workers and self._samples is not None else ""
+        place = f", on {self.device}" if self._columns is not None and self.device.type != "cpu" else ""
+        return f"{total}, {self._how}{place}, batches of {self.batch_size}, {order}{workers}"
+
+    def bind(self, *, seed: int, device: torch.device) -> None:
+        """Take the trainer's seed, when the loader has none of its own, and put data in memory on the device when they fit."""
+        self._bound_seed = seed
+        if self._columns is not None and self.device != device:
+            fits = device.type == "cpu" or self._columns.nbytes < _RESIDENT_FRACTION * available_bytes(device)
+            if fits:
+                self._columns = self._columns.to(device)
+                self.device = device
+
+    def replay_torch_draw(self) -> None:
+        """Draw one number from the global generator at the start of every epoch, as PyTorch's loader does.
+
+        Dropout after a PyTorch loader then sees the same stream as in a loop that iterates over that loader itself.
+        """
+        self._replays_torch_draw = True
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next `iter()` give the order of this epoch, counted from 0."""
+        self._next_epoch = epoch
+        self._resume_at = 0
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Return the position: the epoch and how many of its samples were handed out."""
+        epoch = self._next_epoch if not self._samples_done else self._next_epoch - 1
+        return {
+            "epoch": epoch,
+            "samples_done": self._samples_done,
+            "seed": self._order_seed(),
+            "num_samples": self.num_samples,
+        }
+
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
+        """Make the next `iter()` go on where `state_dict` was taken; nothing that was skipped is read.
+
+        Raises:
+            DataError: the state belongs to a dataset of another size.
+        """
+        if state["num_samples"] != self.num_samples:
+            raise DataError(
+                f"The saved position belongs to a dataset of {state['num_samples']} samples; this one has {self.num_samples}. "
+                f"Go on with the same data, or start a new run."
+            )
+        self._next_epoch = int(state["epoch"] or 0)
+        self._resume_at = int(state["samples_done"] or 0)
+        self._bound_seed = state["seed"]
+
+    def __len__(self) -> int:
+        """Return the number of batches an epoch."""
+        if self._samples is not None:
+            return len(self._samples)
+        assert self.batch_size is not None
+        total = self.num_samples or 0
+        return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, start = self._next_epoch, self._resume_at
+        self._next_epoch, self._resume_at, self._samples_done = epoch + 1, 0, start
+        if self._replays_torch_draw:
+            torch.empty((), dtype=torch.int64).random_()
+        return self._iterate(epoch, start)
+
+    def _iterate(self, epoch: int, start: int) -> Iterator[Any]:
+        seed = self._order_seed()
+        if self._columns is None:
+            assert self._samples is not None
+            batches: Iterable[Any] = self._samples.batches(seed=seed, epoch=epoch, shuffle=self.shuffle, start=start)
+        else:
+            assert self.batch_size is not None
+            order = epoch_order(self._columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)
+            end = len(self) * self.batch_size if self.drop_last else len(order)
+            batches = self._columns.batches(order[start:end].to(self.device), self.batch_size)
+        size, total, transform = self.batch_size or 1, self.num_samples, self.transform
+        for batch in batches:
+            done = self._samples_done + size
+            self._samples_done = done if total is None or done < total else total
+            yield batch if transform is None else _transform_input(transform, batch)
+        self._samples_done = 0
+
+    def _order_seed(self) -> int:
+        if self.seed is not None:
+            return self.seed
+        return torch.initial_seed() if self._bound_seed is None else self._bound_seed
+
+
+def _transform_input(transform: Callable[[Any], Any], batch: Any) -> Any:
+    if isinstance(batch, (tuple, list)):
+        return type(batch)((transform(batch[0]), *batch[1:]))
+    return transform(batch)

@@ -1,0 +1,141 @@
+"""Everything that is not in memory: PyTorch's own loader and workers, told which samples to fetch in which order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import IterableDataset
+
+from velodrome.data.order import epoch_generator, epoch_order
+from velodrome.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["SamplePath"]
+
+
+class SamplePath:
+    """Batches of a dataset that is read sample by sample.
+
+    One PyTorch loader serves all epochs, so that persistent workers persist; the order it follows is laid out anew for each.
+    Workers are seeded by (seed, epoch) and nothing is drawn from the global generator.
+
+    Args: as those of `velodrome.DataLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None,
+        *,
+        sampler: Iterable[Any] | None,
+        batch_sampler: Iterable[list[int]] | None,
+        drop_last: bool,
+        num_workers: int,
+        collate_fn: Callable[[list[Any]], Any] | None,
+        generator: torch.Generator | None,
+        **torch_arguments: Any,
+    ) -> None:
+        self._is_iterable = isinstance(dataset, IterableDataset)
+        if not self._is_iterable and not hasattr(dataset, "__getitem__"):
+            raise DataError(
+                f"{type(dataset).__name__} is not a dataset: it has no __getitem__. "
+                f"Give a Dataset, tensors, or pass an iterable of ready batches straight to fit()."
+            )
+        if not self._is_iterable and batch_sampler is None and sampler is None and not hasattr(dataset, "__len__"):
+            raise DataError(
+                f"{type(dataset).__name__} has no __len__, so there is no order to draw. Give it one, or a sampler."
+            )
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._sampler = sampler
+        self._batch_sampler = batch_sampler
+        self._drop_last = drop_last
+        self._worker_generator = generator or torch.Generator()
+        self._seeds_workers = generator is None
+        self._order = _Order(batch_size, drop_last)
+        arguments: dict[str, Any] = {
+            "num_workers": num_workers,
+            "collate_fn": collate_fn,
+            "generator": self._worker_generator,
+            **torch_arguments,
+        }
+        try:
+            if self._is_iterable:
+                self._loader = TorchDataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **arguments)
+            elif batch_size is None and batch_sampler is None:
+                self._loader = TorchDataLoader(dataset, batch_size=None, sampler=self._order, **arguments)
+            else:
+                self._loader = TorchDataLoader(dataset, batch_sampler=self._order, **arguments)
+        except (ValueError, TypeError) as error:
+            raise ArgumentError(f"PyTorch's DataLoader refused its arguments: {error}") from error
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples an epoch has; None when nothing says."""
+        if self._is_iterable or self._batch_sampler is not None:
+            return None
+        source = self._dataset if self._sampler is None else self._sampler
+        return len(source) if hasattr(source, "__len__") else None
+
+    def __len__(self) -> int:
+        if self._is_iterable:
+            return len(self._loader)
+        if self._batch_sampler is not None:
+            return len(self._batch_sampler)  # type: ignore[arg-type]
+        total = self.num_samples
+        if total is None:
+            raise TypeError(f"the length of {type(self._sampler).__name__} is not known")
+        size = self._batch_size or 1
+        return total // size if self._drop_last else -(-total // size)
+
+    def batches(self, *, seed: int, epoch: int, shuffle: bool, start: int) -> Iterator[Any]:
+        """Yield the batches of an epoch from sample `start` on."""
+        if self._seeds_workers:
+            self._worker_generator.manual_seed(epoch_generator(seed, epoch, "workers").initial_seed())
+        if self._is_iterable:
+            if hasattr(self._dataset, "set_epoch"):
+                self._dataset.set_epoch(epoch)
+            yield from self._loader
+            return
+        own = self._batch_sampler if self._batch_sampler is not None else self._sampler
+        if own is None:
+            self._order.indices = epoch_order(len(self._dataset), seed=seed, epoch=epoch, shuffle=shuffle)[
+                start:
+            ].tolist()
+        else:
+            if hasattr(own, "set_epoch"):
+                own.set_epoch(epoch)  # type: ignore[attr-defined]
+            drawn = list(own)
+            if self._batch_sampler is not None:
+                self._order.batches = drawn
+            else:
+                self._order.indices = drawn[start:]
+        yield from self._loader
+
+
+class _Order:
+    """The sampler that PyTorch's loader asks: it repeats what was laid out for this epoch."""
+
+    def __init__(self, batch_size: int | None, drop_last: bool) -> None:
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+        self.indices: list[int] = []
+        self.batches: list[list[int]] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.batches is not None:
+            return iter(self.batches)
+        size = self._batch_size
+        if size is None:
+            return iter(self.indices)
+        end = len(self.indices) - len(self.indices) % size if self._drop_last else len(self.indices)
+        return iter([self.indices[at : min(at + size, end)] for at in range(0, end, size)])
+
+    def __len__(self) -> int:
+        if self.batches is not None:
+            return len(self.batches)
+        return len(self.indices) if self._batch_size is None else -(-len(self.indices) // self._batch_size)

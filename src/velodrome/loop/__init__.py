@@ -1,0 +1,1 @@
+"""The loop: `fit` on one screen, epochs, progress, durations and results."""

@@ -1,0 +1,136 @@
+"""Epochs: a `for` loop over training batches and one over evaluation batches, with all that surrounds them."""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from velodrome.errors import ArgumentError, DataError
+from velodrome.loop.host import length_of
+from velodrome.loop.modes import evaluation_mode, training_mode
+from velodrome.loop.progress import StopReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from velodrome.loop.host import BatchSource, LoopHost
+    from velodrome.loop.progress import Budget
+
+__all__ = ["Epoch", "evaluation_batches", "run_epochs"]
+
+_SECONDS_BETWEEN_DRAWS = 0.1
+
+
+def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
+    """Yield epochs until the budget is used up or somebody asks to stop; open the records before, close them after."""
+    host.begin_run(budget)
+    reason = StopReason.LEFT  # holds when the user's loop breaks, or an error passes through it
+    try:
+        while (stop := host.stop_requested or budget.exhausted_by(host.progress)) is None:
+            host.begin_epoch()
+            epoch = Epoch(host, budget)
+            yield epoch
+            epoch.check_trained()
+            host.end_epoch()
+        reason = stop
+    finally:
+        host.end_run(reason)
+
+
+class Epoch:
+    """One pass: hands out training batches and evaluation batches, in the right mode and on the right device."""
+
+    def __init__(self, host: LoopHost, budget: Budget) -> None:
+        self.index = host.progress.epochs_done
+        """which epoch it is, counted from 0"""
+        self._host = host
+        self._budget = budget
+        self._batches_done = 0
+        self._steps_before = host.progress.steps_done
+
+    def train(self, data: Any, *, batch_size: int | None = None, shuffle: bool = True) -> Iterator[Any]:
+        """Yield the training batches, on the device; the model is in training mode meanwhile.
+
+        Args:
+            data: a loader, an iterable of batches, or a dataset or tensors together with `batch_size`.
+            batch_size: samples a batch, for a dataset or tensors.
+            shuffle: draw a new order every epoch, for a dataset or tensors.
+        Raises:
+            DataError: the data hold no batch.
+        """
+        host, progress, budget = self._host, self._host.progress, self._budget
+        source = host.source(data, role="train", batch_size=batch_size, shuffle=shuffle)
+        place = host.placer(source)
+        source.set_epoch(self.index)
+        total = length_of(source)
+        max_steps = math.inf if budget.steps is None else budget.steps
+        deadline = math.inf if budget.seconds is None else perf_counter() + budget.seconds - progress.seconds
+        next_draw = 0.0
+        batches_done = 0
+        is_whole = True
+        with host.training(total), training_mode(host.model):
+            advance = host.display.advance
+            for raw_batch in source:
+                batch, samples = place(raw_batch)
+                host.batch_samples = samples
+                progress.samples_done += samples
+                progress.samples_in_epoch += samples
+                yield batch
+                batches_done += 1
+                now = perf_counter()
+                if now >= next_draw:
+                    advance(batches_done, progress.samples_in_epoch)
+                    next_draw = now + _SECONDS_BETWEEN_DRAWS
+                if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
+                    is_whole = batches_done == total
+                    break
+            if not batches_done:
+                raise DataError(
+                    f"The training data gave 0 batches in epoch {progress.epoch}. Training needs at least one: check the dataset and its filters."
+                )
+            advance(batches_done, progress.samples_in_epoch)
+        self._batches_done += batches_done
+        progress.epochs_done += is_whole
+
+    def evaluate(self, data: Any, *, batch_size: int | None = None, name: str = "val") -> Iterator[Any]:
+        """Yield the evaluation batches, on the device; eval mode and inference mode hold meanwhile and are put back.
+
+        What is logged or measured inside becomes `<name>/...` in the epoch's row. No data, no batches.
+        """
+        if data is not None:
+            host = self._host
+            source = host.source(data, role=name, batch_size=batch_size)
+            with host.evaluation(name, length_of(source)):
+                yield from evaluation_batches(host, source, name=name)
+
+    def check_trained(self) -> None:
+        """Refuse an epoch that handed out batches and saw no update."""
+        if self._batches_done and self._host.progress.steps_done == self._steps_before:
+            raise ArgumentError(
+                f"Epoch {self.index + 1} handed out {self._batches_done} training batches, but trainer.step(loss) was never called. "
+                f"Nothing was trained: call it once a batch."
+            )
+
+
+def evaluation_batches(host: LoopHost, source: BatchSource, *, name: str) -> Iterator[Any]:
+    """Yield the batches of one evaluation; the display is told how far it is."""
+    place = host.placer(source)
+    source.set_epoch(0)
+    next_draw = 0.0
+    batches_done = samples_done = 0
+    with evaluation_mode(host.model):
+        for raw_batch in source:
+            batch, samples = place(raw_batch)
+            host.batch_samples = samples
+            yield batch
+            batches_done += 1
+            samples_done += samples
+            if (now := perf_counter()) >= next_draw:
+                host.display.advance(batches_done, samples_done)
+                next_draw = now + _SECONDS_BETWEEN_DRAWS
+    if not batches_done:
+        raise DataError(
+            f"The {name} data gave 0 batches. Evaluation needs at least one: check the dataset, or leave it out."
+        )
+    host.display.advance(batches_done, samples_done)

@@ -1,0 +1,124 @@
+"""What the loop asks of the trainer that drives it: the loop imports no other part, the trainer hands them in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor, nn
+
+    from velodrome.loop.epochs import Epoch
+    from velodrome.loop.progress import Budget, Progress, StopReason
+    from velodrome.loop.result import FitResult
+
+__all__ = ["BatchSource", "Display", "FitHost", "LoopHost", "OutcomeLike", "length_of"]
+
+
+class OutcomeLike(Protocol):
+    """What one forward pass gave."""
+
+    loss: Tensor
+    output: Any
+    target: Any
+
+
+class FitHost(Protocol):
+    """The public methods of a trainer that `fit` is written with."""
+
+    def epochs(
+        self, epochs: int | None = None, *, steps: int | None = None, seconds: float | None = None
+    ) -> Iterator[Epoch]:
+        """Yield epochs until a budget is used up."""
+        ...
+
+    def forward(self, batch: Any) -> OutcomeLike:
+        """Run the model and the loss on a batch."""
+        ...
+
+    def step(self, loss: Tensor) -> None:
+        """Backpropagate and update."""
+        ...
+
+    def measure(self, outcome: Any) -> None:
+        """Feed the metrics."""
+        ...
+
+    @property
+    def result(self) -> FitResult:
+        """What has come out so far."""
+        ...
+
+
+class BatchSource(Protocol):
+    """Data, ready to be iterated over once an epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Display(Protocol):
+    """Whatever shows people how far the run is."""
+
+    def advance(self, batches_done: int, samples_done: int) -> None:
+        """Show how far the phase is; called at most ten times a second."""
+        ...
+
+
+class LoopHost(Protocol):
+    """What epochs ask of the trainer."""
+
+    model: nn.Module
+    progress: Progress
+    stop_requested: StopReason | None
+    batch_samples: int
+
+    @property
+    def display(self) -> Display:
+        """What is told how far the phase is."""
+        ...
+
+    def begin_run(self, budget: Budget) -> None:
+        """Check everything that can be checked and open the records."""
+        ...
+
+    def begin_epoch(self) -> None:
+        """Start new sums."""
+        ...
+
+    def end_epoch(self) -> None:
+        """Write the row of the epoch, save, and tell the callbacks."""
+        ...
+
+    def end_run(self, reason: StopReason) -> None:
+        """Close the records; called exactly once a run, also when an error passes through."""
+        ...
+
+    def source(self, data: Any, *, role: str, batch_size: int | None = None, shuffle: bool = False) -> BatchSource:
+        """Turn what the user gave into a source of batches; the same object gives the same source."""
+        ...
+
+    def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
+        """Return a function that puts a batch on the device and counts its samples."""
+        ...
+
+    def training(self, total_batches: int | None) -> AbstractContextManager[None]:
+        """Collect what is logged and measured inside as the training phase."""
+        ...
+
+    def evaluation(self, name: str, total_batches: int | None) -> AbstractContextManager[dict[str, float]]:
+        """Collect what is logged and measured inside under this name; the dict holds the means afterwards."""
+        ...
+
+
+def length_of(source: Iterable[Any]) -> int | None:
+    """Return the number of batches, or None when the source does not know."""
+    try:
+        return len(source)  # type: ignore[arg-type]
+    except TypeError:
+        return None

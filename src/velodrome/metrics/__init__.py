@@ -1,0 +1,1 @@
+"""Metrics: sums kept on the device and read late."""

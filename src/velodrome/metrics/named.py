@@ -1,0 +1,79 @@
+"""The metrics that have a name: accuracy and top-k, each a mean of per-sample values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from velodrome.errors import ArgumentError, DataError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["SampleMetric", "known_names", "named_metric"]
+
+_TOP_K = re.compile(r"^top[_-]?([1-9][0-9]*)$")
+
+
+@dataclass(frozen=True)
+class SampleMetric:
+    """A metric that is the mean of one value a sample (or position): `values(output, target)` has any shape."""
+
+    name: str
+    values: Callable[[Tensor, Tensor], Tensor]
+
+
+def known_names() -> list[str]:
+    """Return the names that `metrics=` accepts; `top5` stands for any k."""
+    return ["accuracy", "top5"]
+
+
+def named_metric(name: str, *, binary_threshold: float = 0.5) -> SampleMetric:
+    """Return the metric of that name.
+
+    Args:
+        name: "accuracy", or "top" and a number ("top5", "top_5").
+        binary_threshold: above it a single output means class 1: 0.5 for probabilities, 0 for logits.
+    Raises:
+        ArgumentError: there is none; the nearest name is shown.
+    """
+    if name == "accuracy":
+        return SampleMetric("accuracy", lambda output, target: correct(output, target, binary_threshold))
+    match = _TOP_K.match(name)
+    if match:
+        k = int(match[1])
+        return SampleMetric(f"top{k}", lambda output, target: in_top_k(output, target, k))
+    raise ArgumentError(
+        f"metrics={name!r} is not a known metric. {nearest(name, known_names())} Or give any torchmetrics object."
+    )
+
+
+def correct(output: Tensor, target: Tensor, binary_threshold: float) -> Tensor:
+    """Return which predictions are right.
+
+    Shapes: classes are in dimension 1 of `output` as in cross entropy: (N, C, ...) against class indices (N, ...) or class
+    probabilities (N, C, ...) with C > 1. Equal shapes otherwise mean binary labels.
+    """
+    if output.ndim == target.ndim + 1:
+        return output.argmax(dim=1) == target
+    if output.shape == target.shape:
+        if not target.is_floating_point() or output.ndim == 1 or output.shape[1] == 1 or binary_threshold != 0.5:
+            return (output > binary_threshold) == (target > 0.5)
+        return output.argmax(dim=1) == target.argmax(dim=1)
+    raise DataError(
+        f"accuracy cannot compare outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)}. "
+        f"It wants (N, classes, ...) against (N, ...), or equal shapes for binary labels."
+    )
+
+
+def in_top_k(output: Tensor, target: Tensor, k: int) -> Tensor:
+    """Return whether the right class is among the k largest outputs. Shapes as in `correct`, class indices only."""
+    if output.ndim != target.ndim + 1 or output.shape[1] < k:
+        raise DataError(
+            f"top{k} cannot compare outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)}. "
+            f"It wants (N, classes, ...) with at least {k} classes against class indices (N, ...)."
+        )
+    return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1)

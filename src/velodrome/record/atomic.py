@@ -1,0 +1,82 @@
+"""Small files that are whole or absent: written under another name in the same folder, then put in place."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["create_file", "replace_file"]
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Put `content` at `path` in one move, so that a reader sees the old file or the new one.
+
+    Args:
+        path: the file to make or replace.
+        content: all of it.
+        durable: also wait until the disk has it, for what must survive a power cut.
+    Raises:
+        OSError: the old file, if any, is untouched and nothing else is left behind.
+    """
+    temp = _write_temp(path, content, durable=durable)
+    try:
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def create_file(path: Path, content: bytes) -> None:
+    """Put `content` at `path` durably, and only if nothing is there yet, even when two processes try at once.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+    temp = _write_temp(path, content, durable=True)
+    try:
+        try:
+            os.link(temp, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            # A file system without hard links (FAT, some network mounts): a check and a move are what is
+            # left.
+            if path.exists():
+                raise FileExistsError(f"{path} exists") from None
+            os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _write_temp(path: Path, content: bytes, *, durable: bool) -> Path:
+    temp = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    try:
+        with open(temp, "xb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    return temp
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows cannot open a folder, and needs no such sync
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse to sync a folder; the file itself is synced
+        pass
+    finally:
+        os.close(handle)

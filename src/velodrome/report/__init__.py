@@ -1,0 +1,1 @@
+"""Reads the records of a run and draws them; never imports the loop."""

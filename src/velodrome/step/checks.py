@@ -1,0 +1,185 @@
+"""Checks of the first batch, and of all targets when they lie in memory: refused before the first update, with the numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from velodrome.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from velodrome.step.losses import Loss
+
+__all__ = ["check_finite", "check_input_fits_model", "check_loss_value", "check_outcome"]
+
+
+def check_outcome(
+    loss: Loss, output: Any, target: Any, *, all_targets: Tensor | None = None, role: str = "train"
+) -> None:
+    """Refuse targets that the loss would misread or crash on.
+
+    Args:
+        loss: what is known of it decides what is checked; an unknown function is left alone.
+        output: of the first batch.
+        target: of the first batch.
+        all_targets: of the whole dataset, when it is in memory: then the first bad index is the dataset's.
+        role: "train" or "val", for the message.
+    Raises:
+        DataError: dtype, shape, range or NaN.
+    Cost: a wait for the device, once a run and data set.
+    """
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return
+    if loss.kind == "classes":
+        _check_classes(
+            loss, output, target, target if all_targets is None else all_targets, role, whole=all_targets is not None
+        )
+    elif loss.kind in ("equal_shape", "probability"):
+        _check_numbers(
+            loss, output, target, target if all_targets is None else all_targets, role, whole=all_targets is not None
+        )
+
+
+def check_loss_value(loss: object, *, origin: str) -> None:
+    """Refuse a loss that cannot be backpropagated.
+
+    Raises:
+        ArgumentError: no tensor, not a scalar, or no gradient; says where it came from.
+    """
+    if not isinstance(loss, Tensor):
+        raise ArgumentError(f"{origin} gave a {type(loss).__name__} as loss. It must be a scalar tensor.")
+    if loss.numel() != 1:
+        raise ArgumentError(f"{origin} gave a loss of shape {tuple(loss.shape)}. It must be a scalar: take its mean().")
+    if not loss.requires_grad:
+        raise ArgumentError(
+            f"{origin} gave a loss without a gradient. Do not detach() it, do not wrap it in no_grad(), and use a trainable model."
+        )
+
+
+def check_finite(tensor: Tensor, *, what: str) -> None:
+    """Refuse NaN and infinity in data, with the first sample that has one. Cost: one pass over the data, one wait."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    # A sum is one pass without a mask; only when it is not finite (or overflowed) does the exact search follow.
+    if torch.isfinite(tensor.sum()):
+        return
+    bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)
+    count = int(bad.sum())
+    if count:
+        first = int(bad.nonzero()[0])
+        raise DataError(
+            f"{what} holds NaN or infinity in {count} of {len(tensor)} samples, the first is sample {first}. "
+            f"Every number must be finite: clean or drop these samples.",
+            index=first,
+            count=count,
+        )
+
+
+def check_input_fits_model(model: nn.Module, batch: Any, error: Exception) -> DataError | None:
+    """Explain a failed first forward pass by what the batch holds and what the model expects; None when nothing is known."""
+    parameter = next(model.parameters(), None)
+    tensor = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if parameter is None or not isinstance(tensor, Tensor):
+        return None
+    facts = f"the input is {_describe(tensor)}, the model's first weight is {_describe(parameter)}"
+    if tensor.device != parameter.device:
+        return DataError(f"The first batch does not fit the model: {facts}. Both must be on one device. ({error})")
+    if tensor.is_floating_point() and parameter.is_floating_point() and tensor.dtype != parameter.dtype:
+        return DataError(
+            f"The first batch does not fit the model: {facts}. Convert the data with .to({parameter.dtype}). ({error})"
+        )
+    if not tensor.is_floating_point() and "dtype" in str(error).lower():
+        return DataError(
+            f"The first batch does not fit the model: {facts}. Convert the data with .float() first. ({error})"
+        )
+    return DataError(f"The model failed on the first batch: {facts}. {type(error).__name__}: {error}")
+
+
+def _check_classes(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, role: str, *, whole: bool) -> None:
+    if output.ndim < 1 or (output.ndim == 1 and target.ndim > 0):
+        raise DataError(
+            f"{loss.name} got an output of shape {tuple(output.shape)}. It wants one score a class: (batch, classes, ...)."
+        )
+    classes = output.shape[1] if output.ndim > 1 else output.shape[0]
+    if target.is_floating_point():
+        if loss.name == "cross_entropy" and target.shape == output.shape and target.ndim > 1:
+            return  # class probabilities
+        raise DataError(
+            f"{loss.name} got {target.dtype} {role} targets of shape {tuple(target.shape)}. "
+            f"It wants class indices of dtype int64: convert them with .long(), or use mse or bce for numbers."
+        )
+    if target.dtype != torch.int64:
+        raise DataError(
+            f"{loss.name} got {target.dtype} {role} targets. It wants class indices of dtype int64: convert them with .long()."
+        )
+    expected = output.shape[:1] + output.shape[2:]
+    if target.shape != expected:
+        hint = (
+            " Remove the extra dimension with .squeeze(1)."
+            if target.shape == (*expected, 1) or target.shape[:1] + target.shape[2:] == expected
+            else ""
+        )
+        raise DataError(
+            f"{loss.name} got {role} targets of shape {tuple(target.shape)} for outputs of shape {tuple(output.shape)}. "
+            f"It wants {tuple(expected)}.{hint}"
+        )
+    bad = (targets != loss.ignore_index) & ((targets < 0) | (targets >= classes))
+    if bool(bad.any()):
+        position = bad.reshape(len(bad), -1).any(dim=1).nonzero()
+        index = int(position[0])
+        label = int(targets[index][bad[index]].reshape(-1)[0] if targets.ndim > 1 else targets[index])
+        where = f"sample {index}" if whole else f"sample {index} of the first batch"
+        raise DataError(
+            f"{role} label {label} at {where} is out of range ({len(position)} of {len(targets)} samples are; "
+            f"labels go from {int(targets.min())} to {int(targets.max())}). "
+            f"The model has {classes} outputs, so labels must be 0..{classes - 1}: "
+            f"relabel the data, or give the model {max(int(targets.max()) + 1, 2)} outputs.",
+            index=index,
+            label=label,
+            num_classes=classes,
+        )
+
+
+def _check_numbers(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, role: str, *, whole: bool) -> None:
+    if output.shape != target.shape:
+        try:
+            result = f"they would broadcast to {tuple(torch.broadcast_shapes(output.shape, target.shape))}, a wrong loss in silence"
+        except RuntimeError:
+            result = "they cannot be compared"
+        hint = ""
+        if output.ndim == target.ndim + 1 and output.shape[-1] == 1:
+            hint = " Use target.unsqueeze(1)." if target.ndim == 1 else " Use target.unsqueeze(-1)."
+        elif target.ndim == output.ndim + 1 and target.shape[-1] == 1:
+            hint = " Use target.squeeze(-1), or give the model an output dimension of 1."
+        raise DataError(
+            f"{loss.name} got outputs of shape {tuple(output.shape)} and {role} targets of shape {tuple(target.shape)}: {result}. "
+            f"Their shapes must be equal.{hint}",
+            output_shape=tuple(output.shape),
+            target_shape=tuple(target.shape),
+        )
+    if not target.is_floating_point():
+        raise DataError(
+            f"{loss.name} got {target.dtype} {role} targets. It wants floating-point numbers: convert them with .float()."
+        )
+    check_finite(targets, what=f"{role} targets")
+    if loss.kind == "probability":
+        bad = (targets < 0) | (targets > 1)
+        if bool(bad.any()):
+            index = int(bad.reshape(len(bad), -1).any(dim=1).nonzero()[0])
+            where = f"sample {index}" if whole else f"sample {index} of the first batch"
+            raise DataError(
+                f"{loss.name} got {role} targets from {float(targets.min()):g} to {float(targets.max()):g}; the first bad one is {where}. "
+                f"They must lie in 0..1: use labels 0 and 1.",
+                index=index,
+            )
+    if loss.wants_probabilities and bool(((output < 0) | (output > 1)).any()):
+        raise DataError(
+            f"bce got outputs from {float(output.min()):g} to {float(output.max()):g}. They must lie in 0..1: "
+            f'end the model with a Sigmoid, or use loss="bce_with_logits".'
+        )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"

@@ -1,0 +1,139 @@
+"""The eager engine: forward, loss, backward and update as plain PyTorch runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from velodrome.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from velodrome.step.losses import Loss
+
+__all__ = ["EagerEngine", "Outcome"]
+
+_TARGET_KEYS = ("target", "targets", "label", "labels", "y")
+
+
+class Outcome:
+    """What one forward pass gave."""
+
+    __slots__ = ("loss", "output", "target")
+
+    def __init__(self, loss: Tensor, output: Any, target: Any) -> None:
+        self.loss = loss
+        self.output = output
+        self.target = target
+
+
+class EagerEngine:
+    """Runs one batch through the model and one update through the optimizer; holds no other state.
+
+    Args:
+        model: on its device.
+        optimizer: over the model's parameters.
+        loss: of (output, target); None when the model or `step_fn` returns the loss.
+        step_fn: `(model, batch) -> loss or {"loss": ..., ...}` in place of forward and loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        *,
+        loss: Loss | None,
+        step_fn: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> None:
+        self.model = model
+        self._optimizer: Any = optimizer  # None in a trainer that only evaluates: the loop refuses to train with it
+        self.loss = loss
+        self._loss_function = None if loss is None else loss.function
+        self.step_fn = step_fn
+
+    def forward(self, batch: Any) -> Outcome:
+        """Return output, target and loss of a batch; a plain (input, target) pair takes the short way."""
+        if self.step_fn is not None:
+            return _outcome_of(self.step_fn(self.model, batch), origin="step_fn")
+        if self._loss_function is None:
+            return _outcome_of(self._call_model(batch), origin=type(self.model).__name__, batch=batch)
+        if type(batch) in (tuple, list) and len(batch) == 2:
+            output = self.model(batch[0])
+            target = batch[1]
+        else:
+            inputs, target = split_batch(batch)
+            output = self._call_model(inputs)
+        return Outcome(self._loss_function(output, target), output, target)
+
+    def predict(self, batch: Any) -> Any:
+        """Return the model's output for a batch, whose target, if it has one, is left out."""
+        if isinstance(batch, (tuple, list)) and len(batch) > 1 and self._loss_function is None and self.step_fn is None:
+            return self.model(batch[0])
+        if isinstance(batch, (tuple, list)):
+            return self._call_model(batch if len(batch) == 1 else split_batch(batch)[0])
+        if isinstance(batch, Mapping) and self._loss_function is not None and any(key in batch for key in _TARGET_KEYS):
+            return self._call_model(split_batch(batch)[0])
+        return self._call_model(batch)
+
+    def update(self, loss: Tensor) -> None:
+        """Backpropagate, update the parameters, and free their gradients."""
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _call_model(self, inputs: Any) -> Any:
+        if isinstance(inputs, Mapping):
+            return self.model(**inputs)
+        if isinstance(inputs, (tuple, list)):
+            return self.model(*inputs)
+        return self.model(inputs)
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Return the inputs and the target of a batch: the last element of a tuple, or the entry called target, label or y.
+
+    Raises:
+        DataError: there is no target to be found.
+    """
+    if isinstance(batch, Mapping):
+        for key in _TARGET_KEYS:
+            if key in batch:
+                return {name: value for name, value in batch.items() if name != key}, batch[key]
+        raise DataError(
+            f"The batch is a dict with the keys {', '.join(map(str, batch))}. None of them is a target ({', '.join(_TARGET_KEYS)}): rename one, or give step_fn=."
+        )
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        inputs = batch[:-1]
+        return (inputs[0] if len(inputs) == 1 else inputs), batch[-1]
+    raise DataError(
+        f"The batch is a {type(batch).__name__} without a target. The loss needs (input, target): give pairs, or step_fn=."
+    )
+
+
+def _outcome_of(result: Any, *, origin: str, batch: Any = None) -> Outcome:
+    """Read a loss out of what a model or step function returned: a scalar, a dict or an object with `loss`."""
+    target = None
+    if isinstance(batch, Mapping):
+        target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
+    if isinstance(result, Tensor):
+        return Outcome(result, None, target)
+    if isinstance(result, Mapping):
+        loss, output, target = (
+            result.get("loss"),
+            result.get("output", result.get("logits")),
+            result.get("target", target),
+        )
+    else:
+        loss, output = getattr(result, "loss", None), getattr(result, "logits", None)
+    if isinstance(loss, Tensor):
+        return Outcome(loss, output, target)
+    if origin == "step_fn":
+        raise ArgumentError(
+            f'step_fn returned a {type(result).__name__} without a loss tensor. It must return a scalar tensor or a dict with "loss".'
+        )
+    raise ArgumentError(
+        f'{origin} returned a {type(result).__name__} without a loss. Give loss="cross_entropy", say, or a model that returns its loss.'
+    )

@@ -1,0 +1,276 @@
+"""The front door: `Trainer` holds the parts and offers two ways to drive them, your own loop and `fit`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from velodrome.callbacks.base import Callback
+from velodrome.checkpoint.policy import Checkpointing
+from velodrome.devices import resolve_device
+from velodrome.errors import ArgumentError
+from velodrome.loop.durations import Duration, parse_duration
+from velodrome.loop.epochs import Epoch, run_epochs
+from velodrome.loop.evaluate import run_evaluation, run_prediction
+from velodrome.loop.fit import fit
+from velodrome.loop.progress import Budget, Progress, StopReason
+from velodrome.loop.result import FitResult
+from velodrome.metrics.metric_set import resolve_metrics
+from velodrome.record.progress import make_progress
+from velodrome.run import Run
+from velodrome.run_files import RunFiles
+from velodrome.seeding import check_seed
+from velodrome.sources import Sources
+from velodrome.step.eager import EagerEngine, Outcome
+from velodrome.step.first_batch import FirstBatch
+from velodrome.step.losses import resolve_loss
+from velodrome.step.optimizers import resolve_optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch.optim import Optimizer
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Trains a model, by `fit` or by a loop of your own.
+
+    ```python
+    for epoch in trainer.epochs(5):
+        for x, y in epoch.train(train):
+            trainer.step(F.cross_entropy(trainer.model(x), y))
+        for x, y in epoch.evaluate(val):
+            trainer.log(accuracy=(trainer.model(x).argmax(1) == y).float())
+    ```
+
+    Args:
+        model: moved to the device in place.
+        optimizer: an instance, a factory `parameters -> Optimizer`, or a name: any `torch.optim` class in lower case;
+            None for a trainer that only evaluates and predicts.
+        lr: learning rate, for an optimizer given by name or factory.
+        optimizer_args: further arguments for an optimizer given by name, such as `{"momentum": 0.9}`.
+        loss: `(output, target) -> scalar`, a name such as "cross_entropy", or None for a model that returns its loss.
+        loss_args: arguments for a loss given by name, such as `{"label_smoothing": 0.1}`.
+        step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ...}` in place of forward and loss.
+        metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
+        device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
+        seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
+        run_dir: a new folder for everything that the run writes; None writes nothing.
+        checkpoint: when to save weights into `run_dir`: "every epoch", "every 500 steps", a `Checkpointing`, or None for the end only.
+        callbacks: told of events in the order given.
+        loggers: what to write besides `metrics.jsonl`: "csv", "tensorboard", "curves", or sinks of your own; None is all three.
+        progress: show a bar, or lines where there is no terminal.
+        log_every: how often the training loss is read and recorded; nothing else waits for the device within an epoch.
+    Raises:
+        ArgumentError: an argument is wrong or unknown; nothing was written.
+        RefusedError: `run_dir` holds a run already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Callable[..., Optimizer] | str | None = "adam",
+        *,
+        lr: float | None = None,
+        optimizer_args: Mapping[str, Any] | None = None,
+        loss: Callable[[Any, Any], Any] | str | None = None,
+        loss_args: Mapping[str, Any] | None = None,
+        step_fn: Callable[[nn.Module, Any], Any] | None = None,
+        metrics: Sequence[Any] | Mapping[str, Any] = (),
+        device: str | torch.device = "auto",
+        seed: int | None = None,
+        run_dir: str | Path | None = None,
+        checkpoint: str | Checkpointing | None = "every epoch",
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Any] | None = None,
+        progress: bool = True,
+        log_every: str | Duration = "50 steps",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(
+                f"model is a {type(model).__name__}. It must be a torch.nn.Module: an instance, not the class."
+            )
+        if loss is not None and step_fn is not None:
+            raise ArgumentError(
+                "loss and step_fn were both given. step_fn returns the loss itself: leave one of them out."
+            )
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise ArgumentError(f"callbacks contains {callback!r}. Each must be an instance of velodrome.Callback.")
+        interval = parse_duration(log_every, name="log_every")
+        if interval.unit != "steps":
+            raise ArgumentError(
+                f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
+            )
+        policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
+        save_every = None if policy.every is None else parse_duration(policy.every, name="checkpoint")
+        if seed is not None:
+            check_seed(seed)
+        self.device = resolve_device(device)
+        resolved_loss = resolve_loss(loss, dict(loss_args or {}))
+        resolved_metrics = resolve_metrics(
+            metrics, binary_threshold=0.5 if resolved_loss is None else resolved_loss.binary_threshold
+        )
+        self.model = model.to(self.device)
+        self.optimizer = (
+            None
+            if optimizer is None
+            else resolve_optimizer(optimizer, self.model, lr=lr, arguments=dict(optimizer_args or {}))
+        )
+        self._engine = EagerEngine(self.model, self.optimizer, loss=resolved_loss, step_fn=step_fn)
+        self._first_batch = FirstBatch(resolved_loss)
+        display = make_progress(progress)
+        self._files = RunFiles(run_dir, loggers=loggers, policy=policy, display=display)
+        self._sources = Sources(device=self.device, seed=seed, say=self._files.say)
+        self._run = Run(
+            self,
+            metrics=resolved_metrics,
+            callbacks=callbacks,
+            files=self._files,
+            display=display,
+            sources=self._sources,
+            first_batch=self._first_batch,
+            policy=policy,
+            log_every=int(interval.amount),
+            save_every=save_every,
+            seed=seed,
+        )
+
+    # -- your own loop ----------------------------------------------------------------------------------------------
+
+    def epochs(
+        self, epochs: int | None = None, *, steps: int | None = None, seconds: float | None = None
+    ) -> Iterator[Epoch]:
+        """Yield epochs until the first of the budgets is used up.
+
+        Budgets count from the trainer's first epoch: `epochs(5)` on a trainer that has done three gives two more.
+
+        Raises:
+            ArgumentError: no budget, or one that is not positive.
+        """
+        return run_epochs(self._run, Budget.of(epochs, steps, seconds))
+
+    def forward(self, batch: Any) -> Outcome:
+        """Return the model's output and the loss for a batch; the first batch of each source is checked."""
+        if self._first_batch.is_pending:
+            return self._first_batch.forward(self._engine, batch, role=self._run.phase)
+        return self._engine.forward(batch)
+
+    def step(self, loss: Tensor, *, items: float | None = None) -> None:
+        """Backpropagate a loss, update the parameters, free their gradients.
+
+        Args:
+            loss: a scalar, the mean over the batch.
+            items: what the loss is a mean over, for the exact mean in the records; the batch's samples when left out.
+        Raises:
+            ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
+            NumericsError: at a log point, when the mean loss is not finite any more.
+        """
+        if self._run.phase != "train":
+            raise ArgumentError(
+                "step() was called outside of epoch.train(...). Call it inside that loop, once a batch."
+            )
+        if self._first_batch.loss_is_unchecked:
+            self._first_batch.check_loss(loss)
+        self._engine.update(loss)
+        self._run.after_step(loss, items)
+
+    def measure(self, outcome: Any) -> None:
+        """Feed an outcome of `forward` to the metrics, and in an evaluation its loss to the mean; waits for nothing."""
+        self._run.measure(outcome)
+
+    def log(self, **values: Tensor | float) -> None:
+        """Average values over the phase under way: they become `train/<name>` or `val/<name>` in the epoch's row.
+
+        Args:
+            values: a scalar counts as the mean of the batch, a vector as one value a sample; tensors stay on the device.
+        Raises:
+            ArgumentError: outside of `epoch.train` and `epoch.evaluate`.
+        """
+        self._run.log(values)
+
+    def stop(self, reason: StopReason = StopReason.REQUESTED) -> None:
+        """End the run after this step, in good order: evaluation, row and last save still happen."""
+        self._run.stop_requested = reason
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of the weights into the run directory now; None when there is none, or it was just saved."""
+        return self._run.save()
+
+    # -- the whole run ----------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Any,
+        val: Any = None,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        seconds: float | None = None,
+        batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        shuffle: bool = True,
+    ) -> FitResult:
+        """Train, and evaluate after every epoch: `velodrome.loop.fit` on this trainer.
+
+        Args:
+            train: a loader, an iterable of batches, or a dataset or tensors with `batch_size`.
+            val: the same, or None.
+            epochs, steps, seconds: the run ends with the first of these that is used up, counted from the trainer's first epoch.
+            batch_size: samples a batch, for a dataset or tensors.
+            eval_batch_size: the same for `val`; `batch_size` when left out.
+            shuffle: draw a new order of a dataset or tensors every epoch.
+        """
+        try:
+            train = self._sources.get(train, role="train", batch_size=batch_size, shuffle=shuffle)
+            if val is not None:
+                size = eval_batch_size or batch_size
+                val = self._sources.get(
+                    val, role="val", batch_size=size if self._sources.needs_batch_size(val) else eval_batch_size
+                )
+            return fit(self, train, val, epochs=epochs, steps=steps, seconds=seconds)
+        except BaseException as error:
+            self._run.fail(error)
+            raise
+
+    def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
+        """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
+        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000)
+        return run_evaluation(self, self._run, self._run.source(source, role="eval"))
+
+    def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
+        """Return the model's outputs for all samples, in their order, on the CPU.
+
+        Args:
+            data: a loader, an iterable of batches, a dataset or tensors; targets, where there are any, are ignored.
+            batch_size: samples a batch; 1000 for a dataset or tensors when left out.
+        Returns:
+            One tensor with a first dimension of all samples, or the list of the batches' outputs when they are no tensors.
+        """
+        source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000)
+        return run_prediction(self._run, source, self._engine.predict)
+
+    # -- what has come out ------------------------------------------------------------------------------------------
+
+    @property
+    def result(self) -> FitResult:
+        """History, best epoch and reason of the end, so far."""
+        run = self._run
+        return FitResult(
+            history=self._files.history, stop_reason=run.stop_reason, best=run.best, run_dir=self._files.path
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """Counters of epochs, steps and samples done."""
+        return self._run.progress
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run's folder, or None when nothing is written."""
+        return self._files.path
