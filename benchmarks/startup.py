@@ -23,7 +23,7 @@ ARMS = {
     "torch": ["-c", "import torch"],
     "torch_again": ["-c", "import torch"],
     "torch_and_velodrome": ["-c", "import torch; import velodrome; velodrome.Trainer"],
-    "help": ["-m", "velodrome", "--help"],
+    "help": ["-m", "velodrome.cli", "--help"],
 }
 
 

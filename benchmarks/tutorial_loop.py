@@ -78,9 +78,7 @@ def open_datasets(root: Path) -> tuple[Dataset, Dataset]:
     torchvision = import_torchvision()
     to_tensor = torchvision.transforms.ToTensor()
     fashion_mnist = torchvision.datasets.FashionMNIST
-    return fashion_mnist(root, train=True, transform=to_tensor), fashion_mnist(
-        root, train=False, transform=to_tensor
-    )
+    return fashion_mnist(root, train=True, transform=to_tensor), fashion_mnist(root, train=False, transform=to_tensor)
 
 
 def tutorial_loop(root: Path, epochs: int) -> Run:
@@ -198,9 +196,7 @@ def lay_out_for_torchvision(found_in: Path, root: Path) -> None:
 def main() -> None:
     """Time the arms, compare what they learned, write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)"
-    )
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
     add_common_options(parser, rounds=3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -23,9 +23,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """Return the velodrome commands of the console blocks, without prompt and comment."""
     lines = "".join(blocks("console")).splitlines()
-    return [
-        line.removeprefix("$ ").partition("#")[0].strip() for line in lines if line.startswith("$ velodrome")
-    ]
+    return [line.removeprefix("$ ").partition("#")[0].strip() for line in lines if line.startswith("$ velodrome")]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
@@ -58,7 +56,7 @@ def test_velodrome_commands_run_one_after_the_other(tmp_path: Path) -> None:
         words = [word.replace("runs/<run>", str(runs[0])) if "<run>" in word else word for word in words]
 
         done = subprocess.run(
-            [sys.executable, "-m", "velodrome", *words],
+            [sys.executable, "-m", "velodrome.cli", *words],
             cwd=tmp_path,
             capture_output=True,
             text=True,

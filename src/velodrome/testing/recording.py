@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-EVENTS = (
-    "on_fit_start",
-    "on_epoch_start",
-    "on_step_end",
-    "on_evaluate_end",
-    "on_checkpoint",
-    "on_epoch_end",
-    "on_exception",
-    "on_fit_end",
-)
+from typing import TYPE_CHECKING, Any
+
+from velodrome.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from velodrome.trainer import Trainer
+
+__all__ = ["RecordingCallback"]
 
 
-class RecordingCallback:
+class RecordingCallback(Callback):
     """Keep the name of every event, in order, in `events`.
 
     Two steps and an evaluation in one epoch, without checkpoints, leave `["on_fit_start", "on_epoch_start",
@@ -24,34 +22,34 @@ class RecordingCallback:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def on_fit_start(self, trainer: object, *details: object, **more: object) -> None:
-        """Training is about to begin."""
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Record it."""
         self.events.append("on_fit_start")
 
-    def on_epoch_start(self, trainer: object, *details: object, **more: object) -> None:
-        """An epoch begins."""
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """Record it."""
         self.events.append("on_epoch_start")
 
-    def on_step_end(self, trainer: object, *details: object, **more: object) -> None:
-        """The optimizer has updated the weights."""
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Record it."""
         self.events.append("on_step_end")
 
-    def on_evaluate_end(self, trainer: object, *details: object, **more: object) -> None:
-        """An evaluation is done."""
+    def on_evaluate_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Record it."""
         self.events.append("on_evaluate_end")
 
-    def on_checkpoint(self, trainer: object, *details: object, **more: object) -> None:
-        """A checkpoint is on disk."""
+    def on_checkpoint(self, trainer: Trainer, path: Any) -> None:
+        """Record it."""
         self.events.append("on_checkpoint")
 
-    def on_epoch_end(self, trainer: object, *details: object, **more: object) -> None:
-        """An epoch is done."""
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        """Record it."""
         self.events.append("on_epoch_end")
 
-    def on_exception(self, trainer: object, *details: object, **more: object) -> None:
-        """Training failed."""
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Record it."""
         self.events.append("on_exception")
 
-    def on_fit_end(self, trainer: object, *details: object, **more: object) -> None:
-        """Training is over, whichever way."""
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Record it."""
         self.events.append("on_fit_end")

@@ -30,15 +30,11 @@ def tiny_regression(num_samples: int = 64, num_features: int = 4, seed: int = 0)
     return inputs, (inputs @ weights + 0.5).unsqueeze(1)
 
 
-def tiny_mlp(
-    num_features: int = 8, num_hidden: int = 16, num_outputs: int = 3, seed: int = 0
-) -> nn.Sequential:
+def tiny_mlp(num_features: int = 8, num_hidden: int = 16, num_outputs: int = 3, seed: int = 0) -> nn.Sequential:
     """Return linear-ReLU-linear with weights fixed by `seed`; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(num_features, num_hidden), nn.ReLU(), nn.Linear(num_hidden, num_outputs)
-        )
+        return nn.Sequential(nn.Linear(num_features, num_hidden), nn.ReLU(), nn.Linear(num_hidden, num_outputs))
 
 
 def tiny_cnn(num_classes: int = 3, seed: int = 0) -> nn.Sequential:

@@ -53,9 +53,7 @@ def test_a_table_is_written_between_its_markers(make_tables: ModuleType, tmp_pat
     assert make_tables.filled(page, tmp_path) == page
 
 
-def test_a_table_without_a_record_says_that_it_was_not_measured(
-    make_tables: ModuleType, tmp_path: Path
-) -> None:
+def test_a_table_without_a_record_says_that_it_was_not_measured(make_tables: ModuleType, tmp_path: Path) -> None:
     assert "Not measured yet: run `make bench`." in make_tables.filled(PAGE, tmp_path)
 
 
