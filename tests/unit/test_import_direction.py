@@ -18,7 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},
     **{part: {"report"} for part in PARTS},
-    **{file: FRONT_DOOR | PARTS | LEAVES for file in FRONT_DOOR},
+    **dict.fromkeys(FRONT_DOOR, FRONT_DOOR | PARTS | LEAVES),
     "recipes": FRONT_DOOR | PARTS | LEAVES,
     "cli": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,
     # Outside the tower: nothing imports the fakes; they may use everything that a user may.
