@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from velodrome.errors import ArgumentError, CheckpointError, nearest
+from velodrome.errors import ArgumentError, CheckpointError, DataError, nearest
 from velodrome.loop.progress import Progress, StopReason
 from velodrome.record.journal import Journal
+from velodrome.record.progress import NoProgress
 from velodrome.record.run_directory import RunDirectory
+from velodrome.record.sink import say_on_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +52,8 @@ class RunFiles:
         self._display = display
         self._policy = policy
         self._asked = loggers
-        self._directory = None if run_dir is None else RunDirectory.create(run_dir, say=display.say)
+        self._entries_before = _entries(run_dir)
+        self._directory = None if run_dir is None else RunDirectory.create(run_dir, say=self.warn)
         self._sinks = self._make_sinks()
         self._journal: Journal | None = None
         self._store: Any = None
@@ -67,13 +72,19 @@ class RunFiles:
         if self._directory is not None:
             self._directory.log(line)
 
+    def warn(self, line: str) -> None:
+        """Show a line that must be seen, also when nothing else is shown."""
+        (say_on_stderr if isinstance(self._display, NoProgress) else self._display.say)(line)
+        if self._directory is not None:
+            self._directory.log(line)
+
     def start(self, facts: Mapping[str, object]) -> None:
         """Open the records."""
         if self._directory is None:
-            self._journal = Journal(None, (), say=self.say)
+            self._journal = Journal(None, (), say=self.warn)
             return
         self._directory.start(facts)
-        self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.say)
+        self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.warn)
         if self._store is None:
             from velodrome.checkpoint.store import CheckpointStore
 
@@ -98,7 +109,7 @@ class RunFiles:
             self._saved_step = step
             self._prune()
         except CheckpointError as error:
-            self.say(f"warning: {error} Training goes on; the next save tries again.")
+            self.warn(f"warning: {error} Training goes on; the next save tries again.")
             return None
         return path
 
@@ -128,7 +139,11 @@ class RunFiles:
 
     def fail(self, reason: StopReason, error: BaseException, progress: Progress) -> None:
         """Record the error that ended the run."""
-        if self._directory is not None and self._journal is not None:
+        if self._journal is not None:
+            self._journal.close()
+        if self._directory is not None and not progress.steps_done and isinstance(error, (DataError, ArgumentError)):
+            self._discard(self._directory.path)
+        elif self._directory is not None and self._journal is not None:
             status = "stopped" if reason is StopReason.INTERRUPTED else "failed"
             self._directory.finish(
                 status,
@@ -136,6 +151,17 @@ class RunFiles:
             )
             self._directory.log("".join(traceback.format_exception(error)).rstrip())
         self._display.close()
+
+    def _discard(self, folder: Path) -> None:
+        """Remove what a run wrote that was refused before its first step: nothing half-written stays behind."""
+        for entry in set(os.listdir(folder)) - (self._entries_before or set()):
+            path = folder / entry
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if self._entries_before is None:
+            folder.rmdir()
 
     def _make_sinks(self) -> list[Sink]:
         """Make what was asked for: a missing package is an error then, and only a line when nobody asked."""
@@ -165,4 +191,12 @@ class RunFiles:
         except ArgumentError as error:  # matplotlib is missing
             self.say(f"curves.png was not drawn: {error}")
         except OSError as error:
-            self.say(f"warning: curves.png was not written: {error}")
+            self.warn(f"warning: curves.png was not written: {error}")
+
+
+def _entries(folder: str | Path | None) -> set[str] | None:
+    """Return what a folder holds, or None when it does not exist yet."""
+    try:
+        return None if folder is None else set(os.listdir(folder))
+    except OSError:
+        return None
