@@ -35,7 +35,7 @@ def evaluate(
 
     Example: velodrome eval runs/my-run --json
     """
-    from velodrome.checkpoint import load_weights_into, resolve_weights
+    from velodrome.checkpoint.read import load_weights_into, resolve_weights
     from velodrome.errors import DataError
     from velodrome.recipes.build import build
     from velodrome.recipes.loading import load_recipe_for

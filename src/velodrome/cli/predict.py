@@ -39,7 +39,7 @@ def predict(
 
     Example: velodrome predict runs/my-run --data new.csv --out predictions.csv
     """
-    from velodrome.checkpoint import load_weights_into, resolve_weights
+    from velodrome.checkpoint.read import load_weights_into, resolve_weights
     from velodrome.errors import RefusedError
     from velodrome.recipes.build import build_model, resolve_sizes
     from velodrome.recipes.loading import load_recipe_for, read_notes

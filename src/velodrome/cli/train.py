@@ -103,7 +103,7 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
 
 def _finish(result: FitResult, screen: Screen) -> None:
     """Say how it ended and where everything is."""
-    from velodrome.checkpoint import resolve_weights
+    from velodrome.checkpoint.read import resolve_weights
 
     run_dir = result.run_dir
     assert run_dir is not None  # the verb always gives one

@@ -34,7 +34,7 @@ def load_model(path: str | Path, model: Module | None = None, *, weights: Litera
         RecipeError: there is no recipe beside the weights, or it names code of the user's.
         CheckpointError: the weights are missing, damaged, or do not fit the model.
     """
-    from velodrome.checkpoint import load_weights_into, resolve_weights
+    from velodrome.checkpoint.read import load_weights_into, resolve_weights
 
     resolve_weights(Path(path), weights)  # a wrong path is reported as such, before a missing recipe
     if model is None:
