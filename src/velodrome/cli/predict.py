@@ -67,8 +67,9 @@ def predict(
 
 def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> tuple[Any, str]:
     """Return what to predict and where it came from."""
-    from velodrome.errors import DataError, RecipeError
+    from velodrome.errors import DataError
     from velodrome.recipes.build import load_data, refuse_untrusted
+    from velodrome.recipes.tables import load_rows
 
     if data is None:
         refuse_untrusted(loaded, "data")
@@ -76,14 +77,7 @@ def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> tu
         if given.val is None:
             raise DataError("The recipe has no validation data to predict. Give a table with --data.")
         return given.val, given.origin
-    if loaded.recipe.data.name != "csv" or not notes.preprocessing:
-        raise RecipeError(
-            f'--data={data} is a table, but this run was trained on data.name="{loaded.recipe.data.name}". '
-            "Tables fit runs that were trained on one; leave --data out to predict the validation data."
-        )
-    from velodrome.data.sources import prepare_csv_rows
-
-    rows = prepare_csv_rows(data, notes.preprocessing)
+    rows = load_rows(data, loaded.recipe, notes)
     return (rows,), f"{data}: {len(rows):,} rows, prepared with the statistics of the training rows."
 
 

@@ -106,11 +106,12 @@ def try_out(ready: Ready) -> Trial | None:
     return Trial(trainer=trainer, train=train, val=val)
 
 
-def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
+def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable[[str], Any] = print) -> Ready:
     """Load the data and build the model; the seed decides the initial weights.
 
     Args:
         loaded: a checked recipe.
+        data: takes the place of what `[data]` names.
         say: gets lines for people, such as where the data came from.
     Raises:
         RecipeError: the model or data callable refuses its arguments, or gives something that is neither.
@@ -120,7 +121,7 @@ def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
 
     for table in NAMED_TABLES:
         refuse_untrusted(loaded, table)
-    data = load_data(loaded.recipe, say=say)
+    data = load_data(loaded.recipe, say=say) if data is None else data
     recipe = resolve_sizes(loaded.recipe, data.train)
     seed_everything(recipe.train.seed)
     model = build_model(recipe, trusted=loaded.trusted)
