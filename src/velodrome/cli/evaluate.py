@@ -35,21 +35,20 @@ def evaluate(
 
     Example: velodrome eval runs/my-run --json
     """
-    from velodrome.checkpoint import load_weights_into, resolve_weights
     from velodrome.errors import DataError
     from velodrome.recipes.build import build
-    from velodrome.recipes.loading import load_recipe_for, read_notes
+    from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
     from velodrome.recipes.tables import load_rows_and_targets
 
     screen = Screen(as_json=json, quiet=quiet)
-    file = resolve_weights(run, weights.value)
+    file = find_weights(run, weights.value)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     loaded = load_recipe_for(run, recipe, changes)
     given = None if data is None else load_rows_and_targets(data, loaded.recipe, read_notes(run))
     ready = build(loaded, data=given, say=screen.say)
     if ready.val is None:
         raise DataError(f"The recipe {ready.name} has no validation data to evaluate on.")
-    load_weights_into(ready.model, run, which=weights.value)
+    load_weights(ready.model, run, weights.value)
     screen.say(f"Data: {ready.data.origin}")
     screen.say(f"Weights: {file}")
     found = ready.make_trainer(progress=not quiet).evaluate(ready.val)

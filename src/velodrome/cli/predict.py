@@ -39,21 +39,20 @@ def predict(
 
     Example: velodrome predict runs/my-run --data new.csv --out predictions.csv
     """
-    from velodrome.checkpoint import load_weights_into, resolve_weights
     from velodrome.errors import RefusedError
     from velodrome.recipes.build import build_model, resolve_sizes
-    from velodrome.recipes.loading import load_recipe_for, read_notes
+    from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
     from velodrome.recipes.predictions import interpret, write_csv
 
     if out.exists() and not force:
         raise RefusedError(f"{out} exists already. Give another --out, or --force to write over it.", path=out)
     screen = Screen(as_json=json, quiet=quiet)
-    file = resolve_weights(run, weights.value)
+    file = find_weights(run, weights.value)
     loaded = load_recipe_for(run, recipe, [*(overrides or []), *([f"train.device={device}"] if device else [])])
     notes = read_notes(run)
     rows, origin = _rows(loaded, notes, data, screen)
     model = build_model(resolve_sizes(loaded.recipe, rows), trusted=loaded.trusted)
-    load_weights_into(model, run, which=weights.value)
+    load_weights(model, run, weights.value)
     screen.say(f"Data: {origin}")
     screen.say(f"Weights: {file}")
     outputs = _outputs(model, rows, loaded.recipe)

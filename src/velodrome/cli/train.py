@@ -104,14 +104,14 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
 
 def _finish(result: FitResult, screen: Screen) -> None:
     """Say how it ended and where everything is."""
-    from velodrome.checkpoint import resolve_weights
+    from velodrome.recipes.loading import find_weights
 
     assert result.run_dir is not None  # the verb always gives one
     run_dir = _shortened(result.run_dir)
     files = {
         "run_dir": run_dir,
-        "best_weights": resolve_weights(run_dir, "best"),
-        "last_weights": resolve_weights(run_dir, "last"),
+        "best_weights": find_weights(run_dir, "best"),
+        "last_weights": find_weights(run_dir, "last"),
         "metrics": run_dir / "metrics.jsonl",
     }
     optional = {"curves": run_dir / "curves.png", "tensorboard": run_dir / "tb"}
