@@ -29,7 +29,7 @@ def test_fashion_mnist_mlp_dry_run_on_the_embedded_data(project, velodrome):
 @pytest.fixture
 def table(project):
     """A table of 60 rows with one category, whose target is `x > 0`."""
-    rows = [f"{(i % 7) - 3},{'red' if i % 2 else 'blue'},{int((i % 7) - 3 > 0)}" for i in range(60)]
+    rows = [f"{(i % 7) - 3.5},{'red' if i % 2 else 'blue'},{int((i % 7) - 3.5 > 0)}" for i in range(60)]
     (project / "mine.csv").write_text("x,colour,yes\n" + "\n".join(rows) + "\n")
     (project / "new.csv").write_text("x,colour\n-3,red\n3,blue\n")
     return project

@@ -44,12 +44,11 @@ def evaluate(
     file = find_weights(run, weights.value)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     loaded = load_recipe_for(run, recipe, changes)
-    given = None if data is None else load_rows_and_targets(data, loaded.recipe, read_notes(run))
-    ready = build(loaded, data=given, say=screen.say)
+    given = None if data is None else load_rows_and_targets(data, loaded.recipe, read_notes(run), say=screen.say_data)
+    ready = build(loaded, data=given, say=screen.say_data)
     if ready.val is None:
         raise DataError(f"The recipe {ready.name} has no validation data to evaluate on.")
     load_weights(ready.model, run, weights.value)
-    screen.say(f"Data: {ready.data.origin}")
     screen.say(f"Weights: {file}")
     found = ready.make_trainer(progress=not quiet).evaluate(ready.val)
     screen.answer(

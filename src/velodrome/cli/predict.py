@@ -50,10 +50,9 @@ def predict(
     file = find_weights(run, weights.value)
     loaded = load_recipe_for(run, recipe, [*(overrides or []), *([f"train.device={device}"] if device else [])])
     notes = read_notes(run)
-    rows, origin = _rows(loaded, notes, data, screen)
+    rows = _rows(loaded, notes, data, screen)
     model = build_model(resolve_sizes(loaded.recipe, rows), trusted=loaded.trusted)
     load_weights(model, run, weights.value)
-    screen.say(f"Data: {origin}")
     screen.say(f"Weights: {file}")
     outputs = _outputs(model, rows, loaded.recipe)
     predictions = interpret(outputs, loss=loaded.recipe.loss.name, class_names=notes.class_names)
@@ -64,20 +63,21 @@ def predict(
     )
 
 
-def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> tuple[Any, str]:
-    """Return what to predict and where it came from."""
+def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> Any:  # Any: torch, or the user's own data
+    """Return what to predict."""
     from velodrome.errors import DataError
     from velodrome.recipes.build import load_data, refuse_untrusted
     from velodrome.recipes.tables import load_rows
 
     if data is None:
         refuse_untrusted(loaded, "data")
-        given = load_data(loaded.recipe, say=screen.say)
+        given = load_data(loaded.recipe, say=screen.say_data)
         if given.val is None:
             raise DataError("The recipe has no validation data to predict. Give a table with --data.")
-        return given.val, given.origin
-    rows = load_rows(data, loaded.recipe, notes)
-    return (rows,), f"{data}: {len(rows):,} rows, prepared with the statistics of the training rows."
+        return given.val
+    rows = load_rows(data, loaded.recipe, notes, say=screen.say_data)
+    screen.say_data(f"{data}: {len(rows):,} rows, prepared as the training rows were.")
+    return (rows,)
 
 
 def _outputs(model: Any, rows: Any, recipe: Recipe) -> Any:  # Any: torch, which this file imports only when run

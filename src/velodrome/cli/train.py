@@ -48,8 +48,7 @@ def train(
     loaded = load_recipe(recipe, changes)
     run_dir = choose_run_dir(out, name, loaded.name)
     screen.say(f"Recipe: {loaded.name}")
-    ready = build(loaded, say=screen.say)
-    screen.say(f"Data: {ready.data.origin}")
+    ready = build(loaded, say=screen.say_data)
     trial = try_out(ready)  # what is refused is refused here, before there is a run directory
     if dry_run:
         _show_plan(ready, trial, screen)

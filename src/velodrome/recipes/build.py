@@ -142,7 +142,7 @@ def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable
 
 
 def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedData:
-    """Call what `[data]` names and bring its answer into one shape."""
+    """Call what `[data]` names and bring its answer into one shape; `say` hears where the data came from."""
     from velodrome.data.sources.splits import Splits
 
     function = registry.resolve_data(recipe.data.name)
@@ -151,6 +151,8 @@ def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedDat
         arguments["say"] = say
     given = _call(function, arguments, table="data", name=recipe.data.name)
     if isinstance(given, Splits):
+        if registry.is_user_code(recipe.data.name):
+            say(given.origin)  # our own sources have said so themselves
         return LoadedData(
             train=given.train,
             val=given.val,
@@ -159,7 +161,9 @@ def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedDat
             preprocessing=given.preprocessing,
         )
     if isinstance(given, tuple) and len(given) == 2:
-        return LoadedData(train=given[0], val=given[1], origin=f"{recipe.data.name} gave the data.")
+        origin = f"{recipe.data.name} gave the data."
+        say(origin)
+        return LoadedData(train=given[0], val=given[1], origin=origin)
     raise RecipeError(
         f'data.name="{recipe.data.name}" returned a {type(given).__name__}. It must return (train, val), each a tuple '
         "of tensors, a Dataset or a loader (val may be None), or a Splits.",

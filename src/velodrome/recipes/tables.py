@@ -8,6 +8,7 @@ from velodrome.errors import DataError, RecipeError
 from velodrome.recipes.build import LoadedData
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _SPLITS = ("path", "train_rows", "val_fraction", "val_path")
 
 
-def load_rows(path: Path, recipe: Recipe, notes: RunNotes) -> Tensor:
+def load_rows(path: Path, recipe: Recipe, notes: RunNotes, *, say: Callable[[str], Any] = print) -> Tensor:
     """Return the inputs of a table, standardised with the statistics of the training rows.
 
     Raises:
@@ -33,10 +34,12 @@ def load_rows(path: Path, recipe: Recipe, notes: RunNotes) -> Tensor:
             f'--data={path} is a table, but this run was trained on data.name="{recipe.data.name}" '
             "or has lost its preprocessing.json. Leave --data out to use the run's validation data."
         )
-    return prepare_csv_rows(path, notes.preprocessing)
+    return prepare_csv_rows(path, notes.preprocessing, say=say)
 
 
-def load_rows_and_targets(path: Path, recipe: Recipe, notes: RunNotes) -> LoadedData:
+def load_rows_and_targets(
+    path: Path, recipe: Recipe, notes: RunNotes, *, say: Callable[[str], Any] = print
+) -> LoadedData:
     """Return a whole table, targets included, as data to evaluate on.
 
     Raises:
@@ -44,16 +47,18 @@ def load_rows_and_targets(path: Path, recipe: Recipe, notes: RunNotes) -> Loaded
     """
     from velodrome.data.sources import load_csv
 
-    inputs = load_rows(path, recipe, notes)
+    inputs = load_rows(path, recipe, notes, say=say)
     arguments: dict[str, Any] = {"target": -1, **recipe.data.arguments}
     for name in _SPLITS:
         arguments.pop(name, None)
     # Only the targets are taken from here: these inputs are standardised with the table's own statistics.
-    table = load_csv(path, val_path=path, **arguments)
+    table = load_csv(path, val_path=path, say=lambda line: None, **arguments)
     if tuple(table.class_names) != notes.class_names:
         raise DataError(
             f"{path} has the classes {', '.join(table.class_names)}; the run was trained on "
             f"{', '.join(notes.class_names)}. They must be the same, so that class numbers mean the same."
         )
     data = (inputs, table.val[1])
-    return LoadedData(train=data, val=data, origin=f"{path}: {len(inputs):,} rows, prepared as the training rows were.")
+    origin = f"{path}: {len(inputs):,} rows, prepared as the training rows were."
+    say(origin)
+    return LoadedData(train=data, val=data, origin=origin)
