@@ -81,9 +81,9 @@ def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> An
 
 
 def _outputs(model: Any, rows: Any, recipe: Recipe) -> Any:  # Any: torch, which this file imports only when run
-    from velodrome.trainer import Trainer
+    import velodrome
 
-    trainer = Trainer(model, device=recipe.train.device, progress=False, checkpoint=None, loggers=())
-    if isinstance(rows, tuple):
-        rows = rows[0]  # without the targets
-    return trainer.predict(rows, batch_size=recipe.train.eval_batch_size)
+    device = recipe.train.device
+    if isinstance(rows, tuple):  # inputs first, targets after them
+        return velodrome.predict(model, rows[0], batch_size=recipe.train.eval_batch_size, device=device)
+    return velodrome.predict(model, rows, device=device)
