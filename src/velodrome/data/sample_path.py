@@ -81,7 +81,7 @@ class SamplePath:
         """How many samples an epoch has; None when nothing says."""
         if self._is_iterable or self._batch_sampler is not None:
             return None
-        source = self._dataset if self._sampler is None else self._sampler
+        source: Any = self._dataset if self._sampler is None else self._sampler
         return len(source) if hasattr(source, "__len__") else None
 
     def __len__(self) -> int:

@@ -45,14 +45,14 @@ def load_model(path: str | Path, model: Module | None = None, *, weights: Litera
 
 def find_weights(path: str | Path, which: Literal["best", "last"]) -> Path:
     """Return the .safetensors file that a path stands for."""
-    from velodrome.checkpoint import resolve_weights
+    from velodrome.checkpoint.read import resolve_weights
 
     return resolve_weights(Path(path), which)
 
 
 def load_weights(model: Module, path: str | Path, which: Literal["best", "last"]) -> None:
     """Put trained weights into a model that is there already; every name and shape must fit."""
-    from velodrome.checkpoint import load_weights_into
+    from velodrome.checkpoint.read import load_weights_into
 
     load_weights_into(model, Path(path), which=which)
 

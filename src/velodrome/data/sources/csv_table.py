@@ -170,9 +170,13 @@ def _fit_numeric(table: Table, names: Sequence[str]) -> dict[str, dict[str, floa
     fitted = {}
     for name in names:
         values = table.numbers(name)
-        std = float(values.std())
-        # A column that never changes tells nothing: it becomes 0 instead of a division by zero.
-        fitted[name] = {"mean": float(values.mean()), "std": std if std > 0 else 1.0}
+        # A column that never changes tells nothing: it becomes 0 instead of a division by zero. Its computed deviation may
+        # be a rounding error above zero, so it is the values that are compared.
+        is_constant = values.min() == values.max()
+        fitted[name] = {
+            "mean": float(values[0] if is_constant else values.mean()),
+            "std": 1.0 if is_constant else float(values.std()),
+        }
     return fitted
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["check_md5", "download"]
+__all__ = ["check_sha256", "download"]
 
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 10.0  # of one connection or one read, so that a machine without a network goes on soon
@@ -31,7 +31,7 @@ def download(
     Args:
         urls: mirrors, tried in order.
         target: where the file shall lie.
-        check: raises DataError when the file is not the right one; see `check_md5`.
+        check: raises DataError when the file is not the right one; see `check_sha256`.
         timeout_s: for a connection or a single read.
     Raises:
         DataError: no address gave the file; says what each one answered.
@@ -53,16 +53,16 @@ def download(
     raise DataError(f"{target.name} could not be downloaded. Tried " + "; ".join(failures) + ".", path=target)
 
 
-def check_md5(path: Path, md5: str) -> None:
-    """Refuse a file with another MD5 than published; it guards against damage, not against malice.
+def check_sha256(path: Path, sha256: str) -> None:
+    """Refuse a file with another SHA-256 than published.
 
     Raises:
         DataError: shows both.
     """
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise DataError(f"{path.name} has MD5 {found}, published is {md5}.", path=path)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise DataError(f"{path.name} has SHA-256 {found}, published is {sha256}.", path=path)
 
 
 def _fetch(url: str, partial: Path, timeout_s: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from velodrome.data.sources.download import check_md5, download
+from velodrome.data.sources.download import check_sha256, download
 from velodrome.data.sources.idx import read_idx
 from velodrome.data.sources.places import (
     embedded_folder,
@@ -43,8 +43,8 @@ class ImageSet:
     name: str
     title: str
     mirrors: tuple[str, ...]
-    md5: dict[str, str]
-    """of the published .gz files, by name without ".gz"; the same that torchvision lists"""
+    sha256: dict[str, str]
+    """of the published .gz files, by name without their suffix"""
     class_names: tuple[str, ...]
     system_package: str | None = None
 
@@ -54,13 +54,13 @@ FASHION_MNIST = ImageSet(
     title="FashionMNIST",
     mirrors=(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
-    md5={
-        "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
-        "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
-        "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+    sha256={
+        "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     },
     class_names=(
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -71,11 +71,11 @@ MNIST = ImageSet(
     name="mnist",
     title="MNIST",
     mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
-    md5={
-        "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
-        "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
-        "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
+    sha256={
+        "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     },
     class_names=tuple("0123456789"),
 )
@@ -105,7 +105,7 @@ def load_mnist(
 
 
 def fetch_image_set(
-    data: ImageSet, root: str | Path | None = None, *, source: Place = "auto", say: Callable[[str], object] = print
+    data: ImageSet, root: str | Path | None = None, *, source: str = "auto", say: Callable[[str], object] = print
 ) -> tuple[dict[str, Path], str]:
     """Return where the four files lie and a phrase that says what place it is, bringing them there first if need be."""
     if source not in _PLACES:
@@ -180,11 +180,11 @@ def _try_package(data: ImageSet, target: Path, say: Callable[[str], object]) -> 
 def _download(data: ImageSet, target: Path, say: Callable[[str], object]) -> dict[str, Path]:
     say(f"{data.title}: downloading into {target} ...")
     files = {}
-    for name, md5 in data.md5.items():
+    for name, sha256 in data.sha256.items():
         files[name] = target / f"{name}.gz"
         if not files[name].exists():
             addresses = [mirror + files[name].name for mirror in data.mirrors]
-            download(addresses, files[name], check=partial(check_md5, md5=md5))
+            download(addresses, files[name], check=partial(check_sha256, sha256=sha256))
     return files
 
 

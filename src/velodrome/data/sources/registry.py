@@ -10,7 +10,7 @@ import numpy
 
 from velodrome.data.sources.csv_file import read_table
 from velodrome.data.sources.download import download
-from velodrome.data.sources.image_sets import FASHION_MNIST, MNIST, Place, fetch_image_set
+from velodrome.data.sources.image_sets import FASHION_MNIST, MNIST, fetch_image_set
 from velodrome.errors import ArgumentError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def known_names() -> list[str]:
 
 
 def fetch(
-    name: str, root: str | Path | None = None, *, source: Place = "auto", say: Callable[[str], object] = print
+    name: str, root: str | Path | None = None, *, source: str = "auto", say: Callable[[str], object] = print
 ) -> Path:
     """Bring a data set to this machine, unless it is there, and say where it is.
 
@@ -62,7 +62,7 @@ def hash_numbers(values: numpy.ndarray) -> str:
     return hashlib.sha256(numpy.ascontiguousarray(values, dtype="<f8").tobytes()).hexdigest()
 
 
-def _fetch_diabetes(folder: Path, source: Place) -> Path:
+def _fetch_diabetes(folder: Path, source: str) -> Path:
     if source in ("system", "embedded"):
         raise ArgumentError(f'source={source!r} does not have the diabetes table. Use "auto", "local" or "download".')
     local = sorted(folder.glob("*.csv"))
