@@ -4,7 +4,14 @@ import numpy
 import pytest
 import torch
 from torch.utils.data import (
-    BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler, TensorDataset,
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
 )  # fmt: skip
 

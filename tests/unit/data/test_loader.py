@@ -210,7 +210,7 @@ def test_seed_is_the_loaders_then_the_bound_one_then_that_of_pytorch():
 
 def test_position_that_was_loaded_is_not_changed_by_the_trainers_seed():
     first = velodrome.DataLoader(torch.arange(50), 10, shuffle=True, seed=1)
-    first_batch, *rest = list(first)
+    rest = list(first)[1:]
     first.set_epoch(0)
     next(iter(first))
     second = velodrome.DataLoader(torch.arange(50), 10, shuffle=True)
