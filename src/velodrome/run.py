@@ -96,12 +96,13 @@ class Run:
         self._interval = (0.0, 0)
         self._train_seconds = 0.0
         self._left_phase: Callable[[], None] | None = None
+        self._is_under_way = False
 
     # -- run and epoch ----------------------------------------------------------------------------------------------
 
     def begin_run(self, budget: Budget) -> None:
         """Seed, open the records, and tell the callbacks."""
-        if self.phase:
+        if self._is_under_way:
             raise ArgumentError(
                 "A run of this trainer is under way already. Finish its loop first, or make another Trainer."
             )
@@ -109,6 +110,7 @@ class Run:
             raise ArgumentError(
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
+        self._is_under_way = True
         self.stop_requested = self.stop_reason = None
         self._epochs = budget.epochs
         self._events = _listeners(self.callbacks)
@@ -153,7 +155,7 @@ class Run:
     def end_run(self, reason: StopReason) -> None:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
         self._tick()
-        self._left_phase = None
+        self._left_phase, self._is_under_way = None, False
         self.stop_reason = reason
         if reason is not StopReason.LEFT and self.progress.steps_done:
             self.save()
@@ -163,6 +165,8 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """Record that an error ended the run."""
+        if self._is_under_way:  # a second run was refused inside of this one, which the error has not reached yet
+            return
         self.phase = ""
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
         try:
