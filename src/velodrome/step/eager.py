@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from velodrome.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from velodrome.step.losses import Loss
 
 __all__ = ["EagerEngine", "Outcome"]
@@ -49,8 +48,9 @@ class EagerEngine:
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         self.model = model
-        self._optimizer: Any = optimizer  # None in a trainer that only evaluates: the loop refuses to train with it
+        self._optimizer: Any = optimizer  # Any: None in a trainer that only evaluates: the loop refuses to train with it
         self.loss = loss
+        self._has_plain_zero_grad = getattr(type(optimizer), "zero_grad", None) is Optimizer.zero_grad
         self._loss_function = None if loss is None else loss.function
         self.step_fn = step_fn
 
@@ -86,7 +86,20 @@ class EagerEngine:
         """Backpropagate, update the parameters, and free their gradients."""
         loss.backward()
         self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.free_gradients()
+
+    def free_gradients(self) -> None:
+        """Set every gradient to None, as `zero_grad()` does.
+
+        Rather than calling it: torch wraps `zero_grad` in a profiler range and a compiler guard, 20 microseconds a step of a
+        small model, several times what the work takes. An optimizer with a `zero_grad` of its own is asked to do it.
+        """
+        if not self._has_plain_zero_grad:
+            self._optimizer.zero_grad()
+            return
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def _call_model(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
