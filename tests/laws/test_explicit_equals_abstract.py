@@ -64,7 +64,8 @@ def test_body_of_fit_as_a_script_gives_the_same_bits_and_history(budget, has_val
         "trainer": make_trainer(scripted),
         "train": velodrome.DataLoader(data, 4, shuffle=True),
         "val": velodrome.DataLoader(val, 4) if has_val else None,
-        **{"epochs": None, "steps": None, "seconds": None, **budget},
+        **dict.fromkeys(("epochs", "steps", "seconds")),
+        **budget,
     }
     exec(script, space)
 

@@ -48,7 +48,9 @@ class EagerEngine:
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         self.model = model
-        self._optimizer: Any = optimizer  # Any: None in a trainer that only evaluates: the loop refuses to train with it
+        self._optimizer: Any = (
+            optimizer  # Any: None in a trainer that only evaluates: the loop refuses to train with it
+        )
         self.loss = loss
         self._has_plain_zero_grad = getattr(type(optimizer), "zero_grad", None) is Optimizer.zero_grad
         self._loss_function = None if loss is None else loss.function

@@ -33,6 +33,7 @@ class FirstBatch:
         self._checked: set[int | str] = set()
         self._all_targets: Tensor | None = None
         self._source_key: int | str = ""
+        self._foreseen: Tensor | None = None
         self._is_loss_checked = False
         self.is_pending = True
         """whether the next forward pass belongs to a source that was not looked at yet"""
@@ -48,13 +49,11 @@ class FirstBatch:
         self.is_pending = self._source_key not in self._checked
         self._all_targets = None
         if self.is_pending and columns is not None:
-            tensors = columns.tensors
-            if isinstance(tensors, (tuple, dict)) and len(tensors) > 1:
-                try:
-                    target = split_batch(tensors)[1]
-                except DataError:
-                    return
-                self._all_targets = target if isinstance(target, Tensor) else None
+            self._all_targets = _targets_of(columns)
+
+    def foresee(self, columns: ColumnsLike | None) -> None:
+        """Validation data that lie in memory are looked at together with the first training batch, not an epoch later."""
+        self._foreseen = None if columns is None else _targets_of(columns)
 
     def forward(self, engine: EagerEngine, batch: Any, *, role: str) -> Outcome:
         """Run the engine on the first batch, and check what comes out of the model before the loss sees it.
@@ -78,10 +77,20 @@ class FirstBatch:
                     raise
                 raise explained from error
             check_outcome(self._loss, output, target, all_targets=self._all_targets, role=role)
+            self._check_foreseen(self._loss, output, target)
             outcome = Outcome(self._loss.function(output, target), output, target)
         self._checked.add(self._source_key)
         self.is_pending = False
         return outcome
+
+    def _check_foreseen(self, loss: Loss, output: Any, target: Any) -> None:
+        """Check the validation targets against the training output, where they have the shape of the training targets."""
+        targets, self._foreseen = self._foreseen, None
+        if targets is None or not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.ndim:
+            return
+        if targets.shape[1:] == target.shape[1:]:
+            rows = min(len(output), len(targets))
+            check_outcome(loss, output[:rows], targets[:rows], all_targets=targets, role="val")
 
     def _forward_whole(self, engine: EagerEngine, batch: Any) -> Outcome:
         try:
@@ -99,6 +108,18 @@ class FirstBatch:
         """Check the first loss that `step` is given."""
         check_loss_value(loss, origin="step()" if self._loss is None else f"loss {self._loss.name!r}")
         self._is_loss_checked = True
+
+
+def _targets_of(columns: ColumnsLike) -> Tensor | None:
+    """Return the targets of all samples, where there are any."""
+    tensors = columns.tensors
+    if isinstance(tensors, (tuple, dict)) and len(tensors) > 1:
+        try:
+            target = split_batch(tensors)[1]
+        except DataError:
+            return None
+        return target if isinstance(target, Tensor) else None
+    return None
 
 
 def _is_call_of(model: nn.Module, error: TypeError) -> bool:

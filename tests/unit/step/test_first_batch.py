@@ -79,7 +79,7 @@ def test_inputs_that_do_not_fit_the_model_are_explained(x, message):
 
 def test_embedding_index_out_of_range_is_explained():
     model = nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(2, 2))
-    with pytest.raises(DataError, match="The model failed on the first batch: the input is int64.*out of range"):
+    with pytest.raises(DataError, match=r"The model failed on the first batch: the input is int64.*out of range"):
         make_trainer(model).fit((torch.tensor([[1], [4]]), torch.tensor([0, 1])), batch_size=2, epochs=1)
 
 
@@ -98,8 +98,8 @@ def test_forgotten_loss_in_evaluate_is_refused_rather_than_averaged():
 
 
 def test_validation_data_are_checked_by_their_own_first_batch():
+    bad = torch.tensor([0, 1, 2, 0, 9, 2])
     with pytest.raises(DataError, match="val label 9 at sample 4 is out of range"):
-        bad = torch.tensor([0, 1, 2, 0, 9, 2])
         make_trainer(nn.Linear(3, 3)).fit((X, LABELS), (X, bad), batch_size=2, epochs=1)
 
 
@@ -108,3 +108,12 @@ def test_second_source_of_training_data_is_checked_too():
     trainer.fit((X, LABELS), batch_size=2, epochs=1)
     with pytest.raises(DataError, match="train label -1 at sample 0"):
         trainer.fit((X, LABELS - 1), batch_size=2, epochs=2)
+
+
+def test_validation_data_of_another_size_are_not_measured_by_the_training_output():
+    model = nn.Conv2d(1, 2, 1)
+    small, large = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 6, 6)
+    val = (large, torch.zeros(4, 6, 6, dtype=torch.int64))
+    train = (small, torch.zeros(4, 2, 2, dtype=torch.int64))
+    result = make_trainer(model).fit(train, val, batch_size=2, epochs=1)
+    assert "val/loss" in result.metrics
