@@ -76,6 +76,8 @@ class Columns:
             order: sample indices, int64, on the columns' device.
             batch_size: samples a batch.
         """
+        if not len(order):
+            return  # `split` of nothing is one empty batch
         tensors = self.tensors
         per_chunk = max(1, min(64, _CHUNK_BYTES // max(1, self._bytes_per_sample * batch_size)))
         for rows in order.split(per_chunk * batch_size):

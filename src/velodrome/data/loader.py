@@ -81,9 +81,12 @@ class DataLoader:
         self.sampler = sampler
         self.batch_sampler = batch_sampler
         self.device = torch.device("cpu")
-        self._next_epoch = 0
+        self._epoch = 0
         self._samples_done = 0
-        self._resume_at = 0
+        self._iteration = 0
+        """number of `iter()` calls so far; 0, or one that ended, means that the position is where the next one begins"""
+        self._is_iterating = False
+        self._loaded_seed: int | None = None
         self._bound_seed: int | None = None
         self._replays_torch_draw = False
 
@@ -167,14 +170,12 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` give the order of this epoch, counted from 0."""
-        self._next_epoch = epoch
-        self._resume_at = 0
+        self._epoch, self._samples_done, self._is_iterating = epoch, 0, False
 
     def state_dict(self) -> dict[str, int | None]:
         """Return the position: the epoch and how many of its samples were handed out."""
-        epoch = self._next_epoch if not self._samples_done else self._next_epoch - 1
         return {
-            "epoch": epoch,
+            "epoch": self._epoch,
             "samples_done": self._samples_done,
             "seed": self._order_seed(),
             "num_samples": self.num_samples,
@@ -183,17 +184,30 @@ class DataLoader:
     def load_state_dict(self, state: dict[str, int | None]) -> None:
         """Make the next `iter()` go on where `state_dict` was taken; nothing that was skipped is read.
 
+        An iterable dataset cannot be entered in the middle: it alone is read up to the position.
+
         Raises:
-            DataError: the state belongs to a dataset of another size.
+            DataError: the state belongs to a dataset of another size, or to an order of another seed.
+            ArgumentError: it is not the state of a `velodrome.DataLoader`.
         """
+        missing = [name for name in ("epoch", "samples_done", "seed", "num_samples") if name not in state]
+        if missing:
+            raise ArgumentError(
+                f"The loader's state has no {', '.join(missing)}. It must be what state_dict() of a velodrome.DataLoader returned."
+            )
         if state["num_samples"] != self.num_samples:
             raise DataError(
                 f"The saved position belongs to a dataset of {state['num_samples']} samples; this one has {self.num_samples}. "
                 f"Go on with the same data, or start a new run."
             )
-        self._next_epoch = int(state["epoch"] or 0)
-        self._resume_at = int(state["samples_done"] or 0)
-        self._bound_seed = state["seed"]
+        if self.seed is not None and state["seed"] != self.seed:
+            raise DataError(
+                f"The saved position belongs to an order of seed {state['seed']}; this loader has seed={self.seed}. "
+                f"Leave seed out to go on with the saved one, or start a new run."
+            )
+        self.set_epoch(int(state["epoch"] or 0))
+        self._samples_done = int(state["samples_done"] or 0)
+        self._loaded_seed = state["seed"]
 
     def __len__(self) -> int:
         """Return the number of batches an epoch."""
@@ -204,33 +218,43 @@ class DataLoader:
         return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, start = self._next_epoch, self._resume_at
-        self._next_epoch, self._resume_at, self._samples_done = epoch + 1, 0, start
+        if self._is_iterating:  # the last iteration was left early: its epoch is over
+            self._epoch, self._samples_done = self._epoch + 1, 0
+        self._iteration += 1
+        self._is_iterating = True
         if self._replays_torch_draw:
             torch.empty((), dtype=torch.int64).random_()
-        return self._iterate(epoch, start)
+        return self._iterate(self._iteration, self._epoch, self._samples_done, self._order_seed())
 
-    def _iterate(self, epoch: int, start: int) -> Iterator[Any]:
-        seed = self._order_seed()
+    def _iterate(self, iteration: int, epoch: int, start: int, seed: int) -> Iterator[Any]:
+        transform, done = self.transform, start
+        for size, batch in self._sized_batches(epoch, start, seed):
+            done += size
+            if iteration == self._iteration and self._is_iterating:
+                self._samples_done = done
+            yield batch if transform is None else _transform_input(transform, batch)
+        if iteration == self._iteration and self._is_iterating:
+            self._epoch, self._samples_done, self._is_iterating = epoch + 1, 0, False
+
+    def _sized_batches(self, epoch: int, start: int, seed: int) -> Iterator[tuple[int, Any]]:
+        """Yield (number of samples, batch) from sample `start` of the epoch on."""
         if self._columns is None:
             assert self._samples is not None
-            batches: Iterable[Any] = self._samples.batches(seed=seed, epoch=epoch, shuffle=self.shuffle, start=start)
-        else:
-            assert self.batch_size is not None
-            order = epoch_order(self._columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)
-            end = len(self) * self.batch_size if self.drop_last else len(order)
-            batches = self._columns.batches(order[start:end].to(self.device), self.batch_size)
-        size, total, transform = self.batch_size or 1, self.num_samples, self.transform
-        for batch in batches:
-            done = self._samples_done + size
-            self._samples_done = done if total is None or done < total else total
-            yield batch if transform is None else _transform_input(transform, batch)
-        self._samples_done = 0
+            yield from self._samples.batches(seed=seed, epoch=epoch, shuffle=self.shuffle, start=start)
+            return
+        size = self.batch_size
+        assert size is not None
+        rest = epoch_order(self._columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)[start:]
+        left = len(rest) - len(rest) % size if self.drop_last else len(rest)
+        for batch in self._columns.batches(rest[:left].to(self.device), size):
+            yield min(size, left), batch
+            left -= size
 
     def _order_seed(self) -> int:
-        if self.seed is not None:
-            return self.seed
-        return torch.initial_seed() if self._bound_seed is None else self._bound_seed
+        for seed in (self.seed, self._loaded_seed, self._bound_seed):
+            if seed is not None:
+                return seed
+        return torch.initial_seed()
 
 
 def _transform_input(transform: Callable[[Any], Any], batch: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import IterableDataset
 
+from velodrome.data.batches import num_samples
 from velodrome.data.order import epoch_generator, epoch_order
 from velodrome.errors import ArgumentError, DataError
 
@@ -56,7 +59,7 @@ class SamplePath:
         self._drop_last = drop_last
         self._worker_generator = generator or torch.Generator()
         self._seeds_workers = generator is None
-        self._order = _Order(batch_size, drop_last)
+        self._order = _Order(batch_size, drop_last, gives_batches=batch_sampler is not None)
         arguments: dict[str, Any] = {
             "num_workers": num_workers,
             "collate_fn": collate_fn,
@@ -78,7 +81,7 @@ class SamplePath:
         """How many samples an epoch has; None when nothing says."""
         if self._is_iterable or self._batch_sampler is not None:
             return None
-        source = self._dataset if self._sampler is None else self._sampler
+        source: Any = self._dataset if self._sampler is None else self._sampler
         return len(source) if hasattr(source, "__len__") else None
 
     def __len__(self) -> int:
@@ -92,50 +95,81 @@ class SamplePath:
         size = self._batch_size or 1
         return total // size if self._drop_last else -(-total // size)
 
-    def batches(self, *, seed: int, epoch: int, shuffle: bool, start: int) -> Iterator[Any]:
-        """Yield the batches of an epoch from sample `start` on."""
+    def batches(self, *, seed: int, epoch: int, shuffle: bool, start: int) -> Iterator[tuple[int, Any]]:
+        """Yield (number of samples, batch) for each batch of an epoch from sample `start` on.
+
+        A sampler is asked for what was skipped, the dataset is not; an iterable dataset has to be read up to `start`.
+        """
         if self._seeds_workers:
             self._worker_generator.manual_seed(epoch_generator(seed, epoch, "workers").initial_seed())
         if self._is_iterable:
-            if hasattr(self._dataset, "set_epoch"):
-                self._dataset.set_epoch(epoch)
-            yield from self._loader
+            yield from self._iterable_batches(epoch, start)
             return
         own = self._batch_sampler if self._batch_sampler is not None else self._sampler
         if own is None:
-            self._order.indices = epoch_order(len(self._dataset), seed=seed, epoch=epoch, shuffle=shuffle)[
-                start:
-            ].tolist()
+            self._order.source = epoch_order(len(self._dataset), seed=seed, epoch=epoch, shuffle=shuffle).tolist()
         else:
-            if hasattr(own, "set_epoch"):
-                own.set_epoch(epoch)  # type: ignore[attr-defined]
-            drawn = list(own)
-            if self._batch_sampler is not None:
-                self._order.batches = drawn
-            else:
-                self._order.indices = drawn[start:]
-        yield from self._loader
+            for listener in (own, getattr(own, "sampler", None)):
+                if hasattr(listener, "set_epoch"):
+                    listener.set_epoch(epoch)  # type: ignore[union-attr]
+            self._order.source = own
+        self._order.start = start
+        # PyTorch's loader asks for its order at once and keeps that iterator; the sizes belong to this epoch alone.
+        sizes = self._order.sizes = deque()
+        for batch in self._loader:
+            yield sizes.popleft(), batch
+
+    def _iterable_batches(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
+        if hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(epoch)
+        done = 0
+        for batch in self._loader:
+            size = 1 if self._batch_size is None else num_samples(batch)
+            done += size
+            if done > start:
+                yield size, batch
 
 
 class _Order:
-    """The sampler that PyTorch's loader asks: it repeats what was laid out for this epoch."""
+    """The sampler that PyTorch's loader asks: it repeats what was laid out for this epoch, drawing no earlier than needed.
 
-    def __init__(self, batch_size: int | None, drop_last: bool) -> None:
+    No earlier than needed, because a sampler may be endless, or draw from the generator that the model also uses.
+
+    Args:
+        batch_size: how many indices of `source` make a batch; None hands them out one by one.
+        drop_last: leave out a last batch that is short.
+        gives_batches: the elements of `source` are lists of indices already.
+    """
+
+    def __init__(self, batch_size: int | None, drop_last: bool, *, gives_batches: bool) -> None:
         self._batch_size = batch_size
         self._drop_last = drop_last
-        self.indices: list[int] = []
-        self.batches: list[list[int]] | None = None
+        self._gives_batches = gives_batches
+        self.source: Iterable[Any] = ()
+        self.start = 0
+        self.sizes: deque[int] = deque()
+        """how many samples each batch that was asked for, and not yet handed out, has"""
 
     def __iter__(self) -> Iterator[Any]:
-        if self.batches is not None:
-            return iter(self.batches)
-        size = self._batch_size
-        if size is None:
-            return iter(self.indices)
-        end = len(self.indices) - len(self.indices) % size if self._drop_last else len(self.indices)
-        return iter([self.indices[at : min(at + size, end)] for at in range(0, end, size)])
+        return self._lay_out(self.source, self.start, self.sizes)
 
-    def __len__(self) -> int:
-        if self.batches is not None:
-            return len(self.batches)
-        return len(self.indices) if self._batch_size is None else -(-len(self.indices) // self._batch_size)
+    def _lay_out(self, source: Iterable[Any], start: int, sizes: deque[int]) -> Iterator[Any]:
+        if self._gives_batches:
+            done = 0
+            for batch in source:
+                done += len(batch)
+                if done > start:
+                    sizes.append(len(batch))
+                    yield batch
+            return
+        indices = islice(source, start, None)
+        if self._batch_size is None:
+            for index in indices:
+                sizes.append(1)
+                yield index
+            return
+        while batch := list(islice(indices, self._batch_size)):
+            if len(batch) < self._batch_size and self._drop_last:
+                return
+            sizes.append(len(batch))
+            yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def resolve_metrics(metrics: object, *, binary_threshold: float = 0.5) -> dict[s
             made, name = metric, given_name or _snake_case(type(metric).__name__)
         elif callable(metric):
             name = given_name or getattr(metric, "__name__", type(metric).__name__)
-            made = SampleMetric(name, metric)
+            made = SampleMetric(name, cast("Callable[[Tensor, Tensor], Tensor]", metric))
         else:
             raise ArgumentError(
                 f"metrics contains {metric!r}, which is no metric. Give a name, a torchmetrics object or a function of (output, target)."

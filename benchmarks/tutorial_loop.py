@@ -1,0 +1,258 @@
+"""Claim: FashionMNIST by `velodrome.fit` takes at most 1/2.3 of the time of the PyTorch quickstart's loop.
+
+Same data set objects (torchvision's FashionMNIST with ToTensor), same PyTorch DataLoaders (batch 64, in
+order), same initial weights, same optimizer (SGD, lr 1e-3), same prints, same number of threads, one process.
+Timed from making the data sets to the last evaluation, so reading the files and preparing the data count for
+both; starting the process and importing torch count for neither. In turns: the tutorial's loop, the same
+again (the noise floor), and `fit`. Beside the speed: accuracy and test loss of every epoch, and how far the
+final weights lie apart.
+
+    python benchmarks/tutorial_loop.py --data-root data --rounds 3 --epochs 5 --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import io
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import velodrome as vd
+from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from velodrome.testing.torchvision_cpu import import_torchvision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+LIMIT = 2.3
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one arm did."""
+
+    seconds: float
+    losses: list[float]  # test loss after each epoch, exact mean over samples
+    accuracies: list[float]
+    weights: Tensor
+
+
+class NeuralNetwork(nn.Module):
+    """The quickstart's network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.linear_relu_stack = nn.Sequential(
+            nn.Linear(28 * 28, 512),
+            nn.ReLU(),
+            nn.Linear(512, 512),
+            nn.ReLU(),
+            nn.Linear(512, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_relu_stack(self.flatten(x))
+
+
+def open_datasets(root: Path) -> tuple[Dataset, Dataset]:
+    torchvision = import_torchvision()
+    to_tensor = torchvision.transforms.ToTensor()
+    fashion_mnist = torchvision.datasets.FashionMNIST
+    return fashion_mnist(root, train=True, transform=to_tensor), fashion_mnist(root, train=False, transform=to_tensor)
+
+
+def tutorial_loop(root: Path, epochs: int) -> Run:
+    """The quickstart, line by line (PyTorch, "Quickstart", pytorch.org/tutorials/beginner/basics)."""
+    model = new_model()
+    test_losses: list[float] = []
+    accuracies: list[float] = []
+    start = perf_counter()
+
+    training_data, test_data = open_datasets(root)
+    train_dataloader = DataLoader(training_data, batch_size=64)
+    test_dataloader = DataLoader(test_data, batch_size=64)
+    loss_fn = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    for t in range(epochs):
+        print(f"Epoch {t + 1}\n-------------------------------")
+        size = len(train_dataloader.dataset)  # pyright: ignore[reportArgumentType]
+        model.train()
+        for batch, (X, y) in enumerate(train_dataloader):
+            pred = model(X)
+            loss = loss_fn(pred, y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if batch % 100 == 0:
+                loss, current = loss.item(), (batch + 1) * len(X)
+                print(f"loss: {loss:>7f}  [{current:>5d}/{size:>5d}]")
+
+        size = len(test_dataloader.dataset)  # pyright: ignore[reportArgumentType]
+        num_batches = len(test_dataloader)
+        model.eval()
+        test_loss, correct, exact_loss = 0.0, 0.0, 0.0
+        with torch.no_grad():
+            for X, y in test_dataloader:
+                pred = model(X)
+                batch_loss = loss_fn(pred, y).item()
+                test_loss += batch_loss
+                exact_loss += batch_loss * len(X)  # the one line that is ours: the last batch is short
+                correct += (pred.argmax(1) == y).type(torch.float).sum().item()
+        test_loss /= num_batches
+        correct /= size
+        print(f"Test Error: \n Accuracy: {(100 * correct):>0.1f}%, Avg loss: {test_loss:>8f} \n")
+        test_losses.append(exact_loss / size)
+        accuracies.append(correct)
+
+    seconds = perf_counter() - start
+    return Run(seconds=seconds, losses=test_losses, accuracies=accuracies, weights=flat_weights(model))
+
+
+def velodrome_fit(root: Path, epochs: int) -> Run:
+    """The same in one call."""
+    model = new_model()
+    start = perf_counter()
+
+    training_data, test_data = open_datasets(root)
+    result = vd.fit(
+        model,
+        DataLoader(training_data, batch_size=64),
+        DataLoader(test_data, batch_size=64),
+        loss="cross_entropy",
+        optimizer="sgd",
+        lr=1e-3,
+        epochs=epochs,
+        metrics=["accuracy"],
+        device="cpu",
+        log_every="100 steps",
+    )
+
+    seconds = perf_counter() - start
+    return Run(
+        seconds=seconds,
+        losses=[row["val/loss"] for row in result.history],
+        accuracies=[row["val/accuracy"] for row in result.history],
+        weights=flat_weights(model),
+    )
+
+
+def new_model() -> NeuralNetwork:
+    torch.manual_seed(0)
+    return NeuralNetwork()
+
+
+def flat_weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def quietly(arm: partial[Run]) -> Run:
+    """Run an arm with its prints kept in memory: both print, and neither pays for a slow terminal."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return arm()
+
+
+def lay_out_for_torchvision(found_in: Path, root: Path) -> None:
+    """Unpack the four IDX files, found anywhere below `found_in`, to where torchvision looks for them."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in IDX_FILES:
+        candidates = [path for end in ("", ".gz") for path in sorted(found_in.rglob(name + end))]
+        # data/ may hold the digits beside the clothes, under the same file names.
+        candidates = [path for path in candidates if "fashion" in str(path.resolve()).lower()]
+        if not candidates:
+            sys.exit(
+                f"There is no FashionMNIST file {name} or {name}.gz below {found_in}. "
+                "Name the folder that has the four IDX files with --data-root."
+            )
+        source = candidates[0]
+        with (
+            (gzip.open if source.suffix == ".gz" else open)(source, "rb") as packed,
+            (raw / name).open("wb") as out,
+        ):
+            shutil.copyfileobj(packed, out)
+
+
+def main() -> None:
+    """Time the arms, compare what they learned, write the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
+    add_common_options(parser, rounds=3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    with tempfile.TemporaryDirectory(prefix="velodrome-bench-") as folder:
+        root = Path(folder)
+        lay_out_for_torchvision(options.data_root, root)
+        loops = {"tutorial": tutorial_loop, "tutorial_again": tutorial_loop, "velodrome": velodrome_fit}
+        arms = {name: partial(quietly, partial(loop, root, options.epochs)) for name, loop in loops.items()}
+        facts = environment(threads=options.threads, epochs=options.epochs, rounds=options.rounds)
+        runs = interleave(arms, rounds=options.rounds)
+
+    record = {"environment": facts, "results": compare(runs), "raw_s": seconds_of(runs)}
+    for line in sentences(record["results"]):
+        print(line)
+    write_record("tutorial_loop", record, options.records)
+
+
+def seconds_of(runs: dict[str, list[Run]]) -> dict[str, list[float]]:
+    return {name: [run.seconds for run in arm] for name, arm in runs.items()}
+
+
+def compare(runs: dict[str, list[Run]]) -> dict[str, object]:
+    """Return speed as ratios within a round, and the differences in what was learned."""
+    times = seconds_of(runs)
+    ours, theirs = runs["velodrome"][-1], runs["tutorial"][-1]
+    return {
+        "tutorial_s": summary(times["tutorial"]),
+        "velodrome_s": summary(times["velodrome"]),
+        "speedup": summary(ratios(times["tutorial"], times["velodrome"])),
+        "noise": summary(ratios(times["tutorial"], times["tutorial_again"])),
+        "tutorial_test_loss": theirs.losses,
+        "velodrome_test_loss": ours.losses,
+        "tutorial_accuracy": theirs.accuracies,
+        "velodrome_accuracy": ours.accuracies,
+        "largest_loss_difference": max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)),
+        "largest_weight_difference": float((ours.weights - theirs.weights).abs().max()),
+        "weights_equal": torch.equal(ours.weights, theirs.weights),
+    }
+
+
+def sentences(results: dict) -> list[str]:
+    """Return the result in words."""
+    return [
+        f"tutorial loop   {results['tutorial_s']['median']:.2f} s",
+        f"velodrome.fit   {results['velodrome_s']['median']:.2f} s",
+        f"speed-up        {results['speedup']['median']:.2f} (limit {LIMIT}; "
+        f"{results['speedup']['min']:.2f} to {results['speedup']['max']:.2f})",
+        f"noise floor     {results['noise']['median']:.2f} (the tutorial loop against itself)",
+        f"accuracy        {results['tutorial_accuracy'][-1]:.4f} and {results['velodrome_accuracy'][-1]:.4f}",
+        f"test loss       differs by at most {results['largest_loss_difference']:.2g}, "
+        f"weights by {results['largest_weight_difference']:.2g}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

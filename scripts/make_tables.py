@@ -1,0 +1,153 @@
+"""Write the measured tables of README.md and docs/ from benchmarks/records/*.json.
+
+A page marks the place with `<!-- table: NAME -->` and `<!-- end table -->`; what stands between is replaced.
+Numbers are never typed by hand, so a page cannot claim what was not measured.
+
+    python scripts/make_tables.py            # write
+    python scripts/make_tables.py --check    # change nothing; exit 1 where a table is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+Record = dict[str, Any]
+
+
+def tutorial_loop(record: Record) -> str:
+    """Return the table of the tutorial loop against `fit`, with its accuracy and its conditions."""
+    results, facts = record["results"], record["environment"]
+    tutorial_accuracy, our_accuracy = results["tutorial_accuracy"][-1], results["velodrome_accuracy"][-1]
+    rows = [
+        ["", "seconds", "speed", "test accuracy", "test loss"],
+        [
+            "the quickstart's loop",
+            f"{results['tutorial_s']['median']:.1f}",
+            "1",
+            f"{tutorial_accuracy:.2%}",
+            f"{results['tutorial_test_loss'][-1]:.6f}",
+        ],
+        [
+            "`velodrome.fit`",
+            f"{results['velodrome_s']['median']:.1f}",
+            f"**{results['speedup']['median']:.2f}**",
+            f"{our_accuracy:.2%}",
+            f"{results['velodrome_test_loss'][-1]:.6f}",
+        ],
+    ]
+    weights = (
+        "final weights are equal bit for bit"
+        if results["weights_equal"]
+        else f"final weights differ by at most {results['largest_weight_difference']:.1g}"
+    )
+    low, high, noise = (results["speedup"]["min"], results["speedup"]["max"], results["noise"]["median"])
+    note = (
+        f"FashionMNIST, MLP 784-512-512-10, SGD, {facts['epochs']} epochs: preparing the data, training and "
+        f"evaluation together. Medians of {results['speedup']['n']} interleaved rounds, the speed from "
+        f"{low:.2f} to {high:.2f}; the quickstart's loop against itself gives {noise:.2f}. "
+        f"The {weights}. {conditions(facts)}"
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
+def overhead(record: Record) -> str:
+    """Return the table of what a step costs more than in the raw loop."""
+    results, facts = record["results"], record["environment"]
+    names = {"fit": "`velodrome.fit`", "explicit": "the explicit loop", "raw_again": "the raw loop again"}
+    rows = [["", "added to a step, microseconds"]]
+    rows += [[label, f"{results['added_us'][name]['median']:.1f}"] for name, label in names.items()]
+    note = (
+        f"On ready batches, against a raw step of {results['raw_step_us']['median']:.0f} microseconds; "
+        f"{facts['steps']:,} steps, medians of {facts['rounds']} interleaved rounds. {conditions(facts)}"
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
+def startup(record: Record) -> str:
+    """Return the table of start-up times."""
+    results, facts = record["results"], record["environment"]
+    added_ms = results["added_by_velodrome_ms"]["median"]
+    rows = [
+        ["", "median"],
+        ["`import torch`", f"{results['import_torch_s']['median']:.2f} s"],
+        ["`import velodrome; velodrome.Trainer` adds", f"{added_ms:.0f} ms"],
+        ["`velodrome --help`, whole process", f"{results['help_s']['median']:.2f} s"],
+    ]
+    return f"{table(rows)}\n\nMedians of {facts['rounds']} interleaved rounds. {conditions(facts)}"
+
+
+TABLES: Mapping[str, Callable[[Record], str]] = {
+    "tutorial_loop": tutorial_loop,
+    "overhead": overhead,
+    "startup": startup,
+}
+
+
+def conditions(facts: Record) -> str:
+    """Return the sentence on machine, versions and date."""
+    count = facts.get("threads")
+    threads = f", {count} thread{'s' if count != 1 else ''}" if count else ""
+    torch = facts["versions"]["torch"]
+    return f"{facts['cpu']}, {facts['cores']} cores{threads}, torch {torch}, {facts['date']}."
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return a Markdown table; the first row is its head, numbers stand to the right."""
+    head, *body = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def filled(text: str, records: Path = RECORDS) -> str:
+    """Return a page with every marked table written anew; one without a record says so."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            sys.exit(f"There is no table {name!r}. Known: {', '.join(sorted(TABLES))}.")
+        path = records / f"{name}.json"
+        if path.exists():
+            body = TABLES[name](json.loads(path.read_text(encoding="utf-8")))
+        else:
+            body = "Not measured yet: run `make bench`."
+        return f"{match[1]}{body}\n{match[3]}"
+
+    return MARKED.sub(replace, text)
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Return every page that may hold a table."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def main() -> None:
+    """Write or check every page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a table is stale")
+    check = parser.parse_args().check
+    stale = []
+    for page in pages():
+        old = page.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            stale.append(page.relative_to(ROOT).as_posix())
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"Tables do not match benchmarks/records: {', '.join(stale)}. Run: make tables")
+    print(f"Tables {'match' if check or not stale else 'written'}: {', '.join(stale) or 'every page'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""`velodrome doctor`: what this machine has, and what is missing."""
+
+# ruff: noqa: TC001  (typer reads the annotations)
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from velodrome.cli.options import Json, Verbose
+from velodrome.cli.screen import Screen, table
+
+# extra -> the modules that it brings
+EXTRAS = {
+    "plots": ("matplotlib",),
+    "tensorboard": ("tensorboard",),
+    "pandas": ("pandas",),
+    "vision": ("torchvision", "PIL"),
+}
+
+
+def doctor(
+    folder: Annotated[Path, typer.Option("--out", help="The folder that is to hold runs.", metavar="DIR")] = Path("."),
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what this machine has and what is missing.
+
+    Versions, devices, memory, disk, extras, data sets, and whether a file can be written.
+    """
+    facts = gather(folder)
+    Screen(as_json=json).answer(_lines(facts), facts)
+
+
+def gather(folder: Path) -> dict[str, Any]:
+    """Return everything that `doctor` looks at; nothing is left behind on the disk."""
+    import torch
+
+    import velodrome
+
+    writable = try_to_write(folder)
+    return {
+        "velodrome": velodrome.__version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "torch": str(torch.__version__),
+        "devices": find_devices(),
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": memory_gib(),
+        "disk_free_gib": None if writable else round(shutil.disk_usage(folder).free / 2**30, 1),
+        "write_error": writable,
+        "extras": {extra: find_extra(extra) for extra in EXTRAS},
+        "data": find_data(),
+    }
+
+
+def find_devices() -> list[str]:
+    """Return the devices that a run can use, best first, as `--device` wants them."""
+    import torch
+
+    found = [f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def memory_gib() -> float | None:
+    """Return the machine's memory, or None where the system does not say."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def find_extra(extra: str) -> str | None:
+    """Return the version of an extra's first package, or None when a part of it is missing."""
+    modules = EXTRAS[extra]
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        return None
+    try:
+        return importlib.metadata.version(modules[0])
+    except importlib.metadata.PackageNotFoundError:
+        return "present"
+
+
+def find_data() -> dict[str, str]:
+    """Return which data sets are known, and what it takes to have each."""
+    from velodrome.cli.data import KNOWN
+
+    return {name: f"velodrome data fetch {name}" for name in KNOWN}
+
+
+def try_to_write(folder: Path) -> str | None:
+    """Write, flush to the disk and remove a small file; return what went wrong, or None."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".velodrome-doctor-") as file:
+            file.write(b"written")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"{error.strerror or error} ({folder})"
+    return None
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    memory, disk = facts["memory_gib"], facts["disk_free_gib"]
+    rows = [
+        ("velodrome", facts["velodrome"]),
+        ("Python", f"{facts['python']} ({facts['executable']})"),
+        ("Platform", facts["platform"]),
+        ("torch", facts["torch"]),
+        ("Devices", ", ".join(facts["devices"])),
+        ("Threads", f"{facts['threads']} of {facts['cores']} cores"),
+        ("Memory", "unknown" if memory is None else f"{memory} GiB"),
+        ("Disk", "unknown" if disk is None else f"{disk} GiB free"),
+        ("Write test", "passed" if facts["write_error"] is None else f"FAILED: {facts['write_error']}"),
+    ]
+    for extra, version in facts["extras"].items():
+        rows.append((f"Extra {extra}", version or f'missing: pip install "velodrome[{extra}]"'))
+    rows += [(f"Data {name}", state) for name, state in facts["data"].items()]
+    return table(rows)

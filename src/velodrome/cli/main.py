@@ -1,0 +1,153 @@
+"""The `velodrome` command: its verbs, its exit codes, and how errors are shown.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | training failed, or an unexpected error (its traceback is shown) |
+| 2 | a recipe, argument, option or the data is wrong |
+| 3 | refused, because going on could lose something |
+| 130 | interrupted (SIGINT) |
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import velodrome
+from velodrome.cli import data, doctor, evaluate, init, predict, recipes, train
+from velodrome.cli.screen import print_json
+from velodrome.errors import VelodromeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_USAGE = 2
+INTERRUPTED = 130
+# typer shows only the youngest of click's errors: BadParameter < UsageError < ClickException. It carries click along
+# since 0.20 or so, therefore the family is taken from here and not from click.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+# Plain help text: it reads the same in a terminal, a file and an ASCII locale, and costs no import of rich.
+app = typer.Typer(
+    name="velodrome",
+    help="Train PyTorch models from recipes: fast, exact, and readable.",
+    epilog="Start with: velodrome train fashion-mnist-mlp",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
+app.command("doctor")(doctor.doctor)
+app.command("init")(init.init)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"velodrome {velodrome.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(_USAGE)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _never_fail_on_a_letter()
+    code = run(given)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_quietly()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code; errors on purpose are one message on stderr."""
+    # Looked up in the raw arguments, because a usage error comes before any option has been read.
+    as_json = "--json" in arguments
+    verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        code = app(args=list(arguments), prog_name="velodrome", standalone_mode=False)
+        if code == INTERRUPTED:  # newer versions of typer turn the exception into this number, older ones into Abort
+            raise KeyboardInterrupt
+    except VelodromeError as error:
+        if verbose:
+            _print_traceback(error)
+        fields: dict[str, object] = {}
+        problems = error.fields.get("problems")
+        if isinstance(problems, tuple) and problems:
+            fields["problems"] = [str(problem) for problem in problems]
+        _show_error(type(error).__name__, error.message, error.exit_code, as_json, **fields)
+        return error.exit_code
+    except _USAGE_ERROR as error:
+        usage: Any = error  # one of click's, which typer does not export
+        message = usage.format_message()
+        context = getattr(usage, "ctx", None)
+        hint = "" if context is None else f"\nTry: {context.command_path} --help"
+        _show_error("UsageError", f"{message}{hint}" if message else "A command is missing.", _USAGE, as_json)
+        return _USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        _show_error("Interrupted", "Interrupted.", INTERRUPTED, as_json)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _close_quietly()  # `velodrome recipes show NAME | head`: the reader has seen enough
+        return 0
+    except Exception as error:
+        _print_traceback(error)
+        if as_json:
+            _show_error(type(error).__name__, str(error), 1, as_json)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _show_error(kind: str, message: str, exit_code: int, as_json: bool, **fields: object) -> None:
+    if as_json:
+        print_json({"error": {"type": kind, "message": message, "exit_code": exit_code, **fields}})
+    else:
+        print(message if kind == "Interrupted" else f"Error: {message}", file=sys.stderr)
+
+
+def _print_traceback(error: Exception) -> None:
+    """Print the traceback from the verb on: the ten frames of option parsing above it explain nothing."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None and not _is_a_verb(frames.tb_frame.f_globals):
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames)
+
+
+def _is_a_verb(module: dict[str, object]) -> bool:
+    name = str(module.get("__name__"))
+    return name.startswith("velodrome.cli.") and name not in (__name__, "velodrome.cli.main")
+
+
+def _never_fail_on_a_letter() -> None:
+    """Escape what the terminal's encoding cannot show (LANG=C), instead of dying on it."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _close_quietly() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,39 @@
+"""Options that several verbs share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the answer.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to the recipe, such as optimizer.lr=0.01.", metavar="KEY=VALUE"),
+]
+Run = Annotated[
+    Path, typer.Argument(help="A run directory, a checkpoint folder or a .safetensors file.", metavar="RUN")
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Use this recipe instead of the run's own; needed when it names your own code.",
+        metavar="RECIPE",
+    ),
+]
+
+
+class Which(StrEnum):
+    """Which weights of a run."""
+
+    best = "best"
+    last = "last"
+
+
+Weights = Annotated[Which, typer.Option("--weights", help="Which weights of a run directory.")]

@@ -1,0 +1,163 @@
+"""`velodrome train`: a recipe becomes a run."""
+
+# ruff: noqa: TC001  (typer reads the annotations)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from velodrome.cli.options import Device, Json, Overrides, Quiet, Verbose
+from velodrome.cli.run_names import choose_run_dir
+from velodrome.cli.screen import Screen, show_metrics, table
+
+if TYPE_CHECKING:
+    from velodrome.loop.result import FitResult
+    from velodrome.recipes.build import Ready, Trial
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe's name or a .toml file.", metavar="RECIPE")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder that holds runs.", metavar="DIR")] = Path("runs"),
+    name: Annotated[
+        str | None, typer.Option("--name", help="The run's name; default: recipe, time and id.", metavar="NAME")
+    ] = None,
+    device: Device = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, try one step and one evaluation, write nothing.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a model from a recipe.
+
+    Example: velodrome train fashion-mnist-mlp optimizer.lr=0.01 train.epochs=20
+    """
+    from velodrome.recipes.build import build, try_out
+    from velodrome.recipes.read import load_recipe
+
+    screen = Screen(as_json=json, quiet=quiet)
+    changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
+    if quiet:
+        changes.append("logging.progress=false")
+    loaded = load_recipe(recipe, changes)
+    run_dir = choose_run_dir(out, name, loaded.name)
+    screen.say(f"Recipe: {loaded.name}")
+    ready = build(loaded, say=screen.say)
+    screen.say(f"Data: {ready.data.origin}")
+    trial = try_out(ready)  # what is refused is refused here, before there is a run directory
+    if dry_run:
+        _show_plan(ready, trial, screen)
+        return
+    del trial
+    trainer = ready.make_trainer(run_dir=run_dir)
+    screen.say(_describe_model(ready))
+    screen.say(f"Device: {trainer.device}")
+    screen.say(f"Run: {run_dir}")
+    result = trainer.fit(ready.train, ready.val, **ready.fit_arguments)
+    _finish(result, screen)
+
+
+def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
+    """Say what a run would do."""
+    from velodrome.devices import resolve_device
+
+    device = str(resolve_device(ready.recipe.train.device))
+    steps = _num_batches(ready.train)
+    budget = {key: value for key, value in ready.fit_arguments.items() if value is not None}
+    epochs = budget.get("epochs")
+    total = steps * epochs if steps is not None and epochs is not None else budget.get("steps")
+    plan: dict[str, Any] = {
+        "recipe": ready.name,
+        "data": ready.data.origin,
+        "num_parameters": sum(p.numel() for p in ready.model.parameters()),
+        "device": device,
+        "budget": budget,
+        "steps_per_epoch": steps,
+        "total_steps": total,
+        "evaluation_batches": None if ready.val is None else _num_batches(ready.val),
+        "first_step": None if trial is None else trial.train,
+        "first_evaluation": None if trial is None else trial.val,
+        "tables": ready.recipe.to_tables(),
+    }
+    length = ", ".join(f"{value:g} {key}" for key, value in budget.items())
+    rows = [
+        ("Model", _describe_model(ready).removeprefix("Model: ")),
+        ("Device", device),
+        ("Optimizer", f"{ready.recipe.optimizer.name}, lr {_default(ready.recipe.optimizer.lr)}"),
+        ("Loss", ready.recipe.loss.name),
+        ("Length", f"{length}; {_count(steps)} steps an epoch, {_count(total)} in all"),
+        ("Evaluation", f"{_count(plan['evaluation_batches'])} batches after every epoch"),
+    ]
+    if trial is None:
+        rows.append(("First step", "not tried: the data can be read only once"))
+    else:
+        rows.append(("First step", show_metrics(trial.train)))
+        rows.append(("First evaluation batch", show_metrics(trial.val) or "none"))
+    screen.answer(f"{table(rows)}\nDry run: nothing was trained or written.", {"plan": plan})
+
+
+def _finish(result: FitResult, screen: Screen) -> None:
+    """Say how it ended and where everything is."""
+    from velodrome.checkpoint.read import resolve_weights
+
+    run_dir = result.run_dir
+    assert run_dir is not None  # the verb always gives one
+    files = {
+        "run_dir": run_dir,
+        "best_weights": resolve_weights(run_dir, "best"),
+        "last_weights": resolve_weights(run_dir, "last"),
+        "metrics": run_dir / "metrics.jsonl",
+    }
+    optional = {"curves": run_dir / "curves.png", "tensorboard": run_dir / "tb"}
+    files |= {key: path for key, path in optional.items() if path.exists()}
+    reason = str(result.stop_reason)
+    rows = [("Final metrics", show_metrics({k: v for k, v in result.metrics.items() if "/" in k}))]
+    if result.best is not None:
+        best = {k: v for k, v in result.best.items() if k.startswith("val/")}
+        rows.append(("Best epoch", f"{result.best.get('epoch')}: {show_metrics(best)}".rstrip(": ")))
+    rows += [("Run directory", str(run_dir)), ("Best weights", str(files["best_weights"]))]
+    rows += [("Metrics", str(files["metrics"]))]
+    if "curves" in files:
+        rows.append(("Curves", str(files["curves"])))
+    if "tensorboard" in files:
+        rows.append(("TensorBoard", f"tensorboard --logdir {files['tensorboard']}"))
+    rows.append(("Next", f"velodrome eval {run_dir}    velodrome predict {run_dir}"))
+    lines = f"\n{reason}\n{table(rows)}"
+    if screen.quiet and not screen.as_json:
+        return
+    screen.answer(
+        lines,
+        {
+            "stop_reason": None if result.stop_reason is None else result.stop_reason.name.lower(),
+            "metrics": result.metrics,
+            "best": result.best,
+            "files": {key: str(path) for key, path in files.items()},
+        },
+    )
+
+
+def _describe_model(ready: Ready) -> str:
+    num = sum(p.numel() for p in ready.model.parameters())
+    sizes = ready.recipe.model.arguments.get("sizes")
+    shape = f" {'-'.join(str(size) for size in sizes)}" if isinstance(sizes, list) else ""
+    return f"Model: {ready.recipe.model.name}{shape}, {num:,} parameters"
+
+
+def _num_batches(source: Any) -> int | None:
+    try:
+        return len(source)
+    except TypeError:
+        return None  # an iterable that does not know its length
+
+
+def _count(number: int | None) -> str:
+    return "an unknown number of" if number is None else f"{number:,}"
+
+
+def _default(value: float | None) -> str:
+    return "of its own" if value is None else f"{value:g}"

@@ -1,0 +1,303 @@
+"""A checked recipe becomes ready objects: model, loaders, and the arguments of a Trainer.
+
+The loop below never sees a recipe; it gets what stands in `Ready`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from velodrome.errors import DataError, RecipeError
+from velodrome.recipes import registry
+from velodrome.recipes.schema import DURATIONS, NAMED_TABLES, NEVER, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from velodrome.callbacks.base import Callback
+    from velodrome.data.loader import DataLoader
+    from velodrome.recipes.read import LoadedRecipe
+    from velodrome.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedData:
+    """What the data callable gave, in one shape."""
+
+    train: Any  # a tuple of tensors, or the user's own dataset or loader
+    val: Any  # the same, or None
+    origin: str  # a sentence for people
+    class_names: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """Everything that a recipe describes, built and not yet trained."""
+
+    name: str  # of the recipe
+    recipe: Recipe  # resolved: "auto" sizes are numbers, so that it can be run without the data
+    data: LoadedData
+    model: nn.Module
+    train: DataLoader | Any  # Any: a user's own iterable of batches
+    val: DataLoader | Any
+    trainer_arguments: dict[str, Any]
+    fit_arguments: dict[str, Any]
+
+    def make_trainer(
+        self, *, run_dir: Path | None = None, callbacks: Sequence[Callback] = (), **changes: Any
+    ) -> Trainer:
+        """Return a Trainer for this recipe; with a run directory it saves the recipe there.
+
+        Args:
+            run_dir: where the run writes; None writes nothing.
+            callbacks: run after those of the recipe.
+            changes: Trainer arguments that take the place of the recipe's.
+        """
+        from velodrome.recipes.callbacks import SaveRecipe
+        from velodrome.trainer import Trainer
+
+        own: list[Callback] = []
+        arguments = {**self.trainer_arguments, **changes}
+        if run_dir is None:
+            arguments |= {"checkpoint": None, "loggers": ()}
+        else:
+            own.append(SaveRecipe(self))
+        return Trainer(self.model, run_dir=run_dir, callbacks=[*own, *callbacks], **arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one step and one evaluation batch on a copy gave."""
+
+    trainer: Trainer
+    train: Mapping[str, float]
+    val: Mapping[str, float]
+
+
+def try_out(ready: Ready) -> Trial | None:
+    """Train one step and evaluate one batch on a copy of the model, in memory: nothing is changed or written.
+
+    Everything that the loop refuses (labels out of range, NaN, shapes that do not fit) is refused here, before there
+    is a run directory. Loaders are made anew, so that the run's own ones stay at their first epoch.
+
+    Returns:
+        None when the data are the user's own iterable: trying it would use it up.
+    Cost: a second copy of the model, one step, and one look at all data in memory.
+    """
+    if not _is_indexed(ready.data.train):
+        return None
+    trainer = replace(ready, model=copy.deepcopy(ready.model)).make_trainer(progress=False)
+    size = ready.recipe.train
+    result = trainer.fit(_loader(ready.data.train, ready.recipe, batch_size=size.batch_size, training=True), steps=1)
+    val: dict[str, float] = {}
+    if ready.data.val is not None and _is_indexed(ready.data.val):
+        loader = _loader(ready.data.val, ready.recipe, batch_size=size.eval_batch_size, training=False)
+        val = trainer.evaluate([next(iter(loader))])
+    train = {key.removeprefix("train/"): v for key, v in result.metrics.items() if key.startswith("train/")}
+    return Trial(trainer=trainer, train=train, val=val)
+
+
+def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
+    """Load the data and build the model; the seed decides the initial weights.
+
+    Args:
+        loaded: a checked recipe.
+        say: gets lines for people, such as where the data came from.
+    Raises:
+        RecipeError: the model or data callable refuses its arguments, or gives something that is neither.
+        DataError: the data cannot be loaded.
+    """
+    from velodrome.seeding import seed_everything
+
+    for table in NAMED_TABLES:
+        refuse_untrusted(loaded, table)
+    data = load_data(loaded.recipe, say=say)
+    recipe = resolve_sizes(loaded.recipe, data.train)
+    seed_everything(recipe.train.seed)
+    model = build_model(recipe, trusted=loaded.trusted)
+    train = _loader(data.train, recipe, batch_size=recipe.train.batch_size, training=True)
+    val = None
+    if data.val is not None:
+        val = _loader(data.val, recipe, batch_size=recipe.train.eval_batch_size, training=False)
+    return Ready(
+        name=loaded.name,
+        recipe=recipe,
+        data=data,
+        model=model,
+        train=train,
+        val=val,
+        trainer_arguments=_trainer_arguments(recipe),
+        fit_arguments={name: getattr(recipe.train, name) for name in DURATIONS},
+    )
+
+
+def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedData:
+    """Call what `[data]` names and bring its answer into one shape."""
+    from velodrome.data.sources.splits import Splits
+
+    function = registry.resolve_data(recipe.data.name)
+    arguments = recipe.data.arguments
+    if "say" in inspect.signature(function).parameters:
+        arguments["say"] = say
+    given = _call(function, arguments, table="data", name=recipe.data.name)
+    if isinstance(given, Splits):
+        return LoadedData(
+            train=given.train,
+            val=given.val,
+            origin=given.origin,
+            class_names=given.class_names,
+            preprocessing=given.preprocessing,
+        )
+    if isinstance(given, tuple) and len(given) == 2:
+        return LoadedData(train=given[0], val=given[1], origin=f"{recipe.data.name} gave the data.")
+    raise RecipeError(
+        f'data.name="{recipe.data.name}" returned a {type(given).__name__}. It must return (train, val), each a tuple '
+        "of tensors, a Dataset or a loader (val may be None), or a Splits.",
+        problems=(),
+    )
+
+
+def build_model(recipe: Recipe, *, trusted: bool = True) -> nn.Module:
+    """Build the model that `[model]` names; the caller has seeded.
+
+    Args:
+        recipe: with sizes resolved.
+        trusted: False refuses a "package.module:callable".
+    """
+    from torch import nn
+
+    name = recipe.model.name
+    if registry.is_user_code(name) and not trusted:
+        raise RecipeError(_untrusted_message("model", name), problems=())
+    model = _call(registry.resolve_model(name), recipe.model.arguments, table="model", name=name)
+    if not isinstance(model, nn.Module):
+        raise RecipeError(
+            f'model.name="{name}" returned a {type(model).__name__}. It must return a torch.nn.Module.', problems=()
+        )
+    return model
+
+
+def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
+    from velodrome.checkpoint.policy import Checkpointing
+    from velodrome.record.sinks import has_tensorboard
+
+    optimizer: Any = recipe.optimizer.name
+    if registry.is_user_code(optimizer):
+        optimizer = registry.import_callable(optimizer)
+    wanted = recipe.checkpoint
+    checkpoint = Checkpointing(
+        every=None if wanted.every == NEVER else wanted.every,
+        keep_last=wanted.keep_last,
+        keep_best=wanted.keep_best,
+        mode=wanted.mode,
+        **({} if wanted.monitor is None else {"monitor": wanted.monitor}),
+    )
+    loggers = ["csv"]
+    if recipe.logging.tensorboard and has_tensorboard():
+        loggers.append("tensorboard")
+    if recipe.logging.curves:
+        loggers.append("curves")
+    return {
+        "optimizer": optimizer,
+        "lr": recipe.optimizer.lr,
+        "optimizer_args": recipe.optimizer.arguments,
+        "loss": _loss(recipe),
+        "metrics": list(recipe.train.metrics),
+        "device": recipe.train.device,
+        "seed": recipe.train.seed,
+        "checkpoint": checkpoint,
+        "loggers": loggers,
+        "log_every": recipe.logging.every,
+        "progress": recipe.logging.progress,
+    }
+
+
+def _loss(recipe: Recipe) -> Any:  # Any: a Loss for a name, the user's own callable otherwise
+    from velodrome.step.losses import resolve_loss
+
+    name, arguments = recipe.loss.name, recipe.loss.arguments
+    if not registry.is_user_code(name):
+        return resolve_loss(name, arguments)
+    function = registry.import_callable(name)
+    if inspect.isclass(function):
+        return _call(function, arguments, table="loss", name=name)
+    return functools.partial(function, **arguments) if arguments else function
+
+
+def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> Any:
+    """Wrap tensors and datasets in a loader; a loader or another iterable of batches stays as it is."""
+    from velodrome.data.loader import DataLoader
+
+    if not _is_indexed(data):
+        return data
+    return DataLoader(
+        data,
+        batch_size,
+        shuffle=training and recipe.train.shuffle,
+        drop_last=training and recipe.train.drop_last,
+        num_workers=recipe.train.num_workers,
+    )
+
+
+def _is_indexed(data: Any) -> bool:
+    """Return whether it is tensors or a map-style dataset, which can be read again and again."""
+    from torch.utils.data import Dataset, IterableDataset
+
+    return isinstance(data, (tuple, dict, Dataset)) and not isinstance(data, IterableDataset)
+
+
+def resolve_sizes(recipe: Recipe, data: Any) -> Recipe:
+    """Replace `sizes = ["auto", ...]` of the built-in MLP by the number of inputs that a sample has.
+
+    Args:
+        recipe: as read.
+        data: inputs as one tensor, a tuple of tensors with the inputs first, or a dataset.
+    Raises:
+        RecipeError: the data are an iterable, whose first sample cannot be looked at without using it up.
+    """
+    sizes = recipe.model.arguments.get("sizes")
+    if recipe.model.name != "mlp" or not sizes or sizes[0] != "auto":
+        return recipe
+    if not _is_indexed(data) or isinstance(data, dict):
+        raise RecipeError('model.sizes begins with "auto", which works for tensors and datasets. Write the number.')
+    sample = data[0][:1] if isinstance(data, tuple) else data[0][0]
+    num_inputs = math.prod(sample.shape[1:] if isinstance(data, tuple) else sample.shape)
+    if num_inputs == 0:
+        raise DataError(f"The samples have shape {tuple(sample.shape)}, which holds no number for the model to read.")
+    tables = recipe.to_tables()
+    tables["model"]["sizes"] = [num_inputs, *sizes[1:]]
+    return Recipe.model_validate(tables)
+
+
+def _call(function: Callable[..., Any], arguments: dict[str, Any], *, table: str, name: str) -> Any:
+    try:
+        return function(**arguments)
+    except TypeError as error:
+        # Only a call that never began is the recipe's fault; an error inside the user's code keeps its traceback.
+        if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            raise RecipeError(f'{table}.name="{name}" refused its arguments: {error}.', problems=()) from error
+        raise
+
+
+def refuse_untrusted(loaded: LoadedRecipe, table: str) -> None:
+    """Raise when a recipe found in a run directory names code for this table."""
+    name = getattr(loaded.recipe, table).name
+    if registry.is_user_code(name) and not loaded.trusted:
+        raise RecipeError(_untrusted_message(table, name), problems=())
+
+
+def _untrusted_message(table: str, name: str) -> str:
+    in_python = ", or give the model yourself in Python (model=)" if table == "model" else ""
+    return (
+        f'{table}.name="{name}" stands in a recipe inside a run directory. Code is imported only when your own '
+        f"command or recipe names it: pass a recipe that you trust with --recipe{in_python}."
+    )

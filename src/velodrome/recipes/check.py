@@ -1,0 +1,248 @@
+"""Compares a recipe's names and arguments with what stands behind them, before anything is built.
+
+Losses, optimizers and metrics import torch, so this is called only by verbs that need torch anyway.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from velodrome.errors import ArgumentError, RecipeError, nearest
+from velodrome.recipes import registry
+from velodrome.recipes.problems import Origins, Problem, from_validation
+from velodrome.recipes.schema import NEVER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# What the builder passes itself, by position or by name: not for a recipe to give.
+_GIVEN_BY_US = {"model": frozenset(), "data": frozenset({"say"})}
+_NUM_POSITIONAL = {"model": 0, "data": 0, "loss": 2, "optimizer": 1}  # loss(output, target), optimizer(params)
+
+
+def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code: bool = True) -> list[Problem]:
+    """Return every name that nothing stands behind, and every argument that it does not take.
+
+    Works on raw tables, so that these problems are found together with those of the schema.
+
+    Args:
+        tables: the recipe as read.
+        origins: who gave which field.
+        import_user_code: False leaves "package.module:callable" alone: a recipe found inside a run directory
+            is data, and data must not decide what is imported.
+    """
+    problems: list[Problem] = []
+    for table in ("model", "data", "loss", "optimizer"):
+        section = tables.get(table)
+        if not isinstance(section, dict):
+            continue
+        name = section.get("name", "adam" if table == "optimizer" else None)
+        if not isinstance(name, str) or not name:
+            continue  # the schema has said so
+        arguments = {key: value for key, value in section.items() if key not in ("name", "lr")}
+        try:
+            if registry.is_user_code(name):
+                if import_user_code:
+                    problems += _check_user(table, name, arguments, origins)
+            elif table == "loss":
+                problems += _check_loss(name, arguments, origins)
+            elif table == "optimizer":
+                problems += _check_optimizer(name, arguments, origins)
+            else:
+                problems += _check_builtin(table, name, arguments, origins)
+        except RecipeError as error:
+            field = f"{table}.name"
+            problems.append(Problem(field=field, rule=error.message, value=name, origin=origins.of(field)))
+    problems += _check_metrics(tables, origins)
+    problems += _check_durations(tables, origins)
+    problems += _check_monitor(tables, origins)
+    problems += _check_device(tables, origins)
+    return problems
+
+
+def _check_builtin(table: str, name: str, arguments: dict[str, Any], origins: Origins) -> list[Problem]:
+    """Check arguments of our own callables by name and type: their annotations are the rules."""
+    from pydantic import ConfigDict, ValidationError, create_model
+
+    target = registry.resolve_model(name) if table == "model" else registry.resolve_data(name)
+    named = _named_parameters(target, skip=_GIVEN_BY_US[table])
+    hints = get_type_hints(target, localns=_NAMES_IN_RETURN_TYPES, include_extras=True)
+    fields: dict[str, Any] = {
+        key: (hints[key], ... if parameter.default is parameter.empty else parameter.default)
+        for key, parameter in named.items()
+    }
+    model = create_model("Arguments", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    try:
+        model.model_validate(arguments)
+    except ValidationError as error:
+        return from_validation(error, origins=origins, known={table: ["name", *named]}, prefix=table)
+    return []
+
+
+_NAMES_IN_RETURN_TYPES = {"Splits": Any}  # imported for type checkers only
+
+
+def _check_user(table: str, name: str, arguments: dict[str, Any], origins: Origins) -> list[Problem]:
+    """Check arguments of the user's own callable by name: its annotations may mean anything."""
+    target = registry.import_callable(name)
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return []  # written in C without a signature: the call itself will say what is wrong
+    named = _named_parameters(target, skip=frozenset())
+    if not (table == "loss" and inspect.isclass(target)):
+        named = dict(list(named.items())[_NUM_POSITIONAL[table] :])
+    takes_anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    problems = [
+        Problem(
+            field=f"{table}.{key}",
+            rule=f"is no argument of {name}. {nearest(key, named)}",
+            value=value,
+            origin=origins.of(f"{table}.{key}"),
+        )
+        for key, value in arguments.items()
+        if key not in named and not takes_anything
+    ]
+    problems += [
+        Problem(
+            field=f"{table}.{key}",
+            rule=f"is missing: {name} has no default for it.",
+            has_value=False,
+            origin=origins.of(f"{table}.{key}"),
+        )
+        for key, parameter in named.items()
+        if parameter.default is parameter.empty and key not in arguments and key not in ("lr", "say")
+    ]
+    return problems
+
+
+def _check_loss(name: str, arguments: dict[str, Any], origins: Origins) -> list[Problem]:
+    from velodrome.step.losses import known_names, resolve_loss
+
+    if name not in known_names():
+        raise RecipeError(
+            f'is no known loss. {nearest(name, known_names())} Or name your own as "package.module:callable".'
+        )
+    return _refusals("loss", arguments, lambda given: resolve_loss(name, given), origins)
+
+
+def _check_optimizer(name: str, arguments: dict[str, Any], origins: Origins) -> list[Problem]:
+    from torch import nn
+
+    from velodrome.step.optimizers import known_names, resolve_optimizer
+
+    if name not in known_names():
+        raise RecipeError(
+            f'is no known optimizer. {nearest(name, known_names())} Or name your own as "package.module:callable".'
+        )
+    # One weight matrix is enough for torch to judge momentum, betas and the rest.
+    model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
+    return _refusals("optimizer", arguments, lambda given: resolve_optimizer(name, model, arguments=given), origins)
+
+
+def _refusals(
+    table: str, arguments: dict[str, Any], attempt: Callable[[dict[str, Any]], object], origins: Origins
+) -> list[Problem]:
+    """Return the arguments that are unknown one by one, and what is wrong with the rest taken together."""
+    messages = {key: _message(attempt, {key: value}) for key, value in arguments.items()}
+    unknown = {key: message for key, message in messages.items() if message and "has no argument" in message}
+    problems = [
+        Problem(
+            field=f"{table}.{key}",
+            rule=f"is refused: {message}",
+            value=arguments[key],
+            origin=origins.of(f"{table}.{key}"),
+        )
+        for key, message in unknown.items()
+    ]
+    together = _message(attempt, {key: value for key, value in arguments.items() if key not in unknown})
+    if together:
+        culprits = [key for key, message in messages.items() if message and key not in unknown]
+        field = f"{table}.{culprits[0]}" if len(culprits) == 1 else table
+        problems.append(Problem(field=field, rule=f"is refused: {together}", has_value=False, origin=origins.of(field)))
+    return problems
+
+
+def _message(attempt: Callable[[dict[str, Any]], object], given: dict[str, Any]) -> str | None:
+    try:
+        attempt(given)
+    except ArgumentError as error:
+        return error.message
+    except (TypeError, ValueError) as error:
+        return f"{error}."
+    return None
+
+
+def _named_parameters(target: Callable[..., Any], *, skip: frozenset[str]) -> dict[str, inspect.Parameter]:
+    return {
+        key: parameter
+        for key, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and key not in skip
+    }
+
+
+def _check_metrics(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    from velodrome.metrics.named import known_names, named_metric
+
+    train = tables.get("train")
+    names = train.get("metrics", ()) if isinstance(train, dict) else ()
+    problems = []
+    for name in names if isinstance(names, (list, tuple)) else ():
+        if not isinstance(name, str):
+            continue  # the schema has said so
+        try:
+            named_metric(name)  # "top3" is known though only "top5" is listed
+        except ArgumentError:
+            rule = f"is no known metric. {nearest(name, known_names())}"
+            problems.append(Problem(field="train.metrics", rule=rule, value=name, origin=origins.of("train.metrics")))
+    return problems
+
+
+def _check_durations(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    from velodrome.loop.durations import parse_duration
+
+    problems = []
+    for table in ("checkpoint", "logging"):
+        section = tables.get(table)
+        every = section.get("every") if isinstance(section, dict) else None
+        if not isinstance(every, str) or every == NEVER:
+            continue
+        field = f"{table}.every"
+        try:
+            parse_duration(every, name=field)
+        except ArgumentError as error:
+            problems.append(_refused(field, every, error, origins))
+    return problems
+
+
+def _check_monitor(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    from velodrome.checkpoint.policy import Checkpointing
+
+    section = tables.get("checkpoint")
+    monitor = section.get("monitor") if isinstance(section, dict) else None
+    if not isinstance(section, dict) or not isinstance(monitor, str) or section.get("mode", "auto") != "auto":
+        return []
+    try:
+        Checkpointing(monitor=monitor)
+    except ArgumentError as error:
+        return [_refused("checkpoint.monitor", monitor, error, origins)]
+    return []
+
+
+def _check_device(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    from velodrome.devices import resolve_device
+
+    train = tables.get("train")
+    device = train.get("device", "auto") if isinstance(train, dict) else "auto"
+    if not isinstance(device, str):
+        return []  # the schema has said so
+    try:
+        resolve_device(device)
+    except ArgumentError as error:
+        return [_refused("train.device", device, error, origins)]
+    return []
+
+
+def _refused(field: str, value: object, error: ArgumentError, origins: Origins) -> Problem:
+    return Problem(field=field, rule=f"is refused: {error.message}", value=value, origin=origins.of(field))

@@ -1,0 +1,107 @@
+"""What is wrong with a recipe, collected so that all of it is reported in one RecipeError."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from velodrome.errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic import ValidationError
+
+_LONGEST_VALUE_SHOWN = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One mistake: where it stands, what was given, and the rule that it breaks."""
+
+    field: str  # dotted path: "optimizer.lr"
+    rule: str  # the rest of the sentence after "field=value ", or whole sentences
+    value: object = None
+    has_value: bool = True  # False when the field is missing
+    origin: str = "recipe"  # "run.toml" or "command line"
+
+    def __str__(self) -> str:
+        subject = f"{self.field}={_show(self.value)}" if self.has_value else self.field
+        return f"{subject} {self.rule} [{self.origin}: {self.field}]"
+
+
+class Origins:
+    """Which file or flag gave each field, for the bracket at the end of a message."""
+
+    def __init__(self, default: str, overridden: Iterable[str] = ()) -> None:
+        self.default = default
+        self.overridden = frozenset(overridden)
+
+    def of(self, field: str) -> str:
+        """Return "command line" for an overridden field (or one inside it), else the file's name."""
+        parents = (field, *(field[:i] for i, letter in enumerate(field) if letter == "."))
+        return "command line" if self.overridden.intersection(parents) else self.default
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Raise one RecipeError for all problems, each once; do nothing when there are none.
+
+    Raises:
+        RecipeError: `problems` holds them; the message has one line for each.
+    """
+    unique = {(p.field, p.rule): p for p in problems}
+    found = tuple(unique.values())
+    if not found:
+        return
+    if len(found) == 1:
+        raise RecipeError(str(found[0]), problems=found)
+    listing = "\n".join(f"  - {problem}" for problem in found)
+    raise RecipeError(f"{len(found)} problems in the recipe:\n{listing}", problems=found)
+
+
+def from_validation(
+    error: ValidationError, *, origins: Origins, known: Mapping[str, Iterable[str]], prefix: str = ""
+) -> list[Problem]:
+    """Turn pydantic's findings into ours: dotted paths, "must be ..." rules and nearest names.
+
+    Args:
+        error: what pydantic raised.
+        origins: who gave which field.
+        known: the field names of each table ("" is the top level), for unknown names.
+        prefix: the table that the error is about, when only a part of the recipe was validated.
+    """
+    problems: list[Problem] = []
+    for item in error.errors(include_url=False):
+        loc = item["loc"]
+        if prefix:  # behind a field's name come list positions, and pydantic's names for the branches of a union
+            loc = (prefix, *loc[:1], *(part for part in loc[1:] if isinstance(part, int)))
+        path = ".".join(str(part) for part in loc)
+        table, _, last = path.rpartition(".")
+        value, has_value = item["input"], True
+        if item["type"] == "extra_forbidden":
+            rule = unknown_field_rule(table, last, known.get(table, ()))
+        elif item["type"] == "missing":
+            rule, has_value = "is missing and has no default.", False
+        elif item["type"] == "value_error":
+            rule = item["msg"].removeprefix("Value error, ")
+            has_value = bool(item["loc"]) and not isinstance(value, dict)
+        else:
+            rule = item["msg"].replace("Input should be", "must be", 1).rstrip(".") + "."
+        if problems and problems[-1].field == path:  # the next branch of a union
+            rule = f"{problems.pop().rule[:-1]} or {rule.removeprefix('must be ')}"
+        problems.append(Problem(field=path, rule=rule, value=value, has_value=has_value, origin=origins.of(path)))
+    return problems
+
+
+def unknown_field_rule(table: str, name: str, known: Iterable[str]) -> str:
+    """Return the rule for a name that a table does not have."""
+    where = f"[{table}]" if table else "a recipe"
+    kind = "field" if table else "table"
+    return f"is not a {kind} of {where}. {nearest(name, known)}"
+
+
+def _show(value: object) -> str:
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    if isinstance(value, bool):
+        text = str(value).lower()
+    return text if len(text) <= _LONGEST_VALUE_SHOWN else text[: _LONGEST_VALUE_SHOWN - 3] + "..."

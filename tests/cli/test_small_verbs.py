@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from velodrome.cli.doctor import try_to_write
+from velodrome.recipes.read import builtin_names
+
+
+def test_recipes_lists_and_shows(velodrome):
+    listed = velodrome("recipes", "--json").json["recipes"]
+    assert [item["name"] for item in listed] == builtin_names()
+    shown = velodrome("recipes", "show", "mnist-mlp")
+    assert tomllib.loads(shown.out)["model"]["sizes"] == [784, 128, 64, 10]
+    assert velodrome("recipes", "list").out == velodrome("recipes").out
+
+
+def test_data_lists_what_can_be_fetched(velodrome):
+    assert {"fashion-mnist", "mnist", "diabetes"} <= {item["name"] for item in velodrome("data", "--json").json["data"]}
+
+
+def test_doctor_gathers_and_leaves_nothing_behind(project, velodrome):
+    before = sorted(project.iterdir())
+    facts = velodrome("doctor", "--json").json
+    assert facts["devices"][-1] == "cpu"
+    assert facts["write_error"] is None
+    assert sorted(project.iterdir()) == before
+    assert "Write test" in velodrome("doctor").out
+
+
+def test_doctor_says_where_it_cannot_write(project, velodrome):
+    answer = velodrome("doctor", "--out", "nowhere")
+    assert answer.code == 0
+    assert "FAILED: No such file or directory (nowhere)" in answer.out
+    assert try_to_write(project / "mine.toml") == f"Not a directory ({project / 'mine.toml'})"
+
+
+def test_init_never_writes_over_a_file(project, velodrome):
+    (project / "train.py").write_text("mine")
+    answer = velodrome("init")
+    assert (answer.code, "train.py exists already, so nothing was written" in answer.err) == (3, True)
+    assert (project / "train.py").read_text() == "mine"
+    assert not (project / "recipe.toml").exists()
+
+
+def test_init_into_a_file_is_refused(project, velodrome):
+    answer = velodrome("init", "mine.toml")
+    assert (answer.code, "cannot be written to" in answer.err) == (3, True)
+
+
+@pytest.mark.slow
+def test_init_recipe_and_script_run_as_they_are(project, velodrome):
+    assert velodrome("init", "start").code == 0
+    assert velodrome("train", "start/recipe.toml", "-q").code == 0
+    script = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=project / "start",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert script.returncode == 0, script.stderr
+    assert "val/accuracy" in script.stdout

@@ -1,0 +1,45 @@
+"""The benchmarks run from start to record, and their arms train the same weights. No time is judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_benchmark(name: str, records: Path, *arguments: str) -> dict:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--records", str(records), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((records / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_overhead_compares_loops_that_train_the_same_weights(tmp_path: Path) -> None:
+    record = run_benchmark("overhead", tmp_path, "--steps", "20", "--rounds", "1")
+
+    assert record["results"]["largest_weight_difference"] == {
+        "raw": 0,
+        "raw_again": 0,
+        "fit": 0,
+        "explicit": 0,
+    }
+    assert set(record["results"]["added_us"]) == {"raw_again", "fit", "explicit"}
+    assert record["environment"]["versions"]["torch"]
+
+
+def test_startup_times_whole_processes(tmp_path: Path) -> None:
+    record = run_benchmark("startup", tmp_path, "--rounds", "1")
+
+    assert record["results"]["import_torch_s"]["median"] > record["results"]["bare_python_s"]["median"]
+
+
+def test_the_tutorial_benchmark_names_the_missing_files(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "tutorial_loop.py"), "--data-root", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "no FashionMNIST file train-images-idx3-ubyte" in done.stderr
+    assert "--data-root" in done.stderr

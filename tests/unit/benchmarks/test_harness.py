@@ -1,0 +1,66 @@
+"""The benchmark harness takes turns, keeps rounds together, and writes what a reader needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "harness.py"
+
+
+@pytest.fixture
+def harness() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_harness", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_arms_take_turns_and_the_order_turns_round(harness: ModuleType) -> None:
+    order: list[str] = []
+
+    def arm(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    results = harness.interleave({"a": lambda: arm("a"), "b": lambda: arm("b")}, rounds=3, say=False)
+
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert results == {"a": [1, 4, 5], "b": [2, 3, 6]}
+
+
+def test_ratios_are_taken_within_a_round(harness: ModuleType) -> None:
+    assert harness.ratios([10.0, 9.0], [2.0, 3.0]) == [5.0, 3.0]
+
+
+def test_summary_gives_median_and_range(harness: ModuleType) -> None:
+    assert harness.summary([3.0, 1.0, 8.0]) == {"n": 3, "median": 3.0, "min": 1.0, "max": 8.0}
+
+
+def test_environment_names_versions_processor_and_date(harness: ModuleType) -> None:
+    facts = harness.environment(threads=2)
+
+    assert facts["threads"] == 2
+    assert facts["cpu"]
+    assert facts["cores"] >= 1
+    assert facts["versions"]["torch"]
+    assert len(facts["date"]) == 10
+
+
+def test_a_record_is_json_under_its_name(
+    harness: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = harness.write_record("speed", {"results": {"x": 1.5}}, tmp_path / "records")
+
+    assert path == tmp_path / "records" / "speed.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == {"results": {"x": 1.5}}
+    assert "Wrote" in capsys.readouterr().out

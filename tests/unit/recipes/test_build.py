@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from velodrome.errors import DataError, RecipeError
+from velodrome.recipes.build import build, resolve_sizes, try_out
+from velodrome.recipes.loading import find_run, load_model, load_run_recipe, read_notes
+from velodrome.recipes.read import load_recipe
+
+MODULE = """\
+import torch
+
+from velodrome.data.sources.splits import Splits
+
+
+def tensors(num=40):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num, 2, 8, generator=generator)
+    return (x, x.flatten(1)[:, :3].argmax(1)), (x[:10], x[:10].flatten(1)[:, :3].argmax(1))
+
+
+def splits():
+    train, val = tensors()
+    return Splits(
+        train=train, val=val, origin="Made up.", class_names=("a", "b", "c"), preprocessing={"means": [0.5, 1.5]}
+    )
+
+
+def without_val():
+    return tensors()[0], None
+
+
+def batches():
+    x, y = tensors()[0]
+    return [(x[:20], y[:20]), (x[20:], y[20:])], None
+
+
+def empty_samples():
+    return (torch.zeros(5, 0), torch.zeros(5, dtype=torch.int64)), None
+
+
+def needs(width):
+    raise TypeError("from inside")
+"""
+
+
+@pytest.fixture
+def load(recipe_file):
+    (recipe_file.parent / "shelf_for_build_tests.py").write_text(MODULE)
+
+    def call(function, *overrides, **options):
+        changes = [f"data.name=shelf_for_build_tests:{function}", *overrides]
+        return load_recipe(recipe_file, changes, **options)
+
+    return call
+
+
+def test_build_seed_decides_the_weights(load):
+    first, second = (build(load("tensors")).model.state_dict() for _ in range(2))
+    other = build(load("tensors", "train.seed=1")).model.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_build_loaders_follow_the_recipe(load):
+    ready = build(load("tensors", "train.batch_size=16", "train.eval_batch_size=4", "train.shuffle=false"))
+    x = ready.data.train[0]
+    assert [len(batch[0]) for batch in ready.train] == [16, 16, 8]
+    assert [len(batch[0]) for batch in ready.val] == [4, 4, 2]
+    assert torch.equal(next(iter(ready.train))[0], x[:16])
+
+
+def test_build_auto_size_is_measured_and_resolved(load):
+    ready = build(load("tensors", 'model.sizes=["auto",4,3]'))
+    assert ready.recipe.model.arguments["sizes"] == [16, 4, 3]  # 2 x 8 numbers a sample
+
+
+def test_build_auto_size_of_an_iterable_asks_for_the_number(load):
+    with pytest.raises(RecipeError, match="Write the number"):
+        build(load("batches", 'model.sizes=["auto",3]'))
+
+
+def test_build_auto_size_of_empty_samples_is_refused(load):
+    with pytest.raises(DataError, match=r"shape \(1, 0\), which holds no number"):
+        build(load("empty_samples", 'model.sizes=["auto",3]'))
+
+
+def test_resolve_sizes_leaves_numbers_alone(load):
+    recipe = load("tensors").recipe
+    assert resolve_sizes(recipe, None) is recipe
+
+
+def test_build_own_iterable_of_batches_is_used_as_it_is(load):
+    ready = build(load("batches"))
+    assert isinstance(ready.train, list)
+    assert try_out(ready) is None  # trying a generator would use it up
+    assert ready.make_trainer(progress=False).fit(ready.train, steps=2).metrics["step"] == 2
+
+
+def test_try_out_changes_neither_the_model_nor_the_order(load):
+    tried, untried = build(load("tensors")), build(load("tensors"))
+    trial = try_out(tried)
+    assert trial is not None
+    assert trial.val["accuracy"] <= 1
+    results = [r.make_trainer(progress=False).fit(r.train, r.val, **r.fit_arguments) for r in (tried, untried)]
+    assert results[0].metrics["train/loss"] == results[1].metrics["train/loss"]
+
+
+def test_try_out_without_validation_data(load):
+    trial = try_out(build(load("without_val")))
+    assert trial is not None
+    assert trial.val == {}
+
+
+def test_build_error_inside_user_code_passes_through(load):
+    with pytest.raises(TypeError, match="from inside"):
+        build(load("needs", "data.width=3"))
+
+
+def test_load_recipe_missing_argument_of_user_code(load):
+    with pytest.raises(RecipeError, match="data.width is missing: shelf_for_build_tests:needs has no default for it"):
+        load("needs")
+
+
+@pytest.mark.parametrize("table", ["model", "data", "loss", "optimizer"])
+def test_untrusted_recipe_is_refused_before_anything_is_loaded(recipe_file, table):
+    loaded = load_recipe(recipe_file, [f"{table}.name=no_such_module:thing"], trusted=False)
+    with pytest.raises(RecipeError, match=f'{table}.name="no_such_module:thing" stands in a recipe inside a run'):
+        build(loaded)
+
+
+def test_run_keeps_recipe_and_preprocessing_and_the_model_comes_back(load, tmp_path):
+    ready = build(load("splits"))
+    run = tmp_path / "run"
+    result = ready.make_trainer(run_dir=run, progress=False, loggers=()).fit(ready.train, ready.val, epochs=1)
+    assert result.run_dir == run
+    assert load_run_recipe(run).recipe == ready.recipe
+    notes = read_notes(run / "checkpoints")  # anywhere inside the run
+    assert (notes.class_names, notes.preprocessing) == (("a", "b", "c"), {"means": [0.5, 1.5]})
+    assert json.loads((run / "preprocessing.json").read_text())["class_names"] == ["a", "b", "c"]
+    x = ready.data.val[0]
+    restored = load_model(run, weights="last")
+    assert not restored.training
+    assert torch.equal(restored(x), ready.model.eval()(x))
+    assert torch.equal(load_model(run, model=build(load("splits")).model, weights="last")(x), restored(x))
+
+
+def test_load_run_recipe_without_a_recipe_says_what_to_give(tmp_path):
+    assert find_run(tmp_path) is None
+    with pytest.raises(RecipeError, match=r"no recipe\.toml in .*model= in Python, --recipe"):
+        load_run_recipe(tmp_path)
+    assert read_notes(tmp_path).class_names == ()

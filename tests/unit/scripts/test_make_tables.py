@@ -1,0 +1,77 @@
+"""Tables between markers are written from records, and stale ones are found."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "make_tables.py"
+RECORD = {
+    "environment": {
+        "cpu": "Some CPU",
+        "cores": 2,
+        "date": "2026-01-02",
+        "rounds": 11,
+        "versions": {"torch": "2.13.0"},
+    },
+    "results": {
+        "import_torch_s": {"median": 1.5},
+        "added_by_velodrome_ms": {"median": 42.4},
+        "help_s": {"median": 0.314},
+    },
+}
+PAGE = "before\n<!-- table: startup -->\nold\n<!-- end table -->\nafter\n"
+
+
+@pytest.fixture
+def make_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tables", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_table_is_written_between_its_markers(make_tables: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "startup.json").write_text(json.dumps(RECORD), encoding="utf-8")
+
+    page = make_tables.filled(PAGE, tmp_path)
+
+    assert page.startswith("before\n<!-- table: startup -->\n|  | median |\n| --- | ---: |\n")
+    assert "| `import velodrome; velodrome.Trainer` adds | 42 ms |" in page
+    assert "Some CPU, 2 cores, torch 2.13.0, 2026-01-02." in page
+    assert page.endswith("\n<!-- end table -->\nafter\n")
+    assert "old" not in page
+    assert make_tables.filled(page, tmp_path) == page
+
+
+def test_a_table_without_a_record_says_that_it_was_not_measured(make_tables: ModuleType, tmp_path: Path) -> None:
+    assert "Not measured yet: run `make bench`." in make_tables.filled(PAGE, tmp_path)
+
+
+def test_an_unknown_table_is_refused_with_the_known_names(make_tables: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no table 'speed'. Known: overhead, startup, tutorial_loop"):
+        make_tables.filled(PAGE.replace("startup", "speed"), tmp_path)
+
+
+def test_check_finds_a_stale_page_and_changes_nothing(
+    make_tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(PAGE, encoding="utf-8")
+    monkeypatch.setattr(make_tables, "ROOT", tmp_path)
+    monkeypatch.setattr(make_tables, "pages", lambda: [page])
+    monkeypatch.setattr("sys.argv", ["make_tables.py", "--check"])
+
+    with pytest.raises(SystemExit, match=r"do not match benchmarks/records: README.md. Run: make tables"):
+        make_tables.main()
+
+    assert page.read_text(encoding="utf-8") == PAGE

@@ -1,0 +1,109 @@
+"""The public names, their arguments, and what `import velodrome` costs. A change here is a change for users."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import operator
+import subprocess
+import sys
+
+import pytest
+
+import velodrome as vd
+
+NAMES = {
+    "Callback",
+    "Checkpointing",
+    "DataLoader",
+    "FitResult",
+    "StopReason",
+    "Trainer",
+    "errors",
+    "evaluate",
+    "fit",
+    "load_model",
+    "predict",
+    "seed_everything",
+}
+# Positional arguments first, then keywords; renaming one breaks somebody's script.
+SIGNATURES = {
+    "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics device seed run_dir checkpoint"
+    " callbacks loggers progress log_every",
+    "Trainer.fit": "train val epochs steps seconds batch_size eval_batch_size shuffle",
+    "Trainer.evaluate": "data batch_size",
+    "Trainer.predict": "data batch_size",
+    "Trainer.epochs": "epochs steps seconds",
+    "Trainer.forward": "batch",
+    "Trainer.step": "loss items",
+    "Trainer.measure": "outcome",
+    "Trainer.log": "values",
+    "fit": "model train val epochs steps seconds batch_size eval_batch_size shuffle trainer_arguments",
+    "evaluate": "model data loss metrics step_fn batch_size device progress",
+    "predict": "model data batch_size device progress",
+    "DataLoader": "dataset batch_size shuffle drop_last num_workers transform seed sampler batch_sampler collate_fn"
+    " generator torch_arguments",
+    "load_model": "path model weights",
+    "seed_everything": "seed",
+}
+HEAVY = (
+    "tensorboard",
+    "matplotlib",
+    "pandas",
+    "pydantic",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+    "rich",
+    "typer",
+)
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(vd.__all__) - {"__version__"} == NAMES
+
+
+def test_every_public_name_is_there_and_is_listed() -> None:
+    assert [name for name in vd.__all__ if not hasattr(vd, name)] == []
+    assert set(vd.__all__) <= set(dir(vd))
+
+
+def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:
+    with pytest.raises(AttributeError, match="fitt"):
+        _ = vd.fitt  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("dotted_name", sorted(SIGNATURES))
+def test_the_arguments_are_these(dotted_name: str) -> None:
+    called = operator.attrgetter(dotted_name)(vd)
+    names = [name for name in inspect.signature(called).parameters if name != "self"]
+
+    assert names == SIGNATURES[dotted_name].split()
+
+
+def test_import_of_velodrome_alone_does_not_import_torch() -> None:
+    assert run_python("import sys, velodrome; print('torch' in sys.modules)") == "False\n"
+
+
+def test_the_trainer_brings_no_heavy_extra() -> None:
+    code = (
+        "import json, sys, torch; before = set(sys.modules); import velodrome; velodrome.Trainer\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in set(sys.modules) - before]))"
+    )
+
+    assert json.loads(run_python(code)) == []
+
+
+def test_importing_everything_public_never_initialises_cuda() -> None:
+    code = (
+        "import torch, velodrome\n"
+        "for name in velodrome.__all__: getattr(velodrome, name)\n"
+        "print(torch.cuda.is_initialized())"
+    )
+
+    assert run_python(code) == "False\n"
