@@ -280,9 +280,11 @@ class Run:
         self._train_means.add("loss", loss, self.batch_samples if items is None else items)
         for call in self._events["on_step_end"]:
             call(self.trainer)
-        if progress.steps_done % self._log_every == 0:
-            self._log_interval()
-        if self._save_every is not None and self._save_every.unit != "epochs" and self._save_is_due(self._save_every):
+        every = self._save_every
+        save_is_due = every is not None and every.unit != "epochs" and self._save_is_due(every)
+        if save_is_due or progress.steps_done % self._log_every == 0:
+            self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
+        if save_is_due:
             self.save()
 
     def measure(self, outcome: Any) -> None:

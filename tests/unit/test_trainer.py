@@ -1,11 +1,15 @@
 """The trainer as its users see it: what it shows, what it gives back, how it goes on."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from velodrome import Callback, StopReason, Trainer
-from velodrome.errors import ArgumentError
+from velodrome.checkpoint.read import resolve_weights
+from velodrome.errors import ArgumentError, DataError, NumericsError, RefusedError
 
 X, Y = torch.arange(8.0).reshape(8, 1), torch.zeros(8, 1)
 
@@ -462,3 +466,107 @@ def test_callbacks_meet_the_events_in_order():
     make_trainer(callbacks=[Listens()]).fit((X, Y), (X, Y), batch_size=4, epochs=2)
     epoch = ["on_epoch_start", "on_step_end", "on_step_end", "on_evaluate_end", "on_epoch_end"]
     assert events == ["on_fit_start", *epoch, *epoch, "on_fit_end"]
+
+
+# -- with a run directory -----------------------------------------------------------------------------------------------
+
+
+class BecomesNan(nn.Module):
+    """A model whose output is NaN from a training batch on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False)
+        self.at = at
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.layer(x) * (float("nan") if self.calls >= self.at else 1.0)
+
+
+@pytest.mark.parametrize(
+    "every", ["every step", "every 2 steps", "every 4 samples", "every 0.000001 seconds", "every epoch"]
+)
+def test_weights_after_a_nan_loss_are_never_saved(tmp_path, every):
+    model = BecomesNan(at=4)
+    trainer = Trainer(
+        model, "sgd", lr=0.01, loss="mse", run_dir=tmp_path / "run", checkpoint=every, loggers=[], log_every="1000 steps",
+        progress=False, device="cpu",
+    )  # fmt: skip
+    with pytest.raises(NumericsError, match="The training loss became nan"):
+        trainer.fit((X, Y), batch_size=4, epochs=10)
+    saved = list((tmp_path / "run").rglob("model.safetensors"))
+    for path in saved:
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+    steps = {int(path.parent.name.removeprefix("step-")) for path in saved}
+    assert steps
+    assert max(steps) < 4
+
+
+def test_run_directory_changes_no_bit(tmp_path):
+    weights = []
+    for run_dir in (None, tmp_path / "run"):
+        trainer = make_trainer(lr=0.001, seed=3, run_dir=run_dir, checkpoint="every 2 steps")
+        trainer.fit((X, Y + X.sin()), (X, Y), batch_size=3, epochs=2)
+        weights.append(trainer.model.weight.item())
+    assert weights[0] == weights[1]
+
+
+def test_best_and_last_weights_are_on_the_disk(tmp_path):
+    train, val = (torch.ones(1, 1), torch.full((1, 1), 4.0)), (torch.ones(1, 1), torch.full((1, 1), 2.0))
+    trainer = Trainer(
+        one_weight(), "sgd", lr=1 / 6, loss="mse", run_dir=tmp_path / "run", loggers=[], progress=False, device="cpu"
+    )
+    result = trainer.fit(train, val, batch_size=1, epochs=4)
+    assert result.run_dir == tmp_path / "run"
+    # w: 2 after the first epoch, as validation wants it; then 2.67, 3.11 and 3.41
+    assert load_file(resolve_weights(tmp_path / "run", "best"))["weight"].item() == pytest.approx(2.0)
+    assert load_file(resolve_weights(tmp_path / "run", "last"))["weight"].item() == trainer.model.weight.item()
+
+
+def test_run_that_goes_on_keeps_one_journal(tmp_path):
+    trainer = make_trainer(run_dir=tmp_path / "run", loggers=[])
+    trainer.fit((X, Y), batch_size=4, epochs=1)
+    trainer.fit((X, Y), batch_size=4, epochs=3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["kind"] == "epoch"] == [1, 2, 3]
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["status"] == "done"
+
+
+def test_error_leaves_its_traceback_and_the_status_failed(tmp_path):
+    trainer = make_trainer(run_dir=tmp_path / "run", loggers=[], callbacks=[FailsAt(3)])
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer.fit((X, Y), batch_size=4, epochs=2)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["status"] == "failed"
+    assert "RuntimeError: mine" in facts["error"]
+    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_trainer_refused_once_writes_its_folder_when_it_is_given_good_data(tmp_path):
+    trainer = make_trainer(run_dir=tmp_path / "run", loggers=["csv"])
+    for _ in range(2):
+        with pytest.raises(DataError, match="would broadcast"):
+            trainer.fit((X, Y.squeeze(1)), batch_size=4, epochs=1)
+        assert not (tmp_path / "run").exists()
+        with pytest.raises(DataError, match="holds NaN"):
+            trainer.fit((X / 0, Y), batch_size=4, epochs=1)
+        assert not (tmp_path / "run").exists()
+    trainer.fit((X, Y), batch_size=4, epochs=1)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+    assert load_file(resolve_weights(tmp_path / "run", "last"))["weight"].shape == (1, 1)
+
+
+def test_run_directory_that_cannot_be_written_is_refused_before_the_model_is_touched(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArgumentError, match=r"run_dir='.*file/run' cannot be written to: .*Give another run_dir"):
+        make_trainer(run_dir=tmp_path / "file" / "run")
+
+
+def test_run_directory_with_a_run_in_it_is_refused(tmp_path):
+    make_trainer(run_dir=tmp_path / "run", loggers=[]).fit((X, Y), batch_size=4, epochs=1)
+    with pytest.raises(RefusedError, match=r"holds a run already .*Give another run_dir"):
+        make_trainer(run_dir=tmp_path / "run")
