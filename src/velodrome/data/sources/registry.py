@@ -30,7 +30,7 @@ def known_names() -> list[str]:
 
 
 def fetch(
-    name: str, root: str | Path | None = None, *, source: Place = "auto", say: Callable[[str], object] = print
+    name: str, root: str | Path | None = None, *, source: str = "auto", say: Callable[[str], object] = print
 ) -> Path:
     """Bring a data set to this machine, unless it is there, and say where it is.
 
