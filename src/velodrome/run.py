@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from velodrome.errors import ArgumentError, NumericsError
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.metrics.means import RunningMeans
 from velodrome.metrics.metric_set import MetricSet
+from velodrome.record.progress import NoProgress
 from velodrome.seeding import seed_everything
 
 if TYPE_CHECKING:
@@ -92,12 +94,15 @@ class Run:
         self._epochs: int | None = None
         self._started_at = self._saved_at = 0.0
         self._interval = (0.0, 0)
+        self._train_seconds = 0.0
+        self._left_phase: Callable[[], None] | None = None
+        self._is_under_way = False
 
     # -- run and epoch ----------------------------------------------------------------------------------------------
 
     def begin_run(self, budget: Budget) -> None:
         """Seed, open the records, and tell the callbacks."""
-        if self.phase:
+        if self._is_under_way:
             raise ArgumentError(
                 "A run of this trainer is under way already. Finish its loop first, or make another Trainer."
             )
@@ -105,6 +110,7 @@ class Run:
             raise ArgumentError(
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
+        self._is_under_way = True
         self.stop_requested = self.stop_reason = None
         self._epochs = budget.epochs
         self._events = _listeners(self.callbacks)
@@ -124,10 +130,12 @@ class Run:
         self._train_means.reset()
         self._train_metrics.reset()
         self._interval = (perf_counter(), self.progress.samples_done)
+        self._train_seconds = 0.0
         self._tell("on_epoch_start")
 
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
+        self._finish_left_phase()
         self._tick()
         progress = self.progress
         row = {
@@ -147,6 +155,7 @@ class Run:
     def end_run(self, reason: StopReason) -> None:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
         self._tick()
+        self._left_phase, self._is_under_way = None, False
         self.stop_reason = reason
         if reason is not StopReason.LEFT and self.progress.steps_done:
             self.save()
@@ -156,6 +165,8 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """Record that an error ended the run."""
+        if self._is_under_way:  # a second run was refused inside of this one, which the error has not reached yet
+            return
         self.phase = ""
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
         try:
@@ -181,49 +192,83 @@ class Run:
     @contextmanager
     def training(self, total_batches: int | None) -> Iterator[None]:
         """Collect what is logged and measured inside as the training phase."""
+        self._finish_left_phase()
         if self.phase:
             raise ArgumentError(
                 f"epoch.train() was started inside of the {self.phase!r} phase. Finish that loop first."
+            )
+        if "epoch" not in self._row:
+            raise ArgumentError(
+                "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
         self.phase, self._means, self._phase_metrics = "train", self._train_means, self._train_metrics
         self.display.begin("train", self._row["epoch"], self._epochs, total_batches)
         started = perf_counter()
         try:
             yield
+        except GeneratorExit:
+            self._left_phase = self._finish_training
+            raise
         finally:
             self.phase = ""
-        values = self._train_means.means_blocking()
-        self._check_finite_loss(values)
-        values.update(self._train_metrics.compute_blocking())
-        self._row.update({f"train/{name}": value for name, value in values.items()})
-        self._row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, perf_counter() - started)
-        self.display.show(values)
-        self.display.end()
+            self._train_seconds += perf_counter() - started
+        self._finish_training()
 
     @contextmanager
     def evaluation(self, name: str, total_batches: int | None) -> Iterator[dict[str, float]]:
         """Collect what is logged and measured inside under this name; the dict holds the means afterwards."""
-        outer = self.phase, self._means, self._phase_metrics
-        self.phase, self._means, self._phase_metrics = (
-            name,
-            RunningMeans(),
-            MetricSet(self._metrics, self.trainer.device),
-        )
-        self.display.begin(name, self._row.get("epoch", 0), self._epochs, total_batches)
+        self._finish_left_phase()
+        outer = self.phase, self._means, self._phase_metrics, self.batch_samples, self.display
+        means, metrics = RunningMeans(), MetricSet(self._metrics, self.trainer.device)
+        self.phase, self._means, self._phase_metrics = name, means, metrics
+        if outer[0]:  # inside of another phase, from a callback say: the bar goes on showing that one
+            self.display = NoProgress()
+        display = self.display
+        display.begin(name, self._row.get("epoch", 0), self._epochs, total_batches)
         values: dict[str, float] = {}
+        finish = partial(self._finish_evaluation, name, means, metrics, values, display)
         try:
             yield values
-            values.update(self._means.means_blocking())
-            if "loss" in values or not self._metrics:
-                values.update(self._phase_metrics.compute_blocking())
+        except GeneratorExit:
+            self._left_phase = finish
+            raise
         finally:
-            self.phase, self._means, self._phase_metrics = outer
+            self.phase, self._means, self._phase_metrics, self.batch_samples, self.display = outer
+        finish()
+
+    def _finish_training(self) -> None:
+        """Put the means of the training phase into the epoch's row."""
+        values = self._train_means.means_blocking()
+        self._check_finite_loss(values)
+        values.update(self._train_metrics.compute_blocking())
+        self._row.update({f"train/{name}": value for name, value in values.items()})
+        self._row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, self._train_seconds)
         self.display.show(values)
         self.display.end()
+
+    def _finish_evaluation(
+        self, name: str, means: RunningMeans, metrics: MetricSet, values: dict[str, float], display: ProgressView
+    ) -> None:
+        """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
+        values.update(means.means_blocking())
+        if "loss" in values or not self._metrics:
+            values.update(metrics.compute_blocking())
+        display.show(values)
+        display.end()
         named = {f"{name}/{key}": value for key, value in values.items()}
         self._row.update(named)
         if name != "predict":
             self._tell("on_evaluate_end", named)
+
+    def _finish_left_phase(self) -> None:
+        """Finish a phase whose loop was left by `break`.
+
+        Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was left is
+        finished when the run goes on, which after an error it does not.
+        """
+        finish, self._left_phase = self._left_phase, None
+        if finish is not None:
+            finish()
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -235,9 +280,11 @@ class Run:
         self._train_means.add("loss", loss, self.batch_samples if items is None else items)
         for call in self._events["on_step_end"]:
             call(self.trainer)
-        if progress.steps_done % self._log_every == 0:
-            self._log_interval()
-        if self._save_every is not None and self._save_every.unit != "epochs" and self._save_is_due(self._save_every):
+        every = self._save_every
+        save_is_due = every is not None and every.unit != "epochs" and self._save_is_due(every)
+        if save_is_due or progress.steps_done % self._log_every == 0:
+            self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
+        if save_is_due:
             self.save()
 
     def measure(self, outcome: Any) -> None:

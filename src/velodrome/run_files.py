@@ -59,6 +59,7 @@ class RunFiles:
         self._store: Any = None
         self._best: tuple[int, float] | None = None
         self._saved_step = -1
+        self._is_discarded = False
         self.history: list[dict[str, Any]] = []
 
     @property
@@ -69,26 +70,29 @@ class RunFiles:
     def say(self, line: str) -> None:
         """Show a line to people, and keep it in the run's log."""
         self._display.say(line)
-        if self._directory is not None:
+        if self._directory is not None and not self._is_discarded:
             self._directory.log(line)
 
     def warn(self, line: str) -> None:
         """Show a line that must be seen, also when nothing else is shown."""
         (say_on_stderr if isinstance(self._display, NoProgress) else self._display.say)(line)
-        if self._directory is not None:
+        if self._directory is not None and not self._is_discarded:
             self._directory.log(line)
 
     def start(self, facts: Mapping[str, object]) -> None:
-        """Open the records."""
+        """Open the records; a trainer that goes on continues its own."""
         if self._directory is None:
             self._journal = Journal(None, (), say=self.warn)
             return
-        self._directory.start(facts)
+        if self._journal is None and not self._is_discarded:
+            self._directory.start(facts)
+        else:
+            self._directory.reopen(facts)
+        self._is_discarded = False
         self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.warn)
-        if self._store is None:
-            from velodrome.checkpoint.store import CheckpointStore
+        from velodrome.checkpoint.store import CheckpointStore
 
-            self._store = CheckpointStore(self._directory.path / "checkpoints", run_id=self._directory.id)
+        self._store = CheckpointStore(self._directory.path / "checkpoints", run_id=self._directory.id)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Record a row; an epoch's row joins the history."""
@@ -141,19 +145,23 @@ class RunFiles:
         """Record the error that ended the run."""
         if self._journal is not None:
             self._journal.close()
-        if self._directory is not None and not progress.steps_done and isinstance(error, (DataError, ArgumentError)):
-            self._discard(self._directory.path)
-        elif self._directory is not None and self._journal is not None:
-            status = "stopped" if reason is StopReason.INTERRUPTED else "failed"
-            self._directory.finish(
-                status,
-                {"stop_reason": str(reason), "error": f"{type(error).__name__}: {error}", "progress": asdict(progress)},
-            )
-            self._directory.log("".join(traceback.format_exception(error)).rstrip())
+        if self._directory is not None and not self._is_discarded:
+            if not progress.steps_done and isinstance(error, (DataError, ArgumentError)):
+                self._discard(self._directory.path)
+            elif self._journal is not None:
+                status = "stopped" if reason is StopReason.INTERRUPTED else "failed"
+                facts = {
+                    "stop_reason": str(reason),
+                    "error": f"{type(error).__name__}: {error}",
+                    "progress": asdict(progress),
+                }
+                self._directory.finish(status, facts)
+                self._directory.log("".join(traceback.format_exception(error)).rstrip())
         self._display.close()
 
     def _discard(self, folder: Path) -> None:
         """Remove what a run wrote that was refused before its first step: nothing half-written stays behind."""
+        self._is_discarded = True
         for entry in set(os.listdir(folder)) - (self._entries_before or set()):
             path = folder / entry
             if path.is_dir() and not path.is_symlink():

@@ -223,16 +223,15 @@ class Trainer:
             val: the same, or None.
             epochs, steps, seconds: the run ends with the first of these that is used up, counted from the trainer's first epoch.
             batch_size: samples a batch, for a dataset or tensors.
-            eval_batch_size: the same for `val`; `batch_size` when left out.
+            eval_batch_size: the same for `val`; when left out `batch_size`, or 1000 where there is none.
             shuffle: draw a new order of a dataset or tensors every epoch.
         """
         try:
             train = self._sources.get(train, role="train", batch_size=batch_size, shuffle=shuffle)
             if val is not None:
-                size = eval_batch_size or batch_size
-                val = self._sources.get(
-                    val, role="val", batch_size=size if self._sources.needs_batch_size(val) else eval_batch_size
-                )
+                size = eval_batch_size or (batch_size if self._sources.needs_batch_size(val) else None)
+                val = self._sources.get(val, role="val", batch_size=size, default_batch_size=1000)
+                self._first_batch.foresee(getattr(val, "columns", None))
             return fit(self, train, val, epochs=epochs, steps=steps, seconds=seconds)
         except BaseException as error:
             self._run.fail(error)

@@ -32,6 +32,7 @@ def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
             epoch = Epoch(host, budget)
             yield epoch
             epoch.check_trained()
+            host.progress.epochs_done += epoch.is_whole
             host.end_epoch()
         reason = stop
     finally:
@@ -44,6 +45,8 @@ class Epoch:
     def __init__(self, host: LoopHost, budget: Budget) -> None:
         self.index = host.progress.epochs_done
         """which epoch it is, counted from 0"""
+        self.is_whole = True
+        """False once a budget or a request to stop cut training short; leaving your own loop early is your decision"""
         self._host = host
         self._budget = budget
         self._batches_done = 0
@@ -66,9 +69,11 @@ class Epoch:
         total = length_of(source)
         max_steps = math.inf if budget.steps is None else budget.steps
         deadline = math.inf if budget.seconds is None else perf_counter() + budget.seconds - progress.seconds
+        if progress.steps_done >= max_steps or host.stop_requested is not None:  # used up by this epoch's first train()
+            self.is_whole = False
+            return
         next_draw = 0.0
         batches_done = 0
-        is_whole = True
         with host.training(total), training_mode(host.model):
             advance = host.display.advance
             for raw_batch in source:
@@ -83,7 +88,7 @@ class Epoch:
                     advance(batches_done, progress.samples_in_epoch)
                     next_draw = now + _SECONDS_BETWEEN_DRAWS
                 if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
-                    is_whole = batches_done == total
+                    self.is_whole = batches_done == total
                     break
             if not batches_done:
                 raise DataError(
@@ -91,7 +96,6 @@ class Epoch:
                 )
             advance(batches_done, progress.samples_in_epoch)
         self._batches_done += batches_done
-        progress.epochs_done += is_whole
 
     def evaluate(self, data: Any, *, batch_size: int | None = None, name: str = "val") -> Iterator[Any]:
         """Yield the evaluation batches, on the device; eval mode and inference mode hold meanwhile and are put back.

@@ -104,7 +104,8 @@ class MetricSet:
             return
         if not (isinstance(output, Tensor) and isinstance(target, Tensor) and output.ndim and target.ndim):
             self._flush()
-            self._apply(output, target)
+            apply = self._apply_incomplete if output is None or target is None else self._apply
+            apply(output, target)
             return
         held = self._outputs
         if held and (held[0].shape[1:] != output.shape[1:] or self._targets[0].shape[1:] != target.shape[1:]):
@@ -150,6 +151,18 @@ class MetricSet:
         self._targets.clear()
         self._held_numbers = 0
         self._apply(output, target)
+
+    def _apply_incomplete(self, output: Any, target: Any) -> None:
+        """Apply metrics that can do without: a function of the output alone, say."""
+        try:
+            self._apply(output, target)
+        except (AttributeError, TypeError) as error:
+            missing = " and ".join(name for name, value in (("output", output), ("target", target)) if value is None)
+            names = ", ".join([*self._sample_metrics, *self._stateful])
+            raise ArgumentError(
+                f"The metrics ({names}) need outputs and targets, but the step gave no {missing}: a model or step_fn that returns its "
+                f'loss must return a dict with "loss", "output" and "target" for them.'
+            ) from error
 
     def _apply(self, output: Any, target: Any) -> None:
         # Inference mode always, not only where the caller has it: a metric's state that was made inside it

@@ -64,7 +64,7 @@ class LineProgress:
 
     def close(self) -> None:
         """Say the line that is still due."""
-        self._summary.flush()
+        self._summary.close()
 
     def say(self, line: str) -> None:
         """Print a line."""

@@ -169,6 +169,12 @@ class EpochSummary:
         if trained is not None:
             self._say(_summarize([trained]))
 
+    def close(self) -> None:
+        """Say the line that waits, unless an error or a `break` cut short what is open: then the epoch has none."""
+        if self.phase is not None:
+            self.phase = self._trained = None
+        self.flush()
+
     def measure_s(self, phase: Phase) -> float:
         """Return how long the phase has been going on."""
         return self._clock() - phase.started_s

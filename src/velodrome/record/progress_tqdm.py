@@ -87,7 +87,7 @@ class TqdmProgress:
     def close(self) -> None:
         """Take the bar away and say the line that is still due."""
         self._close_bar()
-        self._summary.flush()
+        self._summary.close()
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

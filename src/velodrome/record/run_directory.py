@@ -85,6 +85,27 @@ class RunDirectory:
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
+    def reopen(self, facts: Mapping[str, object] | None = None) -> None:
+        """Say in `run.json` that the run, ended once, goes on; a folder that is gone by now is made again.
+
+        Raises:
+            ArgumentError: the file cannot be written.
+        """
+        own: dict[str, object] = {"status": "running", "finished": None}
+        first = self._record or {
+            "id": self.id,
+            "status": "",
+            "started": _now(),
+            "finished": None,
+            **describe_surroundings(),
+        }
+        self._record = {**first, **_as_dict(facts), **own, "id": self.id}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path / "run.json", self._encode())
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
     def finish(self, status: str, facts: Mapping[str, object] | None = None) -> None:
         """Put the end of the run into `run.json`: "done", "failed" or "stopped".
 

@@ -32,6 +32,7 @@ def check_outcome(
     """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return
+    output = output.detach()
     if loss.kind == "classes":
         _check_classes(
             loss, output, target, target if all_targets is None else all_targets, role, whole=all_targets is not None

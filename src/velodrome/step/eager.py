@@ -66,9 +66,13 @@ class EagerEngine:
             output = self.model(batch[0])
             target = batch[1]
         else:
-            inputs, target = split_batch(batch)
-            output = self._call_model(inputs)
+            output, target = self.run_model(batch)
         return Outcome(self._loss_function(output, target), output, target)
+
+    def run_model(self, batch: Any) -> tuple[Any, Any]:
+        """Return output and target of a batch for a loss that is still to be computed."""
+        inputs, target = split_batch(batch)
+        return self._call_model(inputs), target
 
     def predict(self, batch: Any) -> Any:
         """Return the model's output for a batch, whose target, if it has one, is left out."""
@@ -134,6 +138,15 @@ def _outcome_of(result: Any, *, origin: str, batch: Any = None) -> Outcome:
     if isinstance(batch, Mapping):
         target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
     if isinstance(result, Tensor):
+        if result.ndim and result.numel() != 1:
+            if origin == "step_fn":
+                raise ArgumentError(
+                    f"step_fn returned a tensor of shape {tuple(result.shape)}, which is no loss. It must return a scalar: take its mean()."
+                )
+            raise ArgumentError(
+                f"No loss was given, and {origin} returned a tensor of shape {tuple(result.shape)}, which is none. "
+                f'Give a loss of (output, target), such as loss="cross_entropy", or a model that returns a scalar.'
+            )
         return Outcome(result, None, target)
     if isinstance(result, Mapping):
         loss, output, target = (

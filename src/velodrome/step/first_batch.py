@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
-from velodrome.errors import DataError, VelodromeError
+from velodrome.errors import ArgumentError, DataError
 from velodrome.step.checks import check_finite, check_input_fits_model, check_loss_value, check_outcome
 from velodrome.step.eager import EagerEngine, Outcome, split_batch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from velodrome.step.losses import Loss
 
 __all__ = ["FirstBatch"]
@@ -30,6 +33,7 @@ class FirstBatch:
         self._checked: set[int | str] = set()
         self._all_targets: Tensor | None = None
         self._source_key: int | str = ""
+        self._foreseen: Tensor | None = None
         self._is_loss_checked = False
         self.is_pending = True
         """whether the next forward pass belongs to a source that was not looked at yet"""
@@ -45,50 +49,82 @@ class FirstBatch:
         self.is_pending = self._source_key not in self._checked
         self._all_targets = None
         if self.is_pending and columns is not None:
-            tensors = columns.tensors
-            if isinstance(tensors, (tuple, dict)) and len(tensors) > 1:
-                try:
-                    target = split_batch(tensors)[1]
-                except DataError:
-                    return
-                self._all_targets = target if isinstance(target, Tensor) else None
+            self._all_targets = _targets_of(columns)
+
+    def foresee(self, columns: ColumnsLike | None) -> None:
+        """Validation data that lie in memory are looked at together with the first training batch, not an epoch later."""
+        self._foreseen = None if columns is None else _targets_of(columns)
 
     def forward(self, engine: EagerEngine, batch: Any, *, role: str) -> Outcome:
-        """Run the engine on the first batch, and check what went in and came out.
+        """Run the engine on the first batch, and check what comes out of the model before the loss sees it.
+
+        Before rather than after: on CUDA a label out of range kills the process's device context inside of the loss.
 
         Raises:
             DataError: see `check_outcome`; or the model failed, explained by the batch.
+            ArgumentError: no loss was given, and the model does not return one.
         """
-        try:
-            outcome = engine.forward(batch)
-        except VelodromeError:
-            raise
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            self._explain(engine, batch, error, role)
-            raise
-        if self._loss is not None:
-            check_outcome(self._loss, outcome.output, outcome.target, all_targets=self._all_targets, role=role)
+        if self._loss is None or engine.step_fn is not None:
+            outcome = self._forward_whole(engine, batch)
+        else:
+            try:
+                output, target = engine.run_model(batch)
+            except (RuntimeError, IndexError) as error:
+                if isinstance(error, (torch.OutOfMemoryError, NotImplementedError, RecursionError)):
+                    raise
+                explained = check_input_fits_model(engine.model, batch, error)
+                if explained is None:
+                    raise
+                raise explained from error
+            check_outcome(self._loss, output, target, all_targets=self._all_targets, role=role)
+            self._check_foreseen(self._loss, output, target)
+            outcome = Outcome(self._loss.function(output, target), output, target)
         self._checked.add(self._source_key)
         self.is_pending = False
         return outcome
+
+    def _check_foreseen(self, loss: Loss, output: Any, target: Any) -> None:
+        """Check the validation targets against the training output, where they have the shape of the training targets."""
+        targets, self._foreseen = self._foreseen, None
+        if targets is None or not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.ndim:
+            return
+        if targets.shape[1:] == target.shape[1:]:
+            rows = min(len(output), len(targets))
+            check_outcome(loss, output[:rows], targets[:rows], all_targets=targets, role="val")
+
+    def _forward_whole(self, engine: EagerEngine, batch: Any) -> Outcome:
+        try:
+            return engine.forward(batch)
+        except TypeError as error:
+            # The commonest cause: the loss was forgotten, and the model cannot take (input, target).
+            if engine.step_fn is None and isinstance(batch, (tuple, list)) and _is_call_of(engine.model, error):
+                raise ArgumentError(
+                    f"No loss was given, so {type(engine.model).__name__} was called with all {len(batch)} parts of the batch "
+                    f'and must return its loss. It refused: {error}. Give a loss of (output, target), such as loss="cross_entropy".'
+                ) from error
+            raise
 
     def check_loss(self, loss: object) -> None:
         """Check the first loss that `step` is given."""
         check_loss_value(loss, origin="step()" if self._loss is None else f"loss {self._loss.name!r}")
         self._is_loss_checked = True
 
-    def _explain(self, engine: EagerEngine, batch: Any, error: Exception, role: str) -> None:
-        """Raise a DataError that says what does not fit, when that can be told."""
-        if self._loss is not None and engine.step_fn is None:
-            try:
-                output = engine.predict(batch)
-            except Exception:
-                explained = check_input_fits_model(engine.model, batch, error)
-                if explained is not None:
-                    raise explained from error
-                return
-            # The model took the batch, so it is the loss that did not take the target.
-            check_outcome(self._loss, output, split_batch(batch)[1], all_targets=self._all_targets, role=role)
+
+def _targets_of(columns: ColumnsLike) -> Tensor | None:
+    """Return the targets of all samples, where there are any."""
+    tensors = columns.tensors
+    if isinstance(tensors, (tuple, dict)) and len(tensors) > 1:
+        try:
+            target = split_batch(tensors)[1]
+        except DataError:
+            return None
+        return target if isinstance(target, Tensor) else None
+    return None
+
+
+def _is_call_of(model: nn.Module, error: TypeError) -> bool:
+    """Return whether the error is about the arguments of the model's own forward, not of something inside of it."""
+    return f"{type(model).__name__}.forward()" in str(error)
 
 
 def check_columns(columns: ColumnsLike, *, role: str) -> None:

@@ -244,6 +244,7 @@ def test_ascii_stream_gets_plain_letters_without_failing(view_class):
     view.begin("train", 1, 1, 3)
     view.show({"größe": 1.0})
     view.advance(3, 30)
+    view.end()
     view.close()
     drawn = raw.getvalue().decode("ascii")
     assert drawn.startswith("gr??e ?\n")
@@ -313,3 +314,18 @@ def test_durations_rates_and_epochs_at_their_borders():
         "1,000 samples/s",
     ]
     assert [format_epoch(*pair) for pair in ((1, 5), (1, None), (0, None))] == ["epoch 1/5", "epoch 1", ""]
+
+
+@pytest.mark.parametrize("phases", [["train"], ["train", "val"]])
+def test_close_within_a_phase_says_no_line_for_the_epoch_that_was_cut_short(phases):
+    stream = io.StringIO()
+    view = LineProgress(stream, clock=Clock())
+    *whole, cut_short = phases
+    for phase in whole:
+        view.begin(phase, 1, 2, 3)
+        view.end()
+    view.begin(cut_short, 1, 2, 3)
+    view.advance(1, 10)
+    view.close()
+    view.close()
+    assert stream.getvalue() == ""

@@ -120,3 +120,23 @@ def test_git_state_is_the_commit_and_whether_files_differ(tmp_path, monkeypatch)
 def test_git_state_without_git_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_git_state() is None
+
+
+def test_reopen_says_that_the_run_goes_on_and_keeps_who_it_is(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.start({"seed": 3})
+    directory.finish("done", {"best": 1})
+    before = json.loads((tmp_path / "run" / "run.json").read_text())
+    directory.reopen({"budget": 5})
+    after = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (after["status"], after["finished"], after["seed"], after["budget"]) == ("running", None, 3, 5)
+    assert after["id"] == before["id"]
+    assert after["started"] == before["started"]
+
+
+def test_reopen_of_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    (tmp_path / "run").rmdir()
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(ArgumentError, match="cannot be written to"):
+        directory.reopen()
