@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from velodrome.checkpoint.fit import fit_to_model
 from velodrome.checkpoint.manifest import MANIFEST_NAME, parse_json, read_limited, read_manifest
+from velodrome.checkpoint.matching import copy_into_model
 from velodrome.checkpoint.scan import check_file, check_files, find_checkpoints, read_best
 from velodrome.checkpoint.tensors import decode_tensors
 from velodrome.errors import ArgumentError, CheckpointError
@@ -109,7 +109,7 @@ def load_weights_into(model: Module, path: Path | str, *, which: Literal["best",
     file = resolve_weights(path, which)
     if (file.parent / MANIFEST_NAME).exists():
         _checked(file.parent, file.name, verify=True)
-    fit_to_model(model, decode_tensors(file), origin=file)
+    copy_into_model(model, decode_tensors(file), origin=file)
 
 
 def find_last(directory: Path, *, run_id: str | None = None) -> Path:

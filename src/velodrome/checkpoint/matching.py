@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-__all__ = ["fit_to_model"]
+__all__ = ["copy_into_model"]
 
 _SHOWN = 8
 
 
-def fit_to_model(model: Module, tensors: Mapping[str, Tensor], *, origin: Path) -> None:
+def copy_into_model(model: Module, tensors: Mapping[str, Tensor], *, origin: Path) -> None:
     """Copy the tensors into the model, or change nothing and say what does not fit.
 
     Raises:
