@@ -1,0 +1,47 @@
+"""The part of a checkpoint that is not tensors: JSON that comes back exactly, or is refused at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from velodrome.errors import CheckpointError
+
+__all__ = ["encode_state"]
+
+
+def encode_state(state: Mapping[str, object]) -> bytes:
+    """Return the content of `state.json`; floats keep every bit, NaN too, and tuples become lists.
+
+    Raises:
+        CheckpointError: a value or a key that JSON would change or cannot hold, with its place.
+    """
+    _check(state, "state", 0)
+    return (json.dumps(state, indent=1, default=dict) + "\n").encode()
+
+
+def _check(value: object, place: str, depth: int) -> None:
+    if depth > 50:
+        raise CheckpointError(
+            f"{place[:80]}... is nested more than 50 deep. Flatten it before saving.", place=place
+        )
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise CheckpointError(
+                    f"{place} has the key {key!r}. JSON keys are texts, and this one would come back as "
+                    f"another. "
+                    f"Save it as a text.",
+                    place=place,
+                )
+            _check(inner, f"{place}[{key!r}]", depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check(inner, f"{place}[{index}]", depth + 1)
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise CheckpointError(
+            f"{place} is a {type(value).__name__}. state.json holds texts, numbers, booleans, None, lists "
+            f"and "
+            f"tables. Save a tensor in a group of tensors, and anything else as one of these.",
+            place=place,
+        )
