@@ -116,7 +116,14 @@ class Trainer:
         resolved_metrics = resolve_metrics(
             metrics, binary_threshold=0.5 if resolved_loss is None else resolved_loss.binary_threshold
         )
+        if optimizer is None and (lr is not None or optimizer_args):
+            extras = ", ".join((["lr"] if lr is not None else []) + sorted(optimizer_args or ()))
+            raise ArgumentError(
+                f'{extras} was given together with optimizer=None, a trainer that does not train. Give an optimizer, such as "adam".'
+            )
         self.model = model.to(self.device)
+        if resolved_loss is not None and isinstance(resolved_loss.function, nn.Module):
+            resolved_loss.function.to(self.device)  # class weights
         self.optimizer = (
             None
             if optimizer is None
