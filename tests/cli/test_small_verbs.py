@@ -66,3 +66,13 @@ def test_init_recipe_and_script_run_as_they_are(project, velodrome):
     )
     assert script.returncode == 0, script.stderr
     assert "val/accuracy" in script.stdout
+
+
+def test_data_fetch_brings_what_comes_along(project, velodrome):
+    found = velodrome("data", "fetch", "mnist", "--source", "embedded", "--json")
+    assert (found.code, found.json["name"]) == (0, "mnist")
+
+
+def test_data_fetch_unknown_source(project, velodrome):
+    answer = velodrome("data", "fetch", "mnist", "--source", "embeded")
+    assert (answer.code, 'Did you mean "embedded"?' in answer.err) == (2, True)

@@ -105,8 +105,9 @@ def test_predict_never_writes_over_a_file_unless_forced(trained, velodrome):
     assert velodrome(*arguments, "--force").code == 0
 
 
-def test_predict_table_for_a_run_on_other_data_is_refused(trained, velodrome):
-    answer = velodrome("predict", trained, "--recipe", "mine.toml", "--data", "rows.csv")
+@pytest.mark.parametrize("verb", ["predict", "eval"])
+def test_table_for_a_run_on_other_data_is_refused(trained, velodrome, verb):
+    answer = velodrome(verb, trained, "--recipe", "mine.toml", "--data", "rows.csv")
     assert (answer.code, "is a table, but this run was trained on" in answer.err) == (2, True)
 
 

@@ -1,5 +1,7 @@
 """The order of samples is f(seed, epoch): not of workers, not of where the data lie, not of where a run was interrupted."""
 
+from itertools import chain
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -89,7 +91,7 @@ def test_two_iterations_at_once_are_two_epochs_that_do_not_disturb_each_other(pl
     expected = [samples_of(straight), samples_of(straight)]
     loader = make(place, 10, 3, shuffle=True, seed=1)
     pairs = [(a.tolist(), b.tolist()) for a, b in zip(loader, loader, strict=True)]
-    assert [sum((pair[i] for pair in pairs), []) for i in (0, 1)] == expected
+    assert [list(chain.from_iterable(pair[i] for pair in pairs)) for i in (0, 1)] == expected
     assert loader.state_dict()["epoch"] == 2
 
 
@@ -128,7 +130,7 @@ def test_resume_at_every_position_gives_exactly_the_rest_and_reads_nothing_else(
     assert seen == batches[taken:]
     assert samples_of(third) == following
     if place == "samples":
-        assert third.dataset.read == sum(batches[taken + more :], []) + following
+        assert third.dataset.read == [*chain.from_iterable(batches[taken + more :]), *following]
 
 
 @given(size=st.integers(1, 30), first_size=st.integers(1, 8), second_size=st.integers(1, 8), taken=st.integers(0, 8))
@@ -144,7 +146,7 @@ def test_resume_with_another_batch_size_goes_on_at_the_same_sample(place, size, 
     second = make(place, size, second_size, shuffle=True, seed=5)
     second.load_state_dict(first.state_dict())
     batches = [batch.tolist() for batch in second]
-    assert sum(batches, []) == order[taken * first_size :]
+    assert list(chain.from_iterable(batches)) == order[taken * first_size :]
     assert all(len(batch) == second_size for batch in batches[:-1])
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -52,7 +52,10 @@ def fetch_data(
     if name not in KNOWN:
         raise ArgumentError(f'There is no data set "{name}". {nearest(name, KNOWN)}', name=name)
     from velodrome.data.sources import fetch
+    from velodrome.data.sources.image_sets import Place
 
     screen = Screen(as_json=json, quiet=quiet)
-    found = fetch(name, root, source=source, say=screen.say)
+    if source not in get_args(Place):
+        raise ArgumentError(f'--source "{source}" is unknown. {nearest(source, get_args(Place))}')
+    found = fetch(name, root, source=cast("Place", source), say=screen.say)
     screen.answer(f"{name}: {found}", {"name": name, "found": str(found)})

@@ -11,6 +11,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,10 +96,19 @@ def find_extra(extra: str) -> str | None:
 
 
 def find_data() -> dict[str, str]:
-    """Return which data sets are known, and what it takes to have each."""
-    from velodrome.cli.data import KNOWN
+    """Return, for each known data set, where it is or what brings it here; nothing is fetched."""
+    from velodrome.data.sources import fetch, known_names
+    from velodrome.errors import VelodromeError
 
-    return {name: f"velodrome data fetch {name}" for name in KNOWN}
+    found: dict[str, str] = {}
+    for name in known_names():
+        found[name] = f"not here; velodrome data fetch {name}"
+        with suppress(VelodromeError):
+            fetch(name, source="embedded", say=lambda line: None)
+            found[name] = f"the embedded subset; for all of it: velodrome data fetch {name}"
+        with suppress(VelodromeError):
+            found[name] = f"in {fetch(name, source='local', say=lambda line: None)}"
+    return found
 
 
 def try_to_write(folder: Path) -> str | None:

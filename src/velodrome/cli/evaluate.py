@@ -35,30 +35,23 @@ def evaluate(
 
     Example: velodrome eval runs/my-run --json
     """
-    from velodrome.checkpoint.read import load_weights_into, resolve_weights
     from velodrome.errors import DataError
     from velodrome.recipes.build import build
-    from velodrome.recipes.loading import load_recipe_for
+    from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
+    from velodrome.recipes.tables import load_rows_and_targets
 
     screen = Screen(as_json=json, quiet=quiet)
-    file = resolve_weights(run, weights.value)
+    file = find_weights(run, weights.value)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
-    if data is not None:
-        changes.append(f"data.val_path={_quoted(data)}")
-    ready = build(load_recipe_for(run, recipe, changes), say=screen.say)
+    loaded = load_recipe_for(run, recipe, changes)
+    given = None if data is None else load_rows_and_targets(data, loaded.recipe, read_notes(run), say=screen.say_data)
+    ready = build(loaded, data=given, say=screen.say_data)
     if ready.val is None:
         raise DataError(f"The recipe {ready.name} has no validation data to evaluate on.")
-    load_weights_into(ready.model, run, which=weights.value)
-    screen.say(f"Data: {ready.data.origin}")
+    load_weights(ready.model, run, weights.value)
     screen.say(f"Weights: {file}")
     found = ready.make_trainer(progress=not quiet).evaluate(ready.val)
     screen.answer(
         table([(key, show_metrics({key: value}).rpartition(" ")[2]) for key, value in found.items()]),
         {"weights": str(file), "data": ready.data.origin, "metrics": found},
     )
-
-
-def _quoted(path: Path) -> str:
-    from velodrome.recipes.toml_writer import toml_value
-
-    return toml_value(str(path))

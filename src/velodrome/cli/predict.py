@@ -39,22 +39,20 @@ def predict(
 
     Example: velodrome predict runs/my-run --data new.csv --out predictions.csv
     """
-    from velodrome.checkpoint.read import load_weights_into, resolve_weights
     from velodrome.errors import RefusedError
     from velodrome.recipes.build import build_model, resolve_sizes
-    from velodrome.recipes.loading import load_recipe_for, read_notes
+    from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
     from velodrome.recipes.predictions import interpret, write_csv
 
     if out.exists() and not force:
         raise RefusedError(f"{out} exists already. Give another --out, or --force to write over it.", path=out)
     screen = Screen(as_json=json, quiet=quiet)
-    file = resolve_weights(run, weights.value)
+    file = find_weights(run, weights.value)
     loaded = load_recipe_for(run, recipe, [*(overrides or []), *([f"train.device={device}"] if device else [])])
     notes = read_notes(run)
-    rows, origin = _rows(loaded, notes, data, screen)
+    rows = _rows(loaded, notes, data, screen)
     model = build_model(resolve_sizes(loaded.recipe, rows), trusted=loaded.trusted)
-    load_weights_into(model, run, which=weights.value)
-    screen.say(f"Data: {origin}")
+    load_weights(model, run, weights.value)
     screen.say(f"Weights: {file}")
     outputs = _outputs(model, rows, loaded.recipe)
     predictions = interpret(outputs, loss=loaded.recipe.loss.name, class_names=notes.class_names)
@@ -65,32 +63,27 @@ def predict(
     )
 
 
-def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> tuple[Any, str]:
-    """Return what to predict and where it came from."""
-    from velodrome.errors import DataError, RecipeError
+def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> Any:  # Any: torch, or the user's own data
+    """Return what to predict."""
+    from velodrome.errors import DataError
     from velodrome.recipes.build import load_data, refuse_untrusted
+    from velodrome.recipes.tables import load_rows
 
     if data is None:
         refuse_untrusted(loaded, "data")
-        given = load_data(loaded.recipe, say=screen.say)
+        given = load_data(loaded.recipe, say=screen.say_data)
         if given.val is None:
             raise DataError("The recipe has no validation data to predict. Give a table with --data.")
-        return given.val, given.origin
-    if loaded.recipe.data.name != "csv" or not notes.preprocessing:
-        raise RecipeError(
-            f'--data={data} is a table, but this run was trained on data.name="{loaded.recipe.data.name}". '
-            "Tables fit runs that were trained on one; leave --data out to predict the validation data."
-        )
-    from velodrome.data.sources import prepare_csv_rows
-
-    rows = prepare_csv_rows(data, notes.preprocessing)
-    return (rows,), f"{data}: {len(rows):,} rows, prepared with the statistics of the training rows."
+        return given.val
+    rows = load_rows(data, loaded.recipe, notes, say=screen.say_data)
+    screen.say_data(f"{data}: {len(rows):,} rows, prepared as the training rows were.")
+    return (rows,)
 
 
 def _outputs(model: Any, rows: Any, recipe: Recipe) -> Any:  # Any: torch, which this file imports only when run
-    from velodrome.trainer import Trainer
+    import velodrome
 
-    trainer = Trainer(model, device=recipe.train.device, progress=False, checkpoint=None, loggers=())
-    if isinstance(rows, tuple):
-        rows = rows[0]  # without the targets
-    return trainer.predict(rows, batch_size=recipe.train.eval_batch_size)
+    device = recipe.train.device
+    if isinstance(rows, tuple):  # inputs first, targets after them
+        return velodrome.predict(model, rows[0], batch_size=recipe.train.eval_batch_size, device=device)
+    return velodrome.predict(model, rows, device=device)

@@ -24,6 +24,10 @@ class Screen:
         if not self.quiet:
             print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
+    def say_data(self, line: str) -> None:
+        """Show a line about the data: where they came from, and what is wrong with them."""
+        self.say(line if line.startswith("warning: ") else f"Data: {line}")
+
     def answer(self, lines: str, data: Mapping[str, object]) -> None:
         """Show what was asked for: the lines, or with `--json` the data. Not silenced by `-q`."""
         if self.as_json:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,8 +48,7 @@ def train(
     loaded = load_recipe(recipe, changes)
     run_dir = choose_run_dir(out, name, loaded.name)
     screen.say(f"Recipe: {loaded.name}")
-    ready = build(loaded, say=screen.say)
-    screen.say(f"Data: {ready.data.origin}")
+    ready = build(loaded, say=screen.say_data)
     trial = try_out(ready)  # what is refused is refused here, before there is a run directory
     if dry_run:
         _show_plan(ready, trial, screen)
@@ -103,14 +103,14 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
 
 def _finish(result: FitResult, screen: Screen) -> None:
     """Say how it ended and where everything is."""
-    from velodrome.checkpoint.read import resolve_weights
+    from velodrome.recipes.loading import find_weights
 
-    run_dir = result.run_dir
-    assert run_dir is not None  # the verb always gives one
+    assert result.run_dir is not None  # the verb always gives one
+    run_dir = _shortened(result.run_dir)
     files = {
         "run_dir": run_dir,
-        "best_weights": resolve_weights(run_dir, "best"),
-        "last_weights": resolve_weights(run_dir, "last"),
+        "best_weights": find_weights(run_dir, "best"),
+        "last_weights": find_weights(run_dir, "last"),
         "metrics": run_dir / "metrics.jsonl",
     }
     optional = {"curves": run_dir / "curves.png", "tensorboard": run_dir / "tb"}
@@ -125,8 +125,9 @@ def _finish(result: FitResult, screen: Screen) -> None:
     if "curves" in files:
         rows.append(("Curves", str(files["curves"])))
     if "tensorboard" in files:
-        rows.append(("TensorBoard", f"tensorboard --logdir {files['tensorboard']}"))
-    rows.append(("Next", f"velodrome eval {run_dir}    velodrome predict {run_dir}"))
+        rows.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(str(files['tensorboard']))}"))
+    quoted = shlex.quote(str(run_dir))
+    rows.append(("Next", f"velodrome eval {quoted}    velodrome predict {quoted}"))
     lines = f"\n{reason}\n{table(rows)}"
     if screen.quiet and not screen.as_json:
         return
@@ -157,6 +158,12 @@ def _num_batches(source: Any) -> int | None:
 
 def _count(number: int | None) -> str:
     return "an unknown number of" if number is None else f"{number:,}"
+
+
+def _shortened(path: Path) -> Path:
+    """Return the path from the current folder on, when it lies in there: what people can read and copy."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _default(value: float | None) -> str:

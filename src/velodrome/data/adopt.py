@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 from torch.utils.data import DataLoader as TorchDataLoader
 
 from velodrome.data.columns import columns_from
@@ -25,15 +33,20 @@ class BatchIterable:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the iterable, or its sampler, which epoch comes, when it wants to know."""
-        for listener in (self.data, getattr(self.data, "sampler", None)):
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)  # type: ignore[attr-defined]
+            return
+        for part in ("sampler", "batch_sampler", "dataset"):
+            listener = getattr(self.data, part, None)
             if hasattr(listener, "set_epoch"):
                 listener.set_epoch(epoch)  # type: ignore[union-attr]
-                return
 
     def describe(self) -> str:
         """Say in one line how the data are read."""
-        length = getattr(self.data, "__len__", None)
-        count = f"{length():,} batches" if length is not None else "batches of unknown number"
+        try:
+            count = f"{len(self):,} batches"
+        except TypeError:  # PyTorch's loader has a length only when its dataset has
+            count = "batches of unknown number"
         return f"{count} from {type(self.data).__name__}, used as it is"
 
     def __len__(self) -> int:
@@ -120,16 +133,20 @@ def _rebuild(loader: TorchDataLoader[Any]) -> tuple[DataLoader | BatchIterable, 
         iterable = BatchIterable(loader)
         return iterable, iterable.describe()
     sampler: Any = loader.sampler
-    shuffle = type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None
+    is_whole = _covers(sampler, loader.dataset)
+    shuffle = type(sampler) is RandomSampler and not sampler.replacement and is_whole
     arguments: dict[str, Any] = {}
     if not known_batches:
         arguments["batch_sampler"] = loader.batch_sampler
-    elif not shuffle and type(sampler) is not SequentialSampler:
+    elif not shuffle and not (type(sampler) is SequentialSampler and is_whole):
         arguments["sampler"] = sampler
-    if (loader.collate_fn is not default_collate and loader.batch_size is not None) or (
-        loader.batch_size is None and known_batches
-    ):
+    if loader.collate_fn is not (default_convert if loader.batch_sampler is None else default_collate):
         arguments["collate_fn"] = loader.collate_fn
+    if arguments.keys() & {"sampler", "batch_sampler"}:
+        # PyTorch draws the workers' seed from it first, and a sampler may share it.
+        arguments["generator"] = loader.generator
+    if not loader.in_order:
+        arguments["in_order"] = False
     if loader.num_workers:
         arguments.update(
             num_workers=loader.num_workers, prefetch_factor=loader.prefetch_factor, persistent_workers=loader.persistent_workers,
@@ -144,5 +161,15 @@ def _rebuild(loader: TorchDataLoader[Any]) -> tuple[DataLoader | BatchIterable, 
         **arguments,
     )
     if loader.generator is None:
-        rebuilt.replay_torch_draw()
+        rebuilt.replay_torch_draw(once=loader.num_workers > 0 and loader.persistent_workers)
     return rebuilt, f"{rebuilt.describe()} (PyTorch's DataLoader, rebuilt as velodrome.DataLoader)"
+
+
+def _covers(sampler: Any, dataset: Any) -> bool:
+    """Return whether the sampler, one of PyTorch's own two, goes once over the whole dataset and not over something else."""
+    if type(sampler) is RandomSampler and sampler._num_samples is not None:
+        return False
+    try:
+        return len(sampler) == len(dataset)
+    except TypeError:
+        return False

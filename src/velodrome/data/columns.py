@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 from torch import Tensor
 
 from velodrome.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Columns", "available_bytes", "columns_from"]
 
@@ -24,12 +27,20 @@ class Columns:
     Args:
         tensors: a tensor, a tuple of tensors or a dict of tensors; the first dimension is the sample.
         name: how to speak of them in messages.
+        as_list: hand a batch of several tensors out as a list, as PyTorch's loader does for datasets, not as a tuple.
     Raises:
         DataError: no tensor, a tensor without dimensions, or lengths that differ.
     """
 
-    def __init__(self, tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor], *, name: str = "data") -> None:
+    def __init__(
+        self,
+        tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor],
+        *,
+        name: str = "data",
+        as_list: bool = False,
+    ) -> None:
         self.tensors = tensors
+        self._as_list = as_list
         flat = _flat(tensors)
         if not flat:
             raise DataError(f"{name} holds no tensor. Give (inputs, targets).")
@@ -60,16 +71,16 @@ class Columns:
         """Return the same columns on the device."""
         if self.device == device:
             return self
-        return Columns(_map(self.tensors, lambda tensor: tensor.to(device)))
+        return self._with(lambda tensor: tensor.to(device))
 
     def select(self, indices: Tensor) -> Columns:
         """Return only these samples, copied."""
-        return Columns(_map(self.tensors, lambda tensor: tensor.index_select(0, indices.to(tensor.device))))
+        return self._with(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
     def batches(self, order: Tensor, batch_size: int) -> Any:
         """Yield the batches of an epoch; the last one may be short.
 
-        Several batches are gathered by one `index_select` and handed out as views of the copy, so that changing a batch in
+        Several batches are gathered by one `index_select` and handed out as parts of the copy, so that changing a batch in
         place never changes the data.
 
         Args:
@@ -77,18 +88,30 @@ class Columns:
             batch_size: samples a batch.
         """
         if not len(order):
-            return  # `split` of nothing is one empty batch
+            return  # a split of nothing is one empty batch
         tensors = self.tensors
         per_chunk = max(1, min(64, _CHUNK_BYTES // max(1, self._bytes_per_sample * batch_size)))
         for rows in order.split(per_chunk * batch_size):
             if isinstance(tensors, Tensor):
-                yield from tensors.index_select(0, rows).split(batch_size)
-            elif isinstance(tensors, tuple):
-                yield from zip(*[tensor.index_select(0, rows).split(batch_size) for tensor in tensors], strict=True)
-            else:
-                parts = [tensor.index_select(0, rows).split(batch_size) for tensor in tensors.values()]
-                for values in zip(*parts, strict=True):
+                yield from _gather(tensors, rows, batch_size)
+                continue
+            flat = _flat(tensors)
+            parts = zip(*[_gather(tensor, rows, batch_size) for tensor in flat], strict=True)
+            if isinstance(tensors, dict):
+                for values in parts:
                     yield dict(zip(tensors, values, strict=True))
+            else:
+                yield from map(list, parts) if self._as_list else parts
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one sample, as a dataset does."""
+        return _map(self.tensors, lambda tensor: tensor[index])
+
+    def _with(self, function: Callable[[Tensor], Tensor]) -> Columns:
+        return Columns(_map(self.tensors, function), as_list=self._as_list)
 
 
 def columns_from(data: Any) -> Columns | None:
@@ -107,17 +130,42 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        # Free pages alone leave out the page cache, which on a machine that has read its data is nearly all of the memory.
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
         return 1 << 62
+
+
+def _gather(tensor: Tensor, rows: Tensor, batch_size: int) -> tuple[Tensor, ...] | list[Tensor]:
+    """Return these rows, copied, in batches.
+
+    Outside of inference mode, even when the first batch of a chunk is asked for inside it: the others may be trained on.
+    `unsafe_split` rather than `split`: each batch has a version counter of its own, so that a change of one in place does
+    not spoil the backward pass of another; it also takes 5 instead of 9 microseconds for two parts.
+    """
+    with torch.inference_mode(False):
+        if tensor.is_inference():
+            tensor = tensor.clone()
+        return tensor.index_select(0, rows).unsafe_split(batch_size)
 
 
 def _tensor(data: Tensor | numpy.ndarray) -> Tensor:
     if isinstance(data, Tensor):
         return data.detach()
-    if data.dtype == object or data.dtype.kind in "USO":
+    if data.dtype.kind not in "biufc":
         raise DataError(f"an array of dtype {data.dtype} is not numeric. Convert it to numbers first.")
-    return torch.from_numpy(numpy.ascontiguousarray(data))
+    # ascontiguousarray would turn a single number into an array of one.
+    data = numpy.ascontiguousarray(data, dtype=data.dtype.newbyteorder("=")).reshape(data.shape)
+    try:
+        with warnings.catch_warnings():
+            # PyTorch warns about arrays that must not be written to. The columns never are.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            return torch.from_numpy(data)
+    except TypeError as error:
+        raise DataError(
+            f"an array of dtype {data.dtype} has no counterpart in PyTorch. Convert it first: array.astype('float64')."
+        ) from error
 
 
 def _flat(tensors: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> list[Tensor]:

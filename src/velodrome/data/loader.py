@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
 from velodrome.data.columns import Columns, available_bytes, columns_from
 from velodrome.data.order import epoch_order
-from velodrome.data.recognise import recognise
+from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
-from velodrome.errors import ArgumentError, DataError
+from velodrome.errors import ArgumentError, DataError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,10 @@ __all__ = ["DataLoader"]
 
 # Leave room for the model and its activations when data are put on an accelerator.
 _RESIDENT_FRACTION = 0.4
+_TORCH_ARGUMENTS = (
+    "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers",
+    "pin_memory_device", "in_order",
+)  # fmt: skip
 
 
 class DataLoader:
@@ -67,10 +73,15 @@ class DataLoader:
             raise ArgumentError(
                 f"batch_size={batch_size!r} is not a batch size. It must be a whole number of at least 1."
             )
-        if shuffle and (sampler is not None or batch_sampler is not None):
-            raise ArgumentError(
-                "shuffle=True and a sampler were both given. A sampler decides the order itself: leave shuffle out."
-            )
+        _check_names(torch_arguments)
+        _check_seed(seed)
+        _check_combination(
+            dataset, batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler, batch_sampler=batch_sampler
+        )
+        if batch_sampler is not None:
+            batch_size = None
+        if collate_fn is default_collate:
+            collate_fn = None
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = bool(shuffle)
@@ -88,26 +99,48 @@ class DataLoader:
         self._is_iterating = False
         self._loaded_seed: int | None = None
         self._bound_seed: int | None = None
-        self._replays_torch_draw = False
+        self._torch_draws_left: float = 0
 
-        plain = sampler is None and batch_sampler is None and collate_fn is None and batch_size is not None
-        self._columns, how = self._find_columns(dataset) if plain else (None, "sample by sample")
+        self._is_plain = sampler is None and batch_sampler is None and collate_fn is None and batch_size is not None
+        self._make_sample_path = partial(
+            SamplePath, batch_size=batch_size, sampler=sampler, batch_sampler=batch_sampler, drop_last=drop_last,
+            num_workers=num_workers, collate_fn=collate_fn, generator=generator, **torch_arguments,
+        )  # fmt: skip
+        self._columns: Columns | None = None
         self._samples: SamplePath | None = None
-        if self._columns is None:
-            self._samples = SamplePath(
-                dataset, batch_size, sampler=sampler, batch_sampler=batch_sampler, drop_last=drop_last,
-                num_workers=num_workers, collate_fn=collate_fn, generator=generator, **torch_arguments,
-            )  # fmt: skip
+        self._watched: list[tuple[Any, int]] = []
+        self._read_dataset()
+
+    def _read_dataset(self) -> None:
+        """Decide how the samples are read: as columns, or one by one."""
+        dataset, how, columns = self.dataset, "sample by sample", columns_from(self.dataset)
+        if columns is not None and self._is_plain:
+            how = "in memory"
+        elif columns is not None:
+            dataset, columns = columns, None
+        elif not isinstance(dataset, Dataset) or isinstance(dataset, IterableDataset):
+            how = f"sample by sample ({type(dataset).__name__})"
+        elif self._is_plain:
+            self._watched = watch(dataset)
+            columns, how = recognise(dataset)
         self._how = how
+        if columns is None:
+            self._columns, self._samples = None, self._make_sample_path(dataset)
+        else:
+            self._columns, self._samples = columns, None
+            self.device = columns.device
         self._check_size()
 
-    def _find_columns(self, dataset: Any) -> tuple[Columns | None, str]:
-        columns = columns_from(dataset)
-        if columns is not None:
-            return columns, "in memory"
-        if isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset):
-            return recognise(dataset)
-        return None, f"sample by sample ({type(dataset).__name__})"
+    def _read_again_if_changed(self) -> None:
+        """See to it that what was changed in the dataset after the columns were made from it is seen, as PyTorch's loader would."""
+        if self._watched:
+            now = watch(self.dataset)
+            if len(now) != len(self._watched) or any(
+                a is not b or version != before for (a, version), (b, before) in zip(now, self._watched, strict=True)
+            ):
+                device = self.device
+                self._read_dataset()
+                self._place(device)
 
     def _check_size(self) -> None:
         total = self.num_samples
@@ -136,6 +169,7 @@ class DataLoader:
     @property
     def columns(self) -> Columns | None:
         """The whole data when they lie in memory, for checks that look at all of them at once."""
+        self._read_again_if_changed()
         return self._columns
 
     def describe(self) -> str:
@@ -150,23 +184,32 @@ class DataLoader:
         )
         workers = f", {self.num_workers} workers" if self.num_workers and self._samples is not None else ""
         place = f", on {self.device}" if self._columns is not None and self.device.type != "cpu" else ""
-        return f"{total}, {self._how}{place}, batches of {self.batch_size}, {order}{workers}"
+        batches = f"batches of {self.batch_size}"
+        if self.batch_size is None:
+            batches = "one by one" if self.batch_sampler is None else "batches of the sampler's sizes"
+        return f"{total}, {self._how}{place}, {batches}, {order}{workers}"
 
     def bind(self, *, seed: int, device: torch.device) -> None:
         """Take the trainer's seed, when the loader has none of its own, and put data in memory on the device when they fit."""
         self._bound_seed = seed
+        self._place(device)
+
+    def _place(self, device: torch.device) -> None:
         if self._columns is not None and self.device != device:
             fits = device.type == "cpu" or self._columns.nbytes < _RESIDENT_FRACTION * available_bytes(device)
             if fits:
                 self._columns = self._columns.to(device)
                 self.device = device
 
-    def replay_torch_draw(self) -> None:
+    def replay_torch_draw(self, *, once: bool = False) -> None:
         """Draw one number from the global generator at the start of every epoch, as PyTorch's loader does.
 
         Dropout after a PyTorch loader then sees the same stream as in a loop that iterates over that loader itself.
+
+        Args:
+            once: draw for the first epoch only, as PyTorch does when its workers persist.
         """
-        self._replays_torch_draw = True
+        self._torch_draws_left = 1 if once else math.inf
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` give the order of this epoch, counted from 0."""
@@ -218,11 +261,13 @@ class DataLoader:
         return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
+        self._read_again_if_changed()
         if self._is_iterating:  # the last iteration was left early: its epoch is over
             self._epoch, self._samples_done = self._epoch + 1, 0
         self._iteration += 1
         self._is_iterating = True
-        if self._replays_torch_draw:
+        if self._torch_draws_left:
+            self._torch_draws_left -= 1
             torch.empty((), dtype=torch.int64).random_()
         return self._iterate(self._iteration, self._epoch, self._samples_done, self._order_seed())
 
@@ -259,5 +304,47 @@ class DataLoader:
 
 def _transform_input(transform: Callable[[Any], Any], batch: Any) -> Any:
     if isinstance(batch, (tuple, list)):
-        return type(batch)((transform(batch[0]), *batch[1:]))
+        items = (transform(batch[0]), *batch[1:])
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return transform(batch)
+
+
+def _check_names(arguments: dict[str, Any]) -> None:
+    """Refuse what is not PyTorch's; data in memory would otherwise swallow a misspelt name."""
+    for name in arguments:
+        if name not in _TORCH_ARGUMENTS:
+            known = [*_TORCH_ARGUMENTS, *(DataLoader.__init__.__kwdefaults__ or {})]
+            raise ArgumentError(f"DataLoader has no argument {name!r}. {nearest(name, known)}")
+
+
+def _check_seed(seed: object) -> None:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ArgumentError(f"seed={seed!r} is not a seed. It must be a whole number from 0 to 2**63 - 1.", seed=seed)
+
+
+def _check_combination(
+    dataset: Any,
+    batch_size: int | None,
+    *,
+    shuffle: bool | None,
+    drop_last: bool,
+    sampler: object,
+    batch_sampler: object,
+) -> None:
+    """Refuse arguments that exclude one another, as PyTorch does."""
+    if shuffle and (sampler is not None or batch_sampler is not None):
+        raise ArgumentError(
+            "shuffle=True and a sampler were both given. A sampler decides the order itself: leave shuffle out."
+        )
+    if batch_sampler is not None and (batch_size not in (None, 1) or sampler is not None or drop_last):
+        raise ArgumentError(
+            "A batch_sampler was given together with batch_size, sampler or drop_last. It makes whole batches itself: leave the others out."
+        )
+    if batch_size is None and batch_sampler is None and drop_last:
+        raise ArgumentError(
+            "drop_last=True and batch_size=None were both given. Without batches none is short: leave drop_last out."
+        )
+    if isinstance(dataset, IterableDataset) and (shuffle or sampler is not None or batch_sampler is not None):
+        raise ArgumentError(
+            f"{type(dataset).__name__} is an IterableDataset, whose order is its own. Leave shuffle, sampler and batch_sampler out."
+        )

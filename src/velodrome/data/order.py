@@ -16,8 +16,8 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int, shuffle: bool) -> Te
     Nothing else goes in: not the worker count, not what was drawn before, not where a run was interrupted.
     """
     if not shuffle:
-        return torch.arange(num_samples)
-    return torch.randperm(num_samples, generator=epoch_generator(seed, epoch, "order"))
+        return torch.arange(num_samples, device="cpu")
+    return torch.randperm(num_samples, generator=epoch_generator(seed, epoch, "order"), device="cpu")
 
 
 def epoch_generator(seed: int, epoch: int, purpose: str) -> torch.Generator:

@@ -18,7 +18,7 @@ from velodrome.data.columns import Columns, available_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["recognise"]
+__all__ = ["recognise", "watch"]
 
 _MNIST_FAMILY = {"MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"}
 _NUM_CHECKED = 64
@@ -31,15 +31,42 @@ def recognise(dataset: Dataset[Any]) -> tuple[Columns | None, str]:
     the dataset itself returns: values, shapes and dtypes.
     """
     if type(dataset) is TensorDataset:
-        return Columns(dataset.tensors), "in memory (TensorDataset)"
+        if any(tensor.layout != torch.strided or tensor.is_nested for tensor in dataset.tensors):
+            return None, "sample by sample (TensorDataset of tensors that are sparse or nested)"
+        return Columns(dataset.tensors, as_list=True), "in memory (TensorDataset)"
     if type(dataset) is Subset:
         columns, how = recognise(dataset.dataset)
         if columns is None:
             return None, how
-        return columns.select(torch.as_tensor(list(dataset.indices), dtype=torch.int64)), f"{how}, subset"
+        indices = torch.as_tensor(list(dataset.indices), dtype=torch.int64, device="cpu")
+        total = columns.num_samples
+        if bool(((indices < -total) | (indices >= total)).any()):
+            return None, f"sample by sample (Subset with an index outside of {total} samples)"
+        return columns.select(indices.remainder(total)), f"{how}, subset"
     if _is_mnist_family(dataset):
         return _mnist_columns(dataset)
     return None, f"sample by sample ({type(dataset).__name__} is not a known in-memory dataset)"
+
+
+def watch(dataset: Any) -> list[tuple[Any, int]]:
+    """Return the objects that columns of this dataset are made from, each with its version.
+
+    The columns of an image set or a subset are copies: when what this returns differs from what it returned before, they
+    are out of date. Not seen: a list of indices changed in place to another of the same length.
+    """
+    if type(dataset) is TensorDataset:
+        return [_with_version(tensor) for tensor in dataset.tensors]
+    if type(dataset) is Subset:
+        return [(dataset.indices, len(dataset.indices)), *watch(dataset.dataset)]
+    if _is_mnist_family(dataset):
+        parts: Any = dataset
+        transform, steps = parts.transform, _steps(parts.transform)
+        return [_with_version(part) for part in (parts.data, parts.targets, parts.target_transform, transform, *steps)]
+    return []
+
+
+def _with_version(part: Any) -> tuple[Any, int]:
+    return part, part._version if isinstance(part, Tensor) and not part.is_inference() else 0
 
 
 def _is_mnist_family(dataset: Any) -> bool:
@@ -59,15 +86,20 @@ def _mnist_columns(dataset: Any) -> tuple[Columns | None, str]:
         or not isinstance(targets, Tensor)
         or len(images) != len(targets)
         or not len(images)
+        or images.dtype != torch.uint8  # the division below would be made in the user's own floats
+        or targets.ndim != 1
     ):
         return None, f"sample by sample ({name} does not hold plain tensors)"
     if images.numel() * 4 > available_bytes(torch.device("cpu")) // 2:
         return None, f"sample by sample ({name} as float32 needs more than half of the free memory)"
-    columns = (transform(images.unsqueeze(1)), targets)
+    try:
+        columns = (transform(images.unsqueeze(1)), targets)
+    except RuntimeError:  # a Normalize that does not fit: its own error comes with the first sample
+        return None, f"sample by sample ({name} with {_one_line(dataset.transform)}, which does not fit its images)"
     num_checked, differing = _first_difference(dataset, columns)
     if differing is not None:
         return None, f"sample by sample ({name} was recognised, but item {differing} is not what its tensors say)"
-    return Columns(columns), f"in memory ({name}, {num_checked} items checked against the dataset)"
+    return Columns(columns, as_list=True), f"in memory ({name}, {num_checked} items checked against the dataset)"
 
 
 def _batched_transform(transform: Any) -> Callable[[Tensor], Tensor] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,8 @@ class SamplePath:
         """How many samples an epoch has; None when nothing says."""
         if self._is_iterable or self._batch_sampler is not None:
             return None
-        source: Any = self._dataset if self._sampler is None else self._sampler
-        return len(source) if hasattr(source, "__len__") else None
+        source = self._dataset if self._sampler is None else self._sampler
+        return len(source) if isinstance(source, Sized) else None
 
     def __len__(self) -> int:
         if self._is_iterable:

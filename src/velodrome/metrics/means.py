@@ -36,13 +36,20 @@ class RunningMeans:
     """
 
     def __init__(self) -> None:
+        self._names: set[str] = set()
         self._pending: dict[str, _Pending] = {}
         self._device_sums: dict[str, list[Tensor]] = {}
         self._interval: dict[str, list[float]] = {}
         self._totals: dict[str, list[float]] = {}
 
     def add(self, name: str, value: Tensor | float, weight: float) -> None:
-        """Count a value: a scalar that is the mean of `weight` items, or a vector with one value an item."""
+        """Count a value: a scalar that is the mean of `weight` items, or a vector with one value an item.
+
+        The mean of no items is no value, whatever it says (it is often NaN).
+
+        Raises:
+            ArgumentError: not a number, or one name too many.
+        """
         if not isinstance(value, Tensor):
             self._add_number(name, value, weight)
             return
@@ -50,6 +57,8 @@ class RunningMeans:
         if pending is None:
             pending = self._start(name)
         if value.ndim == 0:
+            if not weight:
+                return
             pending.scalars.setdefault(weight, []).append(value.detach())
         else:
             pending.vectors.append(value.detach())
@@ -86,24 +95,33 @@ class RunningMeans:
 
     def reset(self) -> None:
         """Forget everything."""
+        self._names.clear()
         self._pending.clear()
         self._device_sums.clear()
         self._interval.clear()
         self._totals.clear()
 
     def _start(self, name: str) -> _Pending:
-        if len(self._pending) >= _MAX_NAMES:
+        self._check_name(name)
+        return self._pending.setdefault(name, _Pending())
+
+    def _check_name(self, name: str) -> None:
+        self._names.add(name)
+        if len(self._names) > _MAX_NAMES:
+            self._names.discard(name)
             raise ArgumentError(
                 f"{name!r} would be metric number {_MAX_NAMES + 1}. At most {_MAX_NAMES} names can be logged. "
                 f"Put the changing part into the value, not into the name."
             )
-        return self._pending.setdefault(name, _Pending())
 
     def _add_number(self, name: str, value: float, weight: float) -> None:
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise ArgumentError(f"{name}={value!r} cannot be averaged. Log numbers or tensors.") from None
+        if not weight:
+            return
+        self._check_name(name)
         entry = self._interval.setdefault(name, [0.0, 0.0])
         entry[0] += number * weight
         entry[1] += weight

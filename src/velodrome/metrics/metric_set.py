@@ -42,6 +42,8 @@ def resolve_metrics(metrics: object, *, binary_threshold: float = 0.5) -> dict[s
 
     Args:
         metrics: names, torchmetrics objects and callables `(output, target) -> value(s)`, in a list, or in a dict that names them.
+            A function's result is averaged over samples and it may get several batches as one: what is no mean over samples
+            (a root, F1) wants a torchmetrics object.
         binary_threshold: see `named_metric`.
     Raises:
         ArgumentError: an unknown name, something that is no metric, or two metrics of one name.
@@ -54,6 +56,10 @@ def resolve_metrics(metrics: object, *, binary_threshold: float = 0.5) -> dict[s
         if isinstance(metric, str):
             made = named_metric(metric, binary_threshold=binary_threshold)
             name = given_name or made.name
+        elif isinstance(metric, type):
+            raise ArgumentError(
+                f"metrics contains the class {metric.__name__}, not an object of it. Write {metric.__name__}(...) with its arguments."
+            )
         elif isinstance(metric, StatefulMetric):
             made, name = metric, given_name or _snake_case(type(metric).__name__)
         elif callable(metric):
@@ -86,7 +92,7 @@ class MetricSet:
         for metric in self._stateful.values():
             if isinstance(metric, torch.nn.Module):
                 metric.to(device)
-            metric.reset()
+        self._reset_stateful()
         self._means = RunningMeans()
         self._outputs: list[Tensor] = []
         self._targets: list[Tensor] = []
@@ -105,7 +111,7 @@ class MetricSet:
         if held and (held[0].shape[1:] != output.shape[1:] or self._targets[0].shape[1:] != target.shape[1:]):
             self._flush()
         held.append(output.detach())
-        self._targets.append(target)
+        self._targets.append(target.detach())
         self._held_numbers += output.numel()
         if len(held) >= _MAX_HELD_BATCHES or self._held_numbers >= _MAX_HELD_NUMBERS:
             self._flush()
@@ -115,8 +121,11 @@ class MetricSet:
         self._flush()
         values = self._means.means_blocking()
         for name, metric in self._stateful.items():
-            result = metric.compute()
-            values.update(_flatten(name, result))
+            with torch.inference_mode():
+                result = metric.compute()
+            for key, value in _flatten(name, result).items():
+                # Two collections may hold metrics of one name.
+                values[f"{name}_{key}" if key in values else key] = value
         return values
 
     def reset(self) -> None:
@@ -125,8 +134,12 @@ class MetricSet:
         self._targets.clear()
         self._held_numbers = 0
         self._means.reset()
-        for metric in self._stateful.values():
-            metric.reset()
+        self._reset_stateful()
+
+    def _reset_stateful(self) -> None:
+        with torch.inference_mode():
+            for metric in self._stateful.values():
+                metric.reset()
 
     def _flush(self) -> None:
         if not self._outputs:
@@ -152,7 +165,9 @@ class MetricSet:
             ) from error
 
     def _apply(self, output: Any, target: Any) -> None:
-        with torch.no_grad():
+        # Inference mode always, not only where the caller has it: a metric's state that was made inside it
+        # could not be updated outside of it, and evaluation ends outside.
+        with torch.inference_mode():
             for name, metric in self._sample_metrics.items():
                 self._means.add(name, metric.values(output, target), _length(output))
             for metric in self._stateful.values():
@@ -162,10 +177,16 @@ class MetricSet:
 def _flatten(name: str, result: Any) -> dict[str, float]:
     """Return the numbers of a metric's result by name: a dict, a vector (one number a class) or a scalar."""
     if isinstance(result, Mapping):
-        return {str(key): float(value) for key, value in result.items()}
+        return {inner: number for key, value in result.items() for inner, number in _flatten(str(key), value).items()}
     if isinstance(result, Tensor) and result.ndim:
         return {f"{name}_{index}": value for index, value in enumerate(result.reshape(-1).tolist())}
-    return {name: float(result)}
+    try:
+        return {name: float(result)}
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"The metric {name!r} computed a {type(result).__name__}, which is no number. "
+            f"Give metrics that compute a number, a tensor or a dict of them."
+        ) from None
 
 
 def _length(output: Any) -> int:

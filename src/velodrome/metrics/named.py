@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError, DataError, nearest
 
@@ -23,7 +23,7 @@ class SampleMetric:
     """A metric that is the mean of one value a sample (or position): `values(output, target)` has any shape."""
 
     name: str
-    values: Callable[[Tensor, Tensor], Tensor]
+    values: Callable[[Any, Any], Any]
 
 
 def known_names() -> list[str]:
@@ -55,12 +55,18 @@ def correct(output: Tensor, target: Tensor, binary_threshold: float) -> Tensor:
     """Return which predictions are right.
 
     Shapes: classes are in dimension 1 of `output` as in cross entropy: (N, C, ...) against class indices (N, ...) or class
-    probabilities (N, C, ...) with C > 1. Equal shapes otherwise mean binary labels.
+    probabilities (N, C, ...) with C > 1. Equal shapes otherwise mean binary labels, as does one output (N, 1, ...); whole
+    numbers on both sides are classes.
     """
-    if output.ndim == target.ndim + 1:
-        return output.argmax(dim=1) == target
+    _check_tensors("accuracy", output, target)
+    if output.ndim == target.ndim + 1 and _positions_agree(output, target):
+        if output.shape[1] > 1:
+            return output.argmax(dim=1) == target
+        output = output.squeeze(1)  # one output against labels (N,): the largest of one would always be class 0
     if output.shape == target.shape:
-        if not target.is_floating_point() or output.ndim == 1 or output.shape[1] == 1 or binary_threshold != 0.5:
+        if not output.is_floating_point() and not target.is_floating_point():
+            return output == target
+        if not target.is_floating_point() or output.ndim < 2 or output.shape[1] == 1 or binary_threshold != 0.5:
             return (output > binary_threshold) == (target > 0.5)
         return output.argmax(dim=1) == target.argmax(dim=1)
     raise DataError(
@@ -71,9 +77,24 @@ def correct(output: Tensor, target: Tensor, binary_threshold: float) -> Tensor:
 
 def in_top_k(output: Tensor, target: Tensor, k: int) -> Tensor:
     """Return whether the right class is among the k largest outputs. Shapes as in `correct`, class indices only."""
-    if output.ndim != target.ndim + 1 or output.shape[1] < k:
+    _check_tensors(f"top{k}", output, target)
+    if output.ndim != target.ndim + 1 or not _positions_agree(output, target) or output.shape[1] < k:
         raise DataError(
             f"top{k} cannot compare outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)}. "
             f"It wants (N, classes, ...) with at least {k} classes against class indices (N, ...)."
         )
     return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1)
+
+
+def _positions_agree(output: Tensor, target: Tensor) -> bool:
+    """Return whether the shapes agree apart from the classes: a comparison would otherwise broadcast in silence."""
+    return output.shape[0] == target.shape[0] and output.shape[2:] == target.shape[1:]
+
+
+def _check_tensors(name: str, output: object, target: object) -> None:
+    for what, value in (("output", output), ("target", target)):
+        if not hasattr(value, "ndim"):
+            raise DataError(
+                f"{name} got a {type(value).__name__} as {what}. It compares tensors: "
+                f"give a function of (output, target) as the metric instead."
+            )

@@ -106,11 +106,12 @@ def try_out(ready: Ready) -> Trial | None:
     return Trial(trainer=trainer, train=train, val=val)
 
 
-def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
+def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable[[str], Any] = print) -> Ready:
     """Load the data and build the model; the seed decides the initial weights.
 
     Args:
         loaded: a checked recipe.
+        data: takes the place of what `[data]` names.
         say: gets lines for people, such as where the data came from.
     Raises:
         RecipeError: the model or data callable refuses its arguments, or gives something that is neither.
@@ -120,7 +121,7 @@ def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
 
     for table in NAMED_TABLES:
         refuse_untrusted(loaded, table)
-    data = load_data(loaded.recipe, say=say)
+    data = load_data(loaded.recipe, say=say) if data is None else data
     recipe = resolve_sizes(loaded.recipe, data.train)
     seed_everything(recipe.train.seed)
     model = build_model(recipe, trusted=loaded.trusted)
@@ -141,7 +142,7 @@ def build(loaded: LoadedRecipe, *, say: Callable[[str], Any] = print) -> Ready:
 
 
 def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedData:
-    """Call what `[data]` names and bring its answer into one shape."""
+    """Call what `[data]` names and bring its answer into one shape; `say` hears where the data came from."""
     from velodrome.data.sources.splits import Splits
 
     function = registry.resolve_data(recipe.data.name)
@@ -150,6 +151,8 @@ def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedDat
         arguments["say"] = say
     given = _call(function, arguments, table="data", name=recipe.data.name)
     if isinstance(given, Splits):
+        if registry.is_user_code(recipe.data.name):
+            say(given.origin)  # our own sources have said so themselves
         return LoadedData(
             train=given.train,
             val=given.val,
@@ -158,7 +161,9 @@ def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedDat
             preprocessing=given.preprocessing,
         )
     if isinstance(given, tuple) and len(given) == 2:
-        return LoadedData(train=given[0], val=given[1], origin=f"{recipe.data.name} gave the data.")
+        origin = f"{recipe.data.name} gave the data."
+        say(origin)
+        return LoadedData(train=given[0], val=given[1], origin=origin)
     raise RecipeError(
         f'data.name="{recipe.data.name}" returned a {type(given).__name__}. It must return (train, val), each a tuple '
         "of tensors, a Dataset or a loader (val may be None), or a Splits.",

@@ -59,4 +59,5 @@ def csv(
         val_path=val_path,
         seed=seed,
         task=task,
+        say=say,
     )

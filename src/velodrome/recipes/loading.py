@@ -34,15 +34,27 @@ def load_model(path: str | Path, model: Module | None = None, *, weights: Litera
         RecipeError: there is no recipe beside the weights, or it names code of the user's.
         CheckpointError: the weights are missing, damaged, or do not fit the model.
     """
-    from velodrome.checkpoint.read import load_weights_into, resolve_weights
-
-    resolve_weights(Path(path), weights)  # a wrong path is reported as such, before a missing recipe
+    find_weights(path, weights)  # a wrong path is reported as such, before a missing recipe
     if model is None:
         from velodrome.recipes.build import build_model
 
         model = build_model(load_run_recipe(path).recipe, trusted=False)
-    load_weights_into(model, Path(path), which=weights)
+    load_weights(model, path, weights)
     return model.eval()
+
+
+def find_weights(path: str | Path, which: Literal["best", "last"]) -> Path:
+    """Return the .safetensors file that a path stands for."""
+    from velodrome.checkpoint.read import resolve_weights
+
+    return resolve_weights(Path(path), which)
+
+
+def load_weights(model: Module, path: str | Path, which: Literal["best", "last"]) -> None:
+    """Put trained weights into a model that is there already; every name and shape must fit."""
+    from velodrome.checkpoint.read import load_weights_into
+
+    load_weights_into(model, Path(path), which=which)
 
 
 def load_run_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

@@ -121,7 +121,7 @@ def test_build_error_inside_user_code_passes_through(load):
 
 
 def test_load_recipe_missing_argument_of_user_code(load):
-    with pytest.raises(RecipeError, match="data.width is missing: shelf_for_build_tests:needs has no default for it"):
+    with pytest.raises(RecipeError, match=r"data\.width is missing: shelf_for_build_tests:needs has no default for it"):
         load("needs")
 
 
