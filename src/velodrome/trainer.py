@@ -122,8 +122,9 @@ class Trainer:
                 f'{extras} was given together with optimizer=None, a trainer that does not train. Give an optimizer, such as "adam".'
             )
         self.model = model.to(self.device)
-        if resolved_loss is not None and isinstance(resolved_loss.function, nn.Module):
-            resolved_loss.function.to(self.device)  # class weights
+        loss_function: object = None if resolved_loss is None else resolved_loss.function
+        if isinstance(loss_function, nn.Module):
+            loss_function.to(self.device)  # class weights
         self.optimizer = (
             None
             if optimizer is None
