@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
+from velodrome.data.arguments import check_combination, check_names, check_seed
 from velodrome.data.columns import Columns, available_bytes, columns_from
 from velodrome.data.order import epoch_order
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
-from velodrome.errors import ArgumentError, DataError, nearest
+from velodrome.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,10 +23,6 @@ __all__ = ["DataLoader"]
 
 # Leave room for the model and its activations when data are put on an accelerator.
 _RESIDENT_FRACTION = 0.4
-_TORCH_ARGUMENTS = (
-    "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers",
-    "pin_memory_device", "in_order",
-)  # fmt: skip
 
 
 class DataLoader:
@@ -73,9 +70,9 @@ class DataLoader:
             raise ArgumentError(
                 f"batch_size={batch_size!r} is not a batch size. It must be a whole number of at least 1."
             )
-        _check_names(torch_arguments)
-        _check_seed(seed)
-        _check_combination(
+        check_names(torch_arguments, own=DataLoader.__init__.__kwdefaults__ or {})
+        check_seed(seed)
+        check_combination(
             dataset, batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler, batch_sampler=batch_sampler
         )
         if batch_sampler is not None:
@@ -307,44 +304,3 @@ def _transform_input(transform: Callable[[Any], Any], batch: Any) -> Any:
         items = (transform(batch[0]), *batch[1:])
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return transform(batch)
-
-
-def _check_names(arguments: dict[str, Any]) -> None:
-    """Refuse what is not PyTorch's; data in memory would otherwise swallow a misspelt name."""
-    for name in arguments:
-        if name not in _TORCH_ARGUMENTS:
-            known = [*_TORCH_ARGUMENTS, *(DataLoader.__init__.__kwdefaults__ or {})]
-            raise ArgumentError(f"DataLoader has no argument {name!r}. {nearest(name, known)}")
-
-
-def _check_seed(seed: object) -> None:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ArgumentError(f"seed={seed!r} is not a seed. It must be a whole number from 0 to 2**63 - 1.", seed=seed)
-
-
-def _check_combination(
-    dataset: Any,
-    batch_size: int | None,
-    *,
-    shuffle: bool | None,
-    drop_last: bool,
-    sampler: object,
-    batch_sampler: object,
-) -> None:
-    """Refuse arguments that exclude one another, as PyTorch does."""
-    if shuffle and (sampler is not None or batch_sampler is not None):
-        raise ArgumentError(
-            "shuffle=True and a sampler were both given. A sampler decides the order itself: leave shuffle out."
-        )
-    if batch_sampler is not None and (batch_size not in (None, 1) or sampler is not None or drop_last):
-        raise ArgumentError(
-            "A batch_sampler was given together with batch_size, sampler or drop_last. It makes whole batches itself: leave the others out."
-        )
-    if batch_size is None and batch_sampler is None and drop_last:
-        raise ArgumentError(
-            "drop_last=True and batch_size=None were both given. Without batches none is short: leave drop_last out."
-        )
-    if isinstance(dataset, IterableDataset) and (shuffle or sampler is not None or batch_sampler is not None):
-        raise ArgumentError(
-            f"{type(dataset).__name__} is an IterableDataset, whose order is its own. Leave shuffle, sampler and batch_sampler out."
-        )
