@@ -316,10 +316,13 @@ class Run:
         every = self._save_every
         if every is not None and every.unit == "epochs" and self.progress.epochs_done % int(every.amount) == 0:
             self.save()
-        monitored = row.get(self._policy.monitor, row.get("train/loss"))
+        monitor = self._policy.monitor
+        if monitor == "val/loss" and monitor not in row and monitor not in (self.best or ()):
+            monitor = "train/loss"  # a run without validation has a best epoch too; no other metric has a stand-in
+        monitored = row.get(monitor)
         if not isinstance(monitored, (int, float)):
             return
-        best = None if self.best is None else self.best.get(self._policy.monitor, self.best.get("train/loss"))
+        best = None if self.best is None else self.best.get(monitor)
         if self._policy.is_better(float(monitored), best):
             self.best = row
             self.files.mark_best(self.model, self.progress, float(monitored))

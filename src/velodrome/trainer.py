@@ -116,7 +116,15 @@ class Trainer:
         resolved_metrics = resolve_metrics(
             metrics, binary_threshold=0.5 if resolved_loss is None else resolved_loss.binary_threshold
         )
+        if optimizer is None and (lr is not None or optimizer_args):
+            extras = ", ".join((["lr"] if lr is not None else []) + sorted(optimizer_args or ()))
+            raise ArgumentError(
+                f'{extras} was given together with optimizer=None, a trainer that does not train. Give an optimizer, such as "adam".'
+            )
         self.model = model.to(self.device)
+        loss_function: object = None if resolved_loss is None else resolved_loss.function
+        if isinstance(loss_function, nn.Module):
+            loss_function.to(self.device)  # class weights
         self.optimizer = (
             None
             if optimizer is None

@@ -58,3 +58,11 @@ def test_label_out_of_range_is_refused_and_the_device_lives_on():
     with pytest.raises(DataError, match="train label 3 at sample 0 is out of range"):
         make_trainer().fit(data, batch_size=10, epochs=1)
     assert torch.ones(3, device="cuda").sum().item() == 3
+
+
+def test_class_weights_follow_the_model_to_the_device():
+    data = torch.randn(40, 4), torch.randint(0, 3, (40,))
+    for loss in (nn.CrossEntropyLoss(weight=torch.ones(3)), "cross_entropy"):
+        arguments = {"loss_args": {"weight": [1.0, 1.0, 1.0]}} if isinstance(loss, str) else {}
+        trainer = Trainer(nn.Linear(4, 3), "adam", loss=loss, device="cuda", progress=False, **arguments)
+        assert trainer.fit(data, batch_size=10, epochs=1).metrics["step"] == 4

@@ -222,3 +222,42 @@ def test_negative_control_another_seed_lr_or_order_gives_other_weights(change):
         batches = lambda epoch: same_each_epoch(0)  # noqa: E731
     plain_loop(plain, optimizer, batches, EPOCHS)
     assert differs(model, plain)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6, 7, 12])
+def test_step_budget_gives_the_weights_of_the_plain_loop_at_that_step(steps):
+    data = make_data(NUM)  # 6 batches an epoch
+    model, plain = make_models(mlp)
+    velodrome.fit(
+        model, data, data, optimizer=adam(model.parameters()), loss="cross_entropy", seed=SEED,
+        batch_size=BATCH, steps=steps, device="cpu", progress=False,
+    )  # fmt: skip
+    batches = velodrome_batches(data)
+    order = [batch for epoch in range(2) for batch in list(batches(epoch))]
+    plain_loop(plain, adam(plain.parameters()), lambda epoch: order[:steps], 1)
+    assert_same_bits(model, plain)
+
+
+def test_run_directory_changes_no_bit(tmp_path):
+    data = make_data(NUM_NORM)
+    model, other = make_models(cnn, dropout=True, norm=True)
+    common = {
+        "loss": "cross_entropy",
+        "seed": SEED,
+        "batch_size": BATCH,
+        "epochs": EPOCHS,
+        "device": "cpu",
+        "progress": False,
+    }
+    velodrome.fit(model, data, data, optimizer=adam(model.parameters()), **common)
+    velodrome.fit(
+        other,
+        data,
+        data,
+        optimizer=adam(other.parameters()),
+        run_dir=tmp_path / "run",
+        checkpoint="every 2 steps",
+        **common,
+    )
+    assert_same_bits(model, other)
+    assert any((tmp_path / "run" / "checkpoints").iterdir())

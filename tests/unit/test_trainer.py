@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from velodrome import Callback, StopReason, Trainer
+from velodrome import Callback, Checkpointing, StopReason, Trainer
 from velodrome.checkpoint.read import resolve_weights
 from velodrome.errors import ArgumentError, DataError, NumericsError, RefusedError
 
@@ -421,6 +421,36 @@ def test_best_is_the_row_with_the_smallest_validation_loss():
     assert result.best is not None
     assert result.best["epoch"] == 1
     assert result.best["val/loss"] == pytest.approx(0, abs=1e-12)
+
+
+def test_metric_that_is_never_logged_has_no_best():
+    trainer = make_trainer(checkpoint=Checkpointing(monitor="val/accuracy"))
+    assert trainer.fit((X, Y), (X, Y), batch_size=4, epochs=2).best is None
+
+
+def test_largest_accuracy_is_the_best():
+    trainer = make_trainer(checkpoint=Checkpointing(monitor="val/accuracy"))
+    for epoch, accuracy in zip(trainer.epochs(3), (0.1, 0.9, 0.5), strict=True):
+        for batch in epoch.train((X, Y), batch_size=8):
+            trainer.step(trainer.forward(batch).loss)
+        for _ in epoch.evaluate((X, Y), batch_size=8):
+            trainer.log(accuracy=accuracy)
+    assert trainer.result.best is not None
+    assert trainer.result.best["epoch"] == 2
+
+
+def test_without_validation_the_training_loss_decides_until_there_is_one():
+    trainer = make_trainer()
+    for epoch, (train_loss, val_loss) in zip(
+        trainer.epochs(4), [(2, None), (1, None), (0.5, 9), (0.1, None)], strict=True
+    ):
+        for _ in epoch.train((X, Y), batch_size=8):
+            trainer.step(trainer.model.weight.sum() * 0 + train_loss)
+        if val_loss is not None:
+            for _ in epoch.evaluate((X, Y), batch_size=8):
+                trainer.log(loss=val_loss)
+    assert trainer.result.best is not None
+    assert trainer.result.best["epoch"] == 3  # the only one with a validation loss
 
 
 def test_result_before_any_training_is_empty():

@@ -58,7 +58,7 @@ def parse_duration(text: str | Duration, *, name: str = "duration") -> Duration:
         ArgumentError: no duration can be read from it, or it is not positive; whole units want whole numbers.
     """
     if isinstance(text, Duration):
-        return text
+        return _checked(text.amount, text.unit, f"{name}={text!r}")
     match = _PATTERN.match(text.strip().lower()) if isinstance(text, str) else None
     if match is None:
         raise ArgumentError(
@@ -73,8 +73,13 @@ def parse_duration(text: str | Duration, *, name: str = "duration") -> Duration:
         )
     unit, factor = known
     amount = float((match["amount"] or "1").replace("_", "").replace(",", "")) * factor
-    if not math.isfinite(amount) or amount <= 0 or (unit != "seconds" and not amount.is_integer()):
+    return _checked(amount, unit, f"{name}={text!r}")
+
+
+def _checked(amount: float, unit: Unit, given: str) -> Duration:
+    is_whole = float(amount).is_integer()
+    if not math.isfinite(amount) or amount <= 0 or (unit != "seconds" and not is_whole):
         raise ArgumentError(
-            f"{name}={text!r} is {amount:g} {unit}. It must be positive{'' if unit == 'seconds' else ' and whole'}."
+            f"{given} is {amount:g} {unit}. It must be positive{'' if unit == 'seconds' else ' and whole'}."
         )
-    return Duration(int(amount) if amount.is_integer() else amount, unit)
+    return Duration(int(amount) if is_whole else amount, unit)

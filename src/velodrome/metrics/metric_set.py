@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from velodrome.errors import ArgumentError
+from velodrome.errors import ArgumentError, DataError
 from velodrome.metrics.means import RunningMeans
 from velodrome.metrics.named import SampleMetric, named_metric
 
@@ -156,7 +156,7 @@ class MetricSet:
         """Apply metrics that can do without: a function of the output alone, say."""
         try:
             self._apply(output, target)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, DataError) as error:
             missing = " and ".join(name for name, value in (("output", output), ("target", target)) if value is None)
             names = ", ".join([*self._sample_metrics, *self._stateful])
             raise ArgumentError(

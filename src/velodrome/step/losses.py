@@ -84,6 +84,10 @@ def resolve_loss(loss: object, arguments: dict[str, Any] | None = None) -> Loss 
         ArgumentError: an unknown name or argument (the nearest is shown), or something that cannot be called.
     """
     if loss is None:
+        if arguments:
+            raise ArgumentError(
+                f"loss_args {sorted(arguments)} were given without a loss. They go with a loss given by name."
+            )
         return None
     if isinstance(loss, Loss):
         return loss
@@ -94,6 +98,8 @@ def resolve_loss(loss: object, arguments: dict[str, Any] | None = None) -> Loss 
                 f"loss={loss!r} is not a known loss. {nearest(loss, _BY_NAME)} Or give a function (output, target) -> scalar."
             )
         return _named(name, arguments or {})
+    if inspect.isclass(loss):
+        raise ArgumentError(f"loss={loss!r} is a class. Give an instance: {loss.__name__}().")
     if not callable(loss):
         raise ArgumentError(
             f"loss={loss!r} cannot be called. Give a name, a torch.nn loss, or a function (output, target) -> scalar."
@@ -120,15 +126,17 @@ def _named(name: str, arguments: dict[str, Any]) -> Loss:
         raise ArgumentError(
             f"loss {name!r} with reduction={arguments['reduction']!r} is no mean. The loop weights means by their samples: leave reduction out."
         )
-    merged = {
-        **defaults,
-        **{
-            key: torch.as_tensor(value, dtype=torch.get_default_dtype()) if isinstance(value, list) else value
-            for key, value in arguments.items()
-        },
-    }
-    # The plain function when nothing is set: the same arithmetic as the module, without its call machinery (1 microsecond a step).
-    call = function if not merged else module(**merged)
+    try:
+        merged = {**defaults, **{key: _as_tensor(value) for key, value in arguments.items()}}
+        # The plain function when nothing is set: the same arithmetic as the module, without its call machinery (1 microsecond a step).
+        call = module(**merged) if merged else function
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"torch.nn.{module.__name__} refused its arguments: {error}") from error
     return Loss(
         name, call, kind, merged.get("ignore_index", -100), wants_probabilities=name == "bce", arguments=arguments
     )
+
+
+def _as_tensor(value: Any) -> Any:
+    """Turn a list into a tensor: class weights as a recipe writes them."""
+    return torch.as_tensor(value, dtype=torch.get_default_dtype()) if isinstance(value, list) else value
