@@ -52,9 +52,7 @@ def test_passing_error_of_a_network_disk_is_tried_again_a_bounded_number_of_time
     once = CheckpointStore(tmp_path / "a", run_id="a", files=FailingFsync(code, 2), retry_pauses_s=pauses_s)
     save(once, 1)
     assert read_state(once.latest()) == {"step": 1}
-    always = CheckpointStore(
-        tmp_path / "b", run_id="a", files=FailingFsync(code, 10**6), retry_pauses_s=pauses_s
-    )
+    always = CheckpointStore(tmp_path / "b", run_id="a", files=FailingFsync(code, 10**6), retry_pauses_s=pauses_s)
     with pytest.raises(CheckpointError, match=r"Check the disk and the path, then save again"):
         save(always, 1)
 

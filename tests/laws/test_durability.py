@@ -133,9 +133,7 @@ def count_operations(folder: Path, *, step: int) -> int:
 @pytest.mark.parametrize("mode", MODES)
 def test_durability_any_operation_fails_old_or_new_loads_whole(tmp_path, mode, step):
     num_operations = count_operations(tmp_path / "count", step=step)
-    assert (
-        num_operations >= 4 * 4 + 5
-    )  # four files opened, written, flushed, closed; a folder made, flushed, renamed
+    assert num_operations >= 4 * 4 + 5  # four files opened, written, flushed, closed; a folder made, flushed, renamed
     for fail_at in range(1, num_operations + 1):
         folder = tmp_path / str(fail_at)
         save(make_store(folder), 1, 1.0)
@@ -152,9 +150,7 @@ def test_durability_any_operation_fails_old_or_new_loads_whole(tmp_path, mode, s
         save(make_store(folder), 3, 3.0)
         assert load(folder) == 3.0
         names = {path.name for path in (folder / "checkpoints").iterdir()}
-        assert names <= {"step-00000001", "step-00000002", "step-00000003", "latest.json"}, (
-            f"{fail_at}: {names}"
-        )
+        assert names <= {"step-00000001", "step-00000002", "step-00000003", "latest.json"}, f"{fail_at}: {names}"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -234,9 +230,7 @@ class RecordingFiles(Files):
 
     def replace(self, source, target):
         super().replace(source, target)
-        assert source.parent == target.parent, (
-            "a rename across folders is not one operation after a power cut"
-        )
+        assert source.parent == target.parent, "a rename across folders is not one operation after a power cut"
         entries = self._at(source.parent).entries
         entries[target.name] = entries.pop(source.name)
         self._done()
@@ -260,9 +254,7 @@ def _copy(node: Inode, memo: dict[int, Inode]) -> Inode:
     return memo[id(node)]
 
 
-def write_remains(
-    node: Inode, path: Path, *, data_kept: bool, names_kept: tuple[bool, bool], depth: int = 0
-) -> None:
+def write_remains(node: Inode, path: Path, *, data_kept: bool, names_kept: tuple[bool, bool], depth: int = 0) -> None:
     """Write what a cut may leave: unflushed data kept or lost, unflushed names kept or lost by depth."""
     if not node.is_folder:
         path.write_bytes(node.seen if data_kept else node.flushed)

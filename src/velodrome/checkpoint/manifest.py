@@ -67,8 +67,7 @@ class Manifest:
             "run_id": self.run_id,
             "step": self.step,
             "files": {
-                name: {"bytes": record.num_bytes, "sha256": record.sha256}
-                for name, record in self.files.items()
+                name: {"bytes": record.num_bytes, "sha256": record.sha256} for name, record in self.files.items()
             },
         }
         return (json.dumps(document, indent=1) + "\n").encode()
@@ -95,9 +94,7 @@ class Manifest:
         if not _is_count(step):
             raise _damaged(origin, f"step is {_short(step)}, not a whole number from 0 up")
         files = _expect_object(document["files"], "files", origin)
-        return cls(
-            run_id=run_id, step=step, files={name: _parse_file(name, files[name], origin) for name in files}
-        )
+        return cls(run_id=run_id, step=step, files={name: _parse_file(name, files[name], origin) for name in files})
 
 
 def describe(data: bytes) -> FileRecord:

@@ -34,9 +34,7 @@ def copy_into_model(model: Module, tensors: Mapping[str, Tensor], *, origin: Pat
     chosen = {raw: tensors[file_names[name]] for raw, name in clean.items() if name in file_names}
     # A file by another writer may hold a tied weight under one of its names only.
     filled = {_storage(current[raw]) for raw in chosen if not is_lazy(current[raw])}
-    missing = [
-        name for raw, name in clean.items() if raw not in chosen and _absent_storage(current[raw], filled)
-    ]
+    missing = [name for raw, name in clean.items() if raw not in chosen and _absent_storage(current[raw], filled)]
     unexpected = sorted(file_names.keys() - set(clean.values()))
     differing = []
     for raw, tensor in chosen.items():

@@ -40,9 +40,7 @@ class Checkpointing:
                 f"or None to save only at the end.",
                 argument="every",
             )
-        _check_count(
-            "keep_last", self.keep_last, 2, "with one, a torn newest checkpoint would leave none to load"
-        )
+        _check_count("keep_last", self.keep_last, 2, "with one, a torn newest checkpoint would leave none to load")
         _check_count("keep_best", self.keep_best, 0, "0 keeps none for being the best")
         if not isinstance(self.monitor, str) or not self.monitor.strip():
             raise ArgumentError(
@@ -51,9 +49,7 @@ class Checkpointing:
                 argument="monitor",
             )
         if self.mode not in ("auto", "min", "max"):
-            raise ArgumentError(
-                f"mode={self.mode!r} is unknown. It is 'auto', 'min' or 'max'.", argument="mode"
-            )
+            raise ArgumentError(f"mode={self.mode!r} is unknown. It is 'auto', 'min' or 'max'.", argument="mode")
         _ = self.direction  # an undecidable "auto" is refused here, not at the first evaluation
 
     @property
@@ -85,7 +81,6 @@ class Checkpointing:
 def _check_count(name: str, value: object, least: int, reason: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ArgumentError(
-            f"{name}={value!r} is not a whole number from {least} up: {reason}. Use {name}={max(least, 1)} "
-            f"or more.",
+            f"{name}={value!r} is not a whole number from {least} up: {reason}. Use {name}={max(least, 1)} or more.",
             argument=name,
         )

@@ -131,9 +131,7 @@ def read_best(directory: Path) -> Best | None:
     path = directory / BEST_NAME
     if not path.exists():
         return None
-    document = parse_json(
-        read_limited(path, MAX_BEST_BYTES), origin=str(path), limit=MAX_BEST_BYTES, allow_nan=True
-    )
+    document = parse_json(read_limited(path, MAX_BEST_BYTES), origin=str(path), limit=MAX_BEST_BYTES, allow_nan=True)
     match document:
         case {"step": int(step), "monitor": str(monitor), "value": float() | int() as value} if (
             len(cast("dict[str, object]", document)) == 3

@@ -22,9 +22,7 @@ def encode_state(state: Mapping[str, object]) -> bytes:
 
 def _check(value: object, place: str, depth: int) -> None:
     if depth > 50:
-        raise CheckpointError(
-            f"{place[:80]}... is nested more than 50 deep. Flatten it before saving.", place=place
-        )
+        raise CheckpointError(f"{place[:80]}... is nested more than 50 deep. Flatten it before saving.", place=place)
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):

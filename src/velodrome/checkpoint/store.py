@@ -207,9 +207,7 @@ class CheckpointStore:
 
     # -- how it is done
 
-    def _write(
-        self, step: int, target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state_data: bytes
-    ) -> None:
+    def _write(self, step: int, target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state_data: bytes) -> None:
         make_folder(self._files, self.directory)
         self._sweep()
         folder = self._private_name(".tmp", target)
@@ -220,9 +218,7 @@ class CheckpointStore:
                 if group in _PARAMETER_GROUPS:
                     clean = clean_names(named)
                     named = {clean[name]: tensor for name, tensor in named.items()}
-                records[f"{group}.safetensors"] = self._add(
-                    folder / f"{group}.safetensors", encode_tensors(named)
-                )
+                records[f"{group}.safetensors"] = self._add(folder / f"{group}.safetensors", encode_tensors(named))
             records[STATE_NAME] = self._add(folder / STATE_NAME, state_data)
             manifest = Manifest(run_id=self.run_id, step=step, files=records)
             write_new(self._files, folder / MANIFEST_NAME, manifest.to_bytes())
@@ -260,9 +256,7 @@ class CheckpointStore:
         """Check what the disk gives back; what is not as it was written leaves its place again."""
         try:
             if read_manifest(target) != manifest:
-                raise CheckpointError(
-                    f"{target} does not hold the manifest that was written. Check the disk."
-                )
+                raise CheckpointError(f"{target} does not hold the manifest that was written. Check the disk.")
             check_files(target, manifest, hashes=False)
         except CheckpointError:
             self._files.replace(target, folder)
@@ -271,9 +265,7 @@ class CheckpointStore:
     def _write_hint(self, step: int) -> None:
         data = (json.dumps({"step": step}) + "\n").encode()
         try:
-            write_atomically(
-                self.directory / LATEST_NAME, data, files=self._files, durable=False, tag=self._tag
-            )
+            write_atomically(self.directory / LATEST_NAME, data, files=self._files, durable=False, tag=self._tag)
         except OSError as error:
             warnings.warn(
                 f"{self.directory / LATEST_NAME} could not be replaced: {error.strerror}. The checkpoint of "
@@ -330,9 +322,7 @@ class CheckpointStore:
             )
 
     def _failure(self, what: str, error: OSError) -> CheckpointError:
-        path = (
-            Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else self.directory
-        )
+        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else self.directory
         free_bytes = _free_bytes(self.directory)
         free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e9:.1f} GB"
         advice = _ADVICE.get(error.errno or 0, "Check the disk and the path")

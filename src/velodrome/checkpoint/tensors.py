@@ -44,9 +44,7 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
             aliases[name] = name_by_view[view]
             continue
         name_by_view[view] = name
-        host = (
-            tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        )  # SYNC: the bytes are needed now
+        host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()  # SYNC: the bytes are needed now
         if host.untyped_storage().data_ptr() in storages:
             host = host.clone()
         storages.add(host.untyped_storage().data_ptr())
@@ -86,9 +84,7 @@ def decode_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     aliases = parse_json(metadata.get("aliases", "{}").encode(), origin=str(path), limit=MAX_HEADER_BYTES)
     if not isinstance(aliases, dict):
-        raise CheckpointError(
-            f"{path} has tied names that are not a table. Use another checkpoint.", path=path
-        )
+        raise CheckpointError(f"{path} has tied names that are not a table. Use another checkpoint.", path=path)
     for name, target in aliases.items():
         if not isinstance(target, str) or target not in tensors or name in tensors:
             raise CheckpointError(

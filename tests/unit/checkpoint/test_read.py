@@ -81,9 +81,7 @@ def test_resolve_weights_damaged_best_mark_is_refused(run, text):
 
 
 def test_read_tensors_unknown_group_names_what_there_is(run):
-    with pytest.raises(
-        CheckpointError, match=r"no ema\.safetensors. It holds model\.safetensors, state\.json"
-    ):
+    with pytest.raises(CheckpointError, match=r"no ema\.safetensors. It holds model\.safetensors, state\.json"):
         read_tensors(run / "checkpoints" / "step-00000001", "ema")
 
 
@@ -111,9 +109,7 @@ def test_load_weights_into_bare_and_wrapped_models(run):
 def test_load_weights_into_another_shape_lists_the_differences_and_changes_nothing(run):
     model = nn.Sequential(nn.Linear(2, 3))
     before = [value.clone() for value in model.state_dict().values()]
-    message = (
-        r"do not fit this Sequential: 2 missing in the file: 0\.weight, 0\.bias; 1 unknown to the model: w"
-    )
+    message = r"do not fit this Sequential: 2 missing in the file: 0\.weight, 0\.bias; 1 unknown to the model: w"
     with pytest.raises(CheckpointError, match=message):
         load_weights_into(model, run)
     with pytest.raises(CheckpointError, match=r"weight \(1, 2\) -> \(3, 2\)") as caught:

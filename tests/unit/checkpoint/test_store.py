@@ -15,9 +15,7 @@ def steps_in(store) -> list[int]:
 
 def test_save_writes_the_documented_files(make_store):
     store = make_store()
-    path = store.save(
-        938, {"model": {"w": torch.ones(2)}, "rng-rank0": {"torch": torch.zeros(3)}}, {"epoch": 1}
-    )
+    path = store.save(938, {"model": {"w": torch.ones(2)}, "rng-rank0": {"torch": torch.zeros(3)}}, {"epoch": 1})
     assert path == store.directory / "step-00000938"
     files = {"manifest.json", "model.safetensors", "rng-rank0.safetensors", "state.json"}
     assert {file.name for file in path.iterdir()} == files

@@ -87,9 +87,7 @@ def test_encode_unknown_type_is_refused():
         encode_tensors({"a": torch.zeros(2, dtype=torch.complex128)})
 
 
-@pytest.mark.parametrize(
-    "start", [b"", b"abc", (1 << 40).to_bytes(8, "little"), (200_000_000).to_bytes(8, "little")]
-)
+@pytest.mark.parametrize("start", [b"", b"abc", (1 << 40).to_bytes(8, "little"), (200_000_000).to_bytes(8, "little")])
 def test_decode_absurd_header_is_refused_before_parsing(tmp_path, start):
     path = tmp_path / "x.safetensors"
     path.write_bytes(start)
