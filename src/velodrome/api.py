@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
+from velodrome.errors import ArgumentError, nearest
 from velodrome.step.losses import NO_LOSS
 from velodrome.trainer import Trainer
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from velodrome.loop.result import FitResult
 
 __all__ = ["evaluate", "fit", "predict"]
+
+_OWN = ("epochs", "steps", "seconds", "batch_size", "eval_batch_size", "shuffle")
 
 
 def fit(
@@ -40,7 +44,13 @@ def fit(
     Args: those of `Trainer.fit`, and by keyword those of `Trainer`.
     Returns:
         History, best epoch, reason of the end, and where the files are.
+    Raises:
+        ArgumentError: an argument that neither has; the nearest is shown.
     """
+    known = [name for name in inspect.signature(Trainer).parameters if name != "model"]
+    for name in trainer_arguments:
+        if name not in known:
+            raise ArgumentError(f"fit() has no argument {name!r}. {nearest(name, [*known, *_OWN])}")
     trainer = Trainer(model, **trainer_arguments)
     return trainer.fit(
         train,

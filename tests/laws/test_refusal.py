@@ -267,9 +267,14 @@ def test_fit_without_a_good_budget_is_refused(budget, message):
         )
 
 
-def test_unknown_argument_of_fit_is_refused_with_the_nearest_name():
-    with pytest.raises((TypeError, ArgumentError), match="optimiser"):
-        velodrome.fit(classifier(), (X, LABELS), loss="cross_entropy", optimiser="sgd", batch_size=4, epochs=1)
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("optimiser", "optimizer"), ("metric", "metrics"), ("epoch", "epochs"), ("learning_rate", None)],
+)
+def test_unknown_argument_of_fit_is_refused_with_the_nearest_name(wrong, right):
+    message = rf"fit\(\) has no argument '{wrong}'\. " + (rf'Did you mean "{right}"\?' if right else "Known: ")
+    with pytest.raises(ArgumentError, match=message):
+        velodrome.fit(classifier(), (X, LABELS), loss="cross_entropy", batch_size=4, **{"epochs": 1, wrong: "sgd"})
 
 
 # id: (what the loss is made of, what the message must say)
