@@ -165,7 +165,7 @@ class Trainer:
     def forward(self, batch: Any) -> Outcome:
         """Return the model's output and the loss for a batch; the first batch of each source is checked."""
         if self._first_batch.is_pending:
-            return self._first_batch.forward(self._engine, batch, role=self._run.phase)
+            return self._first_batch.forward(self._engine, batch, role=self._run.phase.name)
         return self._engine.forward(batch)
 
     def step(self, loss: Tensor, *, items: float | None = None) -> None:
@@ -178,7 +178,7 @@ class Trainer:
             ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
             NumericsError: at a log point, when the mean loss is not finite any more.
         """
-        if self._run.phase != "train":
+        if not self._run.phase.is_training:
             raise ArgumentError(
                 "step() was called outside of epoch.train(...). Call it inside that loop, once a batch."
             )
