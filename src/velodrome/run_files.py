@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from velodrome.record.run_directory import RunDirectory
 from velodrome.record.sink import say_on_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["RunFiles"]
 
 _LOGGERS = ("csv", "tensorboard", "curves")
+_OWN_NAMES = {
+    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
+}  # fmt: skip
 
 
 class RunFiles:
@@ -52,15 +56,21 @@ class RunFiles:
         self._display = display
         self._policy = policy
         self._asked = loggers
-        self._entries_before = _entries(run_dir)
-        self._directory = None if run_dir is None else RunDirectory.create(run_dir, say=self.warn)
-        self._sinks = self._make_sinks()
+        self.history: list[dict[str, Any]] = []
         self._journal: Journal | None = None
         self._store: Any = None
-        self._best: tuple[int, float] | None = None
         self._saved_step = -1
         self._is_discarded = False
-        self.history: list[dict[str, Any]] = []
+        self._directory: RunDirectory | None = None
+        self._entries_before = _entries(run_dir)
+        if run_dir is not None:
+            self._directory = RunDirectory.create(run_dir, say=self.warn)
+        try:
+            self._sinks = self._make_sinks()
+        except BaseException:
+            if self._directory is not None:
+                self._discard(self._directory.path)
+            raise
 
     @property
     def path(self) -> Path | None:
@@ -101,34 +111,35 @@ class RunFiles:
         if row["kind"] == "epoch":
             self.history.append({key: value for key, value in row.items() if key != "kind"})
 
-    def save(self, model: nn.Module, progress: Progress) -> Path | None:
-        """Write the weights as a checkpoint of this step; a disk that fails is told and does not stop the run."""
-        if self._store is None:
-            return None
-        step = progress.steps_done
-        if step == self._saved_step:
-            return None
+    def can_save(self, progress: Progress) -> bool:
+        """Return whether a checkpoint of this step can be written: there is a folder, a step was done, and it has none yet."""
+        return self._store is not None and progress.steps_done > 0 and progress.steps_done != self._saved_step
+
+    def save(self, model: nn.Module, progress: Progress, *, keep: Collection[int]) -> Path | None:
+        """Write the weights as a checkpoint of this step, and remove those that need not be kept.
+
+        A disk that fails is told and does not stop the run: None then, and the next save tries again.
+        """
         try:
-            path = self._store.save(step, {"model": model.state_dict()}, {"progress": asdict(progress)})
-            self._saved_step = step
-            self._prune()
+            path = self._store.save(progress.steps_done, {"model": model.state_dict()}, {"progress": asdict(progress)})
         except CheckpointError as error:
             self.warn(f"warning: {error} Training goes on; the next save tries again.")
             return None
+        self._saved_step = progress.steps_done
+        try:
+            self._store.prune(keep_last=self._policy.keep_last, keep=keep)
+        except CheckpointError as error:
+            self.warn(f"warning: {error} The new checkpoint is whole; the next save tries again to remove old ones.")
         return path
 
-    def mark_best(self, model: nn.Module, progress: Progress, value: float) -> None:
-        """Keep this step's weights as the best so far."""
-        if self._store is None:
+    def mark_best(self, step: int, *, monitor: str, value: float) -> None:
+        """Note that the checkpoint of this step, when it was written, is the best so far."""
+        if self._store is None or self._saved_step != step:
             return
-        self.save(model, progress)
-        if self._saved_step == progress.steps_done:
-            self._best = (progress.steps_done, value)
-            try:
-                self._store.mark_best(progress.steps_done, monitor=self._policy.monitor, value=value)
-                self._prune()
-            except CheckpointError as error:
-                self.warn(f"warning: {error} Training goes on; the next best epoch tries again.")
+        try:
+            self._store.mark_best(step, monitor=monitor, value=value)
+        except CheckpointError as error:
+            self.warn(f"warning: {error} Training goes on; the next best epoch tries again.")
 
     def finish(self, reason: StopReason, progress: Progress, best: Mapping[str, Any] | None) -> None:
         """Close the records with the reason of the end."""
@@ -163,16 +174,18 @@ class RunFiles:
         self._display.close()
 
     def _discard(self, folder: Path) -> None:
-        """Remove what a run wrote that was refused before its first step: nothing half-written stays behind."""
+        """Remove what a run wrote that was refused before its first step, and nothing else."""
         self._is_discarded = True
-        for entry in set(os.listdir(folder)) - (self._entries_before or set()):
-            path = folder / entry
+        for name in _OWN_NAMES - (self._entries_before or set()):
+            path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
         if self._entries_before is None:
-            folder.rmdir()
+            with suppress(OSError):  # it holds something of the user's
+                folder.rmdir()
 
     def _make_sinks(self) -> list[Sink]:
         """Make what was asked for: a missing package is an error then, and only a line when nobody asked."""
@@ -187,10 +200,6 @@ class RunFiles:
             *make_sinks(self._directory.path, named),
             *(logger for logger in self._asked if not isinstance(logger, str)),
         ]
-
-    def _prune(self) -> None:
-        keep = () if self._best is None or not self._policy.keep_best else (self._best[0],)
-        self._store.prune(keep_last=self._policy.keep_last, keep=keep)
 
     def _draw_curves(self) -> None:
         if self._directory is None or not self.history or (self._asked is not None and "curves" not in self._asked):
