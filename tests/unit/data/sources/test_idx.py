@@ -110,11 +110,14 @@ def test_read_idx_of_a_damaged_file_is_refused_or_right(tmp_path_factory, wrap, 
         content[place] ^= value
     path = tmp_path_factory.mktemp("idx") / "images"
     path.write_bytes(content)
+    read = problem = None
     try:
         read = read_idx(path, num_dims=3, remedy="Run: fetch it")
     except DataError as error:
-        assert str(path) in str(error)
-        assert str(error).endswith("Run: fetch it")
+        problem = str(error)
+    if problem is not None:
+        assert str(path) in problem
+        assert problem.endswith("Run: fetch it")
     else:
         # A plain file has no checksum: a flip in its data or a permutation of its sizes cannot be seen. A gzip file has one.
         assert (wrap is bytes and not is_cut) or (read == IMAGES).all()
