@@ -31,6 +31,8 @@ from torch.utils.data import DataLoader
 
 import velodrome as vd
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from velodrome.recipes.build import build
+from velodrome.recipes.read import load_recipe
 from velodrome.testing.torchvision_cpu import import_torchvision
 
 if TYPE_CHECKING:
@@ -157,6 +159,24 @@ def velodrome_fit(root: Path, epochs: int) -> Run:
     )
 
 
+def velodrome_recipe(root: Path, epochs: int) -> Run:
+    """The built-in recipe: the same images from the source's own tensors, evaluated in batches of 1000."""
+    overrides = [f'data.root="{root}"', "data.source=local", f"train.epochs={epochs}", "train.device=cpu"]
+    start = perf_counter()
+    ready = build(load_recipe("fashion-mnist-tutorial", overrides), say=lambda line: None)
+    with torch.no_grad():  # the first weights of the other arms, whose seed is the recipe's
+        for own, first in zip(ready.model.parameters(), new_model().parameters(), strict=True):
+            assert torch.equal(own, first)
+    result = ready.make_trainer().fit(ready.train, ready.val, **ready.fit_arguments)
+    seconds = perf_counter() - start
+    return Run(
+        seconds=seconds,
+        losses=[row["val/loss"] for row in result.history],
+        accuracies=[row["val/accuracy"] for row in result.history],
+        weights=flat_weights(ready.model),
+    )
+
+
 def new_model() -> NeuralNetwork:
     torch.manual_seed(0)
     return NeuralNetwork()
@@ -206,7 +226,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="velodrome-bench-") as folder:
         root = Path(folder)
         lay_out_for_torchvision(options.data_root, root)
-        loops = {"tutorial": tutorial_loop, "tutorial_again": tutorial_loop, "velodrome": velodrome_fit}
+        loops = {
+            "tutorial": tutorial_loop,
+            "tutorial_again": tutorial_loop,
+            "velodrome": velodrome_fit,
+            "recipe": velodrome_recipe,
+        }
         arms = {name: partial(quietly, partial(loop, root, options.epochs)) for name, loop in loops.items()}
         facts = environment(threads=options.threads, epochs=options.epochs, rounds=options.rounds)
         runs = interleave(arms, rounds=options.rounds)
@@ -224,11 +249,16 @@ def seconds_of(runs: dict[str, list[Run]]) -> dict[str, list[float]]:
 def compare(runs: dict[str, list[Run]]) -> dict[str, object]:
     """Return speed as ratios within a round, and the differences in what was learned."""
     times = seconds_of(runs)
-    ours, theirs = runs["velodrome"][-1], runs["tutorial"][-1]
+    ours, recipe, theirs = runs["velodrome"][-1], runs["recipe"][-1], runs["tutorial"][-1]
     return {
         "tutorial_s": summary(times["tutorial"]),
         "velodrome_s": summary(times["velodrome"]),
         "speedup": summary(ratios(times["tutorial"], times["velodrome"])),
+        "recipe_s": summary(times["recipe"]),
+        "recipe_speedup": summary(ratios(times["tutorial"], times["recipe"])),
+        "recipe_test_loss": recipe.losses,
+        "recipe_accuracy": recipe.accuracies,
+        "recipe_weights_equal": torch.equal(recipe.weights, theirs.weights),
         "noise": summary(ratios(times["tutorial"], times["tutorial_again"])),
         "tutorial_test_loss": theirs.losses,
         "velodrome_test_loss": ours.losses,
@@ -247,6 +277,8 @@ def sentences(results: dict) -> list[str]:
         f"velodrome.fit   {results['velodrome_s']['median']:.2f} s",
         f"speed-up        {results['speedup']['median']:.2f} (limit {LIMIT}; "
         f"{results['speedup']['min']:.2f} to {results['speedup']['max']:.2f})",
+        f"the recipe      {results['recipe_s']['median']:.2f} s, {results['recipe_speedup']['median']:.2f} times as fast "
+        f"({results['recipe_speedup']['min']:.2f} to {results['recipe_speedup']['max']:.2f}), weights equal: {results['recipe_weights_equal']}",
         f"noise floor     {results['noise']['median']:.2f} (the tutorial loop against itself)",
         f"accuracy        {results['tutorial_accuracy'][-1]:.4f} and {results['velodrome_accuracy'][-1]:.4f}",
         f"test loss       differs by at most {results['largest_loss_difference']:.2g}, "

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.callbacks.base import EVENTS, Callback
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.loop.progress import Budget, Progress, StopReason
-from velodrome.metrics.means import RunningMeans
-from velodrome.metrics.metric_set import MetricSet
+from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
 from velodrome.seeding import seed_everything
 
@@ -75,9 +74,7 @@ class Run:
         self.stop_requested: StopReason | None = None
         self.stop_reason: StopReason | None = None
         self.best: dict[str, Any] | None = None
-        self.batch_samples = 0
-        self.phase = ""
-        self.display = display
+        self.phase = NO_PHASE
         self.files = files
         self.callbacks = list(callbacks)
         self.first_batch = first_batch
@@ -87,14 +84,13 @@ class Run:
         self._save_every = save_every
         self._seed = seed
         self._metrics = metrics
-        self._train_means, self._train_metrics = RunningMeans(), MetricSet(metrics, trainer.device)
-        self._means, self._phase_metrics = self._train_means, self._train_metrics
+        self._display = display
+        self._train_phase = NO_PHASE
         self._events = _listeners(())
         self._row: dict[str, Any] = {}
         self._epochs: int | None = None
         self._started_at = self._saved_at = 0.0
         self._interval = (0.0, 0)
-        self._train_seconds = 0.0
         self._left_phase: Callable[[], None] | None = None
         self._is_under_way = False
 
@@ -127,10 +123,8 @@ class Run:
         """Start new sums."""
         self.progress.steps_in_epoch = self.progress.samples_in_epoch = 0
         self._row = {"epoch": self.progress.epochs_done + 1}
-        self._train_means.reset()
-        self._train_metrics.reset()
+        self._train_phase = self._new_phase("train", self._display)
         self._interval = (perf_counter(), self.progress.samples_done)
-        self._train_seconds = 0.0
         self._tell("on_epoch_start")
 
     def end_epoch(self) -> None:
@@ -167,7 +161,7 @@ class Run:
         """Record that an error ended the run."""
         if self._is_under_way:  # a second run was refused inside of this one, which the error has not reached yet
             return
-        self.phase = ""
+        self.phase = NO_PHASE
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
         try:
             self._tell("on_exception", error)
@@ -190,82 +184,67 @@ class Run:
         return self._sources.placer(source)
 
     @contextmanager
-    def training(self, total_batches: int | None) -> Iterator[None]:
+    def training(self, total_batches: int | None) -> Iterator[Phase]:
         """Collect what is logged and measured inside as the training phase."""
         self._finish_left_phase()
-        if self.phase:
+        if self.phase is not NO_PHASE:
             raise ArgumentError(
-                f"epoch.train() was started inside of the {self.phase!r} phase. Finish that loop first."
+                f"epoch.train() was started inside of the {self.phase.name!r} phase. Finish that loop first."
             )
         if "epoch" not in self._row:
             raise ArgumentError(
                 "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
-        self.phase, self._means, self._phase_metrics = "train", self._train_means, self._train_metrics
-        self.display.begin("train", self._row["epoch"], self._epochs, total_batches)
-        started = perf_counter()
+        with self._inside(self._train_phase, total_batches, self._finish_training):
+            yield self._train_phase
+
+    @contextmanager
+    def evaluation(self, name: str, total_batches: int | None) -> Iterator[Phase]:
+        """Collect what is logged and measured inside under this name."""
+        self._finish_left_phase()
+        # Inside of another phase, from a callback say, the bar goes on showing that one.
+        phase = self._new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
+        with self._inside(phase, total_batches, partial(self._finish_evaluation, phase)):
+            yield phase
+
+    @contextmanager
+    def _inside(self, phase: Phase, total_batches: int | None, finish: Callable[[], None]) -> Iterator[None]:
+        """Make the phase the one under way; finish it when its loop has come to its end."""
+        outer, self.phase = self.phase, phase
+        phase.enter(self._row.get("epoch", 0), self._epochs, total_batches)
         try:
             yield
         except GeneratorExit:
-            self._left_phase = self._finish_training
-            raise
-        finally:
-            self.phase = ""
-            self._train_seconds += perf_counter() - started
-        self._finish_training()
-
-    @contextmanager
-    def evaluation(self, name: str, total_batches: int | None) -> Iterator[dict[str, float]]:
-        """Collect what is logged and measured inside under this name; the dict holds the means afterwards."""
-        self._finish_left_phase()
-        outer = self.phase, self._means, self._phase_metrics, self.batch_samples, self.display
-        means, metrics = RunningMeans(), MetricSet(self._metrics, self.trainer.device)
-        self.phase, self._means, self._phase_metrics = name, means, metrics
-        if outer[0]:  # inside of another phase, from a callback say: the bar goes on showing that one
-            self.display = NoProgress()
-        display = self.display
-        display.begin(name, self._row.get("epoch", 0), self._epochs, total_batches)
-        values: dict[str, float] = {}
-        finish = partial(self._finish_evaluation, name, means, metrics, values, display)
-        try:
-            yield values
-        except GeneratorExit:
+            # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was
+            # left is finished when the run goes on, which after an error it does not.
             self._left_phase = finish
             raise
         finally:
-            self.phase, self._means, self._phase_metrics, self.batch_samples, self.display = outer
+            phase.leave()
+            self.phase = outer
         finish()
+
+    def _new_phase(self, name: str, display: ProgressView) -> Phase:
+        return Phase(name, metrics=self._metrics, device=self.trainer.device, display=display)
 
     def _finish_training(self) -> None:
         """Put the means of the training phase into the epoch's row."""
-        values = self._train_means.means_blocking()
-        self._check_finite_loss(values)
-        values.update(self._train_metrics.compute_blocking())
-        self._row.update({f"train/{name}": value for name, value in values.items()})
-        self._row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, self._train_seconds)
-        self.display.show(values)
-        self.display.end()
+        phase = self._train_phase
+        phase.finish_blocking()
+        self._check_finite_loss(phase.values)
+        self._row.update({f"train/{name}": value for name, value in phase.values.items()})
+        self._row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
 
-    def _finish_evaluation(
-        self, name: str, means: RunningMeans, metrics: MetricSet, values: dict[str, float], display: ProgressView
-    ) -> None:
+    def _finish_evaluation(self, phase: Phase) -> None:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
-        values.update(means.means_blocking())
-        if "loss" in values or not self._metrics:
-            values.update(metrics.compute_blocking())
-        display.show(values)
-        display.end()
-        named = {f"{name}/{key}": value for key, value in values.items()}
+        phase.finish_blocking()
+        named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
         self._row.update(named)
-        if name != "predict":
+        if phase.name != "predict":
             self._tell("on_evaluate_end", named)
 
     def _finish_left_phase(self) -> None:
-        """Finish a phase whose loop was left by `break`.
-
-        Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was left is
-        finished when the run goes on, which after an error it does not.
-        """
+        """Finish a phase whose loop was left by `break`."""
         finish, self._left_phase = self._left_phase, None
         if finish is not None:
             finish()
@@ -277,7 +256,7 @@ class Run:
         progress = self.progress
         progress.steps_done += 1
         progress.steps_in_epoch += 1
-        self._train_means.add("loss", loss, self.batch_samples if items is None else items)
+        self.phase.count_loss(loss, items)
         for call in self._events["on_step_end"]:
             call(self.trainer)
         every = self._save_every
@@ -289,18 +268,13 @@ class Run:
 
     def measure(self, outcome: Any) -> None:
         """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_step` counts."""
-        if self.phase != "train":
-            self._means.add("loss", outcome.loss, self.batch_samples)
-        self._phase_metrics.update(outcome.output, outcome.target)
+        if not self.phase.is_training:
+            self.phase.count_loss(outcome.loss)
+        self.phase.measure(outcome.output, outcome.target)
 
     def log(self, values: Mapping[str, Tensor | float]) -> None:
         """Average values over the phase."""
-        if not self.phase:
-            raise ArgumentError(
-                "log() was called outside of epoch.train(...) and epoch.evaluate(...): there is no phase to average over."
-            )
-        for name, value in values.items():
-            self._means.add(name, value, self.batch_samples)
+        self.phase.log(values)
 
     def save(self) -> Path | None:
         """Write a checkpoint now, unless this step has one or nothing is written at all."""
@@ -331,7 +305,7 @@ class Run:
         """Write a row with the means since the last one."""
         self._tick()
         progress = self.progress
-        means = self._train_means.drain_blocking()  # SYNC: log point
+        means = self._train_phase.drain_blocking()  # SYNC: log point
         self._check_finite_loss(means)
         now, (then, samples_then) = perf_counter(), self._interval
         self._interval = (now, progress.samples_done)
@@ -347,7 +321,7 @@ class Run:
                 "samples_per_s": (progress.samples_done - samples_then) / max(1e-9, now - then),
             }
         )
-        self.display.show(means)
+        self._display.show(means)
 
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
         loss = means.get("loss", 0.0)
@@ -367,7 +341,9 @@ class Run:
         if every.unit == "steps":
             return progress.steps_done % int(amount) == 0
         if every.unit == "samples":
-            return progress.samples_done // int(amount) > (progress.samples_done - self.batch_samples) // int(amount)
+            return progress.samples_done // int(amount) > (progress.samples_done - self.phase.batch_samples) // int(
+                amount
+            )
         if perf_counter() - self._saved_at < amount:
             return False
         self._saved_at = perf_counter()

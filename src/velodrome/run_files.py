@@ -124,8 +124,11 @@ class RunFiles:
         self.save(model, progress)
         if self._saved_step == progress.steps_done:
             self._best = (progress.steps_done, value)
-            self._store.mark_best(progress.steps_done, monitor=self._policy.monitor, value=value)
-            self._prune()
+            try:
+                self._store.mark_best(progress.steps_done, monitor=self._policy.monitor, value=value)
+                self._prune()
+            except CheckpointError as error:
+                self.warn(f"warning: {error} Training goes on; the next best epoch tries again.")
 
     def finish(self, reason: StopReason, progress: Progress, best: Mapping[str, Any] | None) -> None:
         """Close the records with the reason of the end."""

@@ -18,6 +18,7 @@ from velodrome.loop.fit import fit
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
 from velodrome.metrics.metric_set import resolve_metrics
+from velodrome.metrics.named import Labels
 from velodrome.record.progress import make_progress
 from velodrome.run import Run
 from velodrome.run_files import RunFiles
@@ -25,7 +26,7 @@ from velodrome.seeding import check_seed
 from velodrome.sources import Sources
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
-from velodrome.step.losses import resolve_loss
+from velodrome.step.losses import Loss, resolve_loss
 from velodrome.step.optimizers import resolve_optimizer
 
 if TYPE_CHECKING:
@@ -113,9 +114,7 @@ class Trainer:
             check_seed(seed)
         self.device = resolve_device(device)
         resolved_loss = resolve_loss(loss, dict(loss_args or {}))
-        resolved_metrics = resolve_metrics(
-            metrics, binary_threshold=0.5 if resolved_loss is None else resolved_loss.binary_threshold
-        )
+        resolved_metrics = resolve_metrics(metrics, labels=_labels(resolved_loss))
         if optimizer is None and (lr is not None or optimizer_args):
             extras = ", ".join((["lr"] if lr is not None else []) + sorted(optimizer_args or ()))
             raise ArgumentError(
@@ -166,7 +165,7 @@ class Trainer:
     def forward(self, batch: Any) -> Outcome:
         """Return the model's output and the loss for a batch; the first batch of each source is checked."""
         if self._first_batch.is_pending:
-            return self._first_batch.forward(self._engine, batch, role=self._run.phase)
+            return self._first_batch.forward(self._engine, batch, role=self._run.phase.name)
         return self._engine.forward(batch)
 
     def step(self, loss: Tensor, *, items: float | None = None) -> None:
@@ -179,7 +178,7 @@ class Trainer:
             ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
             NumericsError: at a log point, when the mean loss is not finite any more.
         """
-        if self._run.phase != "train":
+        if not self._run.phase.is_training:
             raise ArgumentError(
                 "step() was called outside of epoch.train(...). Call it inside that loop, once a batch."
             )
@@ -281,3 +280,14 @@ class Trainer:
     def run_dir(self) -> Path | None:
         """The run's folder, or None when nothing is written."""
         return self._files.path
+
+
+def _labels(loss: Loss | None) -> Labels:
+    """Return what the loss tells about how targets are to be read."""
+    if loss is None:
+        return Labels()
+    return Labels(
+        is_binary=loss.is_binary,
+        binary_threshold=loss.binary_threshold,
+        ignore_index=loss.ignore_index if loss.kind == "classes" else None,
+    )

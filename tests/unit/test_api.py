@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import velodrome
+from velodrome.api import evaluate
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError, DataError
 
@@ -152,3 +153,14 @@ def test_device_without_its_backend_is_refused():
         ArgumentError, match=r"device='xpu' cannot be used here: .*Use device=\"auto\" or device=\"cpu\""
     ):
         resolve_device("xpu")
+
+
+def test_accuracy_leaves_out_what_the_loss_leaves_out_over_ragged_batches():
+    """Six samples, two of them ignored; of the four that count, three are right: 75 %, however they are batched."""
+    output = torch.tensor([[2.0, 1.0]] * 6)
+    target = torch.tensor([0, -100, 0, 1, -100, 0])
+    for batch_size in (1, 4, 6):
+        values = evaluate(
+            nn.Identity(), (output, target), loss="cross_entropy", metrics=["accuracy"], batch_size=batch_size
+        )
+        assert values["accuracy"] == 0.75

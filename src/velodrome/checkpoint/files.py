@@ -96,7 +96,10 @@ def write_new(files: Files, path: Path, data: bytes, *, durable: bool = True) ->
         try:
             rest = memoryview(data)
             while rest:
-                rest = rest[files.write(descriptor, rest) :]
+                num_written = files.write(descriptor, rest)
+                if num_written == 0:  # a disk that takes nothing and reports nothing would be asked for ever
+                    raise OSError(errno.EIO, "the disk accepted no byte")
+                rest = rest[num_written:]
             if durable:
                 # On the descriptor that wrote: after a close the kernel may have dropped a failed page
                 # already.

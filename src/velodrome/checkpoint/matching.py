@@ -29,6 +29,13 @@ def copy_into_model(model: Module, tensors: Mapping[str, Tensor], *, origin: Pat
     from torch.nn.parameter import is_lazy
 
     current = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    unmade = [name for name, value in current.items() if value.is_meta and not is_lazy(value)]
+    if unmade:
+        raise CheckpointError(
+            f"{unmade[0]} and {len(unmade) - 1} more tensors of this {type(model).__name__} are on the meta device, which "
+            f'holds no numbers. Make them first: model.to_empty(device="cpu").',
+            path=origin,
+        )
     clean = clean_names(current)
     file_names = {new: old for old, new in clean_names(tensors).items()}
     chosen = {raw: tensors[file_names[name]] for raw, name in clean.items() if name in file_names}

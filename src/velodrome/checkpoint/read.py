@@ -108,7 +108,13 @@ def load_weights_into(model: Module, path: Path | str, *, which: Literal["best",
     """
     file = resolve_weights(path, which)
     if (file.parent / MANIFEST_NAME).exists():
-        _checked(file.parent, file.name, verify=True)
+        try:
+            _checked(file.parent, file.name, verify=True)
+        except CheckpointError as error:
+            if which == "last" or Path(path) in (file, file.parent):
+                raise
+            message = f'{error.message} Or ask for the last weights instead (weights="last").'
+            raise CheckpointError(message, **error.fields) from error
     copy_into_model(model, decode_tensors(file), origin=file)
 
 

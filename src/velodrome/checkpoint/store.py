@@ -84,6 +84,7 @@ class CheckpointStore:
             )
         self.directory = Path(directory)
         self.run_id = run_id
+        self._last_saved: int | None = None
         self._files = files or Files()
         self._retry_pauses_s = retry_pauses_s
         self._tag = hashlib.sha256(run_id.encode()).hexdigest()[:8]
@@ -126,6 +127,7 @@ class CheckpointStore:
                 if pause_s is None or error.errno not in _PASSING:
                     raise self._failure(f"The checkpoint of step {step} could not be saved", error) from error
                 time.sleep(pause_s)
+        self._last_saved = step
         self._write_hint(step)
         return target
 
@@ -186,8 +188,8 @@ class CheckpointStore:
     def prune(self, *, keep_last: int = 2, keep: Collection[int] = ()) -> list[Path]:
         """Remove this run's old checkpoints and return which.
 
-        Kept are the newest `keep_last` whole ones (never fewer than two), the best one, and the steps of
-        `keep`. Damaged ones stay for someone to look at, and so does everything that this run did not write.
+        Kept are the newest `keep_last` whole ones (never fewer than two), the one saved last, the best one, and the
+        steps of `keep`. Damaged ones stay for someone to look at, and so does everything that this run did not write.
 
         Raises:
             CheckpointError: the disk failed; each checkpoint is there whole or gone.
@@ -195,6 +197,8 @@ class CheckpointStore:
         best = read_best(self.directory)
         whole = [one for one in self._own() if not one.problem and not one.set_aside]
         kept = {one.step for one in whole[: max(keep_last, 2)]} | set(keep) | ({best.step} if best else set())
+        if self._last_saved is not None:  # lower than the newest steps after a return to an earlier one
+            kept.add(self._last_saved)
         removed = []
         try:
             for found in reversed(whole):

@@ -31,12 +31,15 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """
     from safetensors import SafetensorError
     from safetensors.torch import save
+    from torch import Tensor
 
     plain: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     name_by_view: dict[tuple[object, ...], str] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise _unsavable(name, f"a {type(tensor).__name__}")
         if tensor.is_meta or tensor.layout.__str__() != "torch.strided":
             raise _unsavable(name, f"{tensor.layout} on {tensor.device}")
         view = _identify(tensor)

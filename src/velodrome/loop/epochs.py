@@ -14,7 +14,7 @@ from velodrome.loop.progress import StopReason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from velodrome.loop.host import BatchSource, LoopHost
+    from velodrome.loop.host import BatchSource, LoopHost, PhaseLike
     from velodrome.loop.progress import Budget
 
 __all__ = ["Epoch", "evaluation_batches", "run_epochs"]
@@ -74,11 +74,11 @@ class Epoch:
             return
         next_draw = 0.0
         batches_done = 0
-        with host.training(total), training_mode(host.model):
-            advance = host.display.advance
+        with host.training(total) as phase, training_mode(host.model):
+            advance = phase.display.advance
             for raw_batch in source:
                 batch, samples = place(raw_batch)
-                host.batch_samples = samples
+                phase.batch_samples = samples
                 progress.samples_done += samples
                 progress.samples_in_epoch += samples
                 yield batch
@@ -105,8 +105,8 @@ class Epoch:
         if data is not None:
             host = self._host
             source = host.source(data, role=name, batch_size=batch_size)
-            with host.evaluation(name, length_of(source)):
-                yield from evaluation_batches(host, source, name=name)
+            with host.evaluation(name, length_of(source)) as phase:
+                yield from evaluation_batches(host, phase, source)
 
     def check_trained(self) -> None:
         """Refuse an epoch that handed out batches and saw no update."""
@@ -117,7 +117,7 @@ class Epoch:
             )
 
 
-def evaluation_batches(host: LoopHost, source: BatchSource, *, name: str) -> Iterator[Any]:
+def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) -> Iterator[Any]:
     """Yield the batches of one evaluation; the display is told how far it is."""
     place = host.placer(source)
     source.set_epoch(0)
@@ -126,15 +126,15 @@ def evaluation_batches(host: LoopHost, source: BatchSource, *, name: str) -> Ite
     with evaluation_mode(host.model):
         for raw_batch in source:
             batch, samples = place(raw_batch)
-            host.batch_samples = samples
+            phase.batch_samples = samples
             yield batch
             batches_done += 1
             samples_done += samples
             if (now := perf_counter()) >= next_draw:
-                host.display.advance(batches_done, samples_done)
+                phase.display.advance(batches_done, samples_done)
                 next_draw = now + _SECONDS_BETWEEN_DRAWS
     if not batches_done:
         raise DataError(
-            f"The {name} data gave 0 batches. Evaluation needs at least one: check the dataset, or leave it out."
+            f"The {phase.name} data gave 0 batches. Evaluation needs at least one: check the dataset, or leave it out."
         )
-    host.display.advance(batches_done, samples_done)
+    phase.display.advance(batches_done, samples_done)

@@ -20,16 +20,16 @@ __all__ = ["run_evaluation", "run_prediction"]
 
 def run_evaluation(trainer: FitHost, host: LoopHost, source: BatchSource) -> dict[str, float]:
     """Return the means of loss and metrics over the source, by their names without a phase in front."""
-    with host.evaluation("eval", length_of(source)) as values:
-        for batch in evaluation_batches(host, source, name="eval"):
+    with host.evaluation("eval", length_of(source)) as phase:
+        for batch in evaluation_batches(host, phase, source):
             trainer.measure(trainer.forward(batch))
-    return values
+    return phase.values
 
 
 def run_prediction(host: LoopHost, source: BatchSource, predict: Callable[[Any], Any]) -> Any:
     """Return the model's outputs for all samples, in order, on the CPU; one tensor where the outputs are tensors."""
-    with host.evaluation("predict", length_of(source)):
-        outputs = [_to_cpu(predict(batch)) for batch in evaluation_batches(host, source, name="predict")]
+    with host.evaluation("predict", length_of(source)) as phase:
+        outputs = [_to_cpu(predict(batch)) for batch in evaluation_batches(host, phase, source)]
     if all(isinstance(output, Tensor) and output.ndim for output in outputs):
         # A copy made outside of inference mode: the caller may go on computing with it as with any tensor.
         return torch.cat(outputs).clone()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from velodrome.loop.progress import Budget, Progress, StopReason
     from velodrome.loop.result import FitResult
 
-__all__ = ["BatchSource", "Display", "FitHost", "LoopHost", "OutcomeLike", "length_of"]
+__all__ = ["BatchSource", "Display", "FitHost", "LoopHost", "OutcomeLike", "PhaseLike", "length_of"]
 
 
 class OutcomeLike(Protocol):
@@ -70,18 +70,26 @@ class Display(Protocol):
         ...
 
 
+class PhaseLike(Protocol):
+    """The training batches of an epoch or the batches of one evaluation, while they go by and afterwards."""
+
+    name: str
+    batch_samples: int
+    values: dict[str, float]
+    """loss and metrics, when it is over"""
+
+    @property
+    def display(self) -> Display:
+        """What is told how far it is."""
+        ...
+
+
 class LoopHost(Protocol):
     """What epochs ask of the trainer."""
 
     model: nn.Module
     progress: Progress
     stop_requested: StopReason | None
-    batch_samples: int
-
-    @property
-    def display(self) -> Display:
-        """What is told how far the phase is."""
-        ...
 
     def begin_run(self, budget: Budget) -> None:
         """Check everything that can be checked and open the records."""
@@ -107,12 +115,12 @@ class LoopHost(Protocol):
         """Return a function that puts a batch on the device and counts its samples."""
         ...
 
-    def training(self, total_batches: int | None) -> AbstractContextManager[None]:
+    def training(self, total_batches: int | None) -> AbstractContextManager[PhaseLike]:
         """Collect what is logged and measured inside as the training phase."""
         ...
 
-    def evaluation(self, name: str, total_batches: int | None) -> AbstractContextManager[dict[str, float]]:
-        """Collect what is logged and measured inside under this name; the dict holds the means afterwards."""
+    def evaluation(self, name: str, total_batches: int | None) -> AbstractContextManager[PhaseLike]:
+        """Collect what is logged and measured inside under this name."""
         ...
 
 

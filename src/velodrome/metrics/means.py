@@ -39,6 +39,7 @@ class RunningMeans:
         self._names: set[str] = set()
         self._pending: dict[str, _Pending] = {}
         self._device_sums: dict[str, list[Tensor]] = {}
+        self._device_counts: dict[str, list[Tensor]] = {}
         self._interval: dict[str, list[float]] = {}
         self._totals: dict[str, list[float]] = {}
 
@@ -66,18 +67,27 @@ class RunningMeans:
         if pending.count >= _MAX_PENDING:
             self._sum(name, pending)
 
+    def add_counted(self, name: str, total: Tensor, count: Tensor) -> None:
+        """Count a sum over as many items as a tensor on the device says: nothing waits to learn the number."""
+        if name not in self._names:
+            self._check_name(name)
+        self._device_sums.setdefault(name, []).append(_to_wide(total))
+        self._device_counts.setdefault(name, []).append(_to_wide(count))
+        self._interval.setdefault(name, [0.0, 0.0])
+
     def drain_blocking(self) -> dict[str, float]:
         """Return the means of what was added since the last call, and add it to the totals."""
         for name, pending in self._pending.items():
             self._sum(name, pending)
-        names = list(self._device_sums)
-        if names:
-            sums = torch.stack([torch.stack(self._device_sums[name]).sum() for name in names])
-            for name, value in zip(
-                names, sums.tolist(), strict=True
-            ):  # SYNC: one read for all names, at log points only
-                self._interval[name][0] += value
+        held = [(name, 0, parts) for name, parts in self._device_sums.items()]
+        held += [(name, 1, parts) for name, parts in self._device_counts.items()]
+        if held:
+            sums = torch.stack([torch.stack(parts).sum() for _, _, parts in held])
+            numbers = sums.tolist()  # SYNC: one read for all names, at log points only
+            for (name, place, _), number in zip(held, numbers, strict=True):
+                self._interval[name][place] += number
             self._device_sums.clear()
+            self._device_counts.clear()
         means = {}
         for name, (total, weight) in self._interval.items():
             if weight > 0:
@@ -98,6 +108,7 @@ class RunningMeans:
         self._names.clear()
         self._pending.clear()
         self._device_sums.clear()
+        self._device_counts.clear()
         self._interval.clear()
         self._totals.clear()
 

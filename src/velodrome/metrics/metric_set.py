@@ -12,7 +12,7 @@ from torch import Tensor
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.metrics.means import RunningMeans
-from velodrome.metrics.named import SampleMetric, named_metric
+from velodrome.metrics.named import Labels, SampleMetric, named_metric
 
 __all__ = ["MetricSet", "StatefulMetric", "resolve_metrics"]
 
@@ -37,14 +37,14 @@ class StatefulMetric(Protocol):
         ...
 
 
-def resolve_metrics(metrics: object, *, binary_threshold: float = 0.5) -> dict[str, SampleMetric | StatefulMetric]:
+def resolve_metrics(metrics: object, *, labels: Labels | None = None) -> dict[str, SampleMetric | StatefulMetric]:
     """Turn what the user gave into metrics by name.
 
     Args:
         metrics: names, torchmetrics objects and callables `(output, target) -> value(s)`, in a list, or in a dict that names them.
             A function's result is averaged over samples and it may get several batches as one: what is no mean over samples
             (a root, F1) wants a torchmetrics object.
-        binary_threshold: see `named_metric`.
+        labels: how named metrics read targets, where the loss tells.
     Raises:
         ArgumentError: an unknown name, something that is no metric, or two metrics of one name.
     """
@@ -54,7 +54,7 @@ def resolve_metrics(metrics: object, *, binary_threshold: float = 0.5) -> dict[s
     resolved: dict[str, SampleMetric | StatefulMetric] = {}
     for given_name, metric in pairs:
         if isinstance(metric, str):
-            made = named_metric(metric, binary_threshold=binary_threshold)
+            made = named_metric(metric, labels or Labels())
             name = given_name or made.name
         elif isinstance(metric, type):
             raise ArgumentError(
@@ -169,7 +169,11 @@ class MetricSet:
         # could not be updated outside of it, and evaluation ends outside.
         with torch.inference_mode():
             for name, metric in self._sample_metrics.items():
-                self._means.add(name, metric.values(output, target), _length(output))
+                values = metric.values(output, target)
+                if isinstance(values, tuple):
+                    self._means.add_counted(name, *values)
+                else:
+                    self._means.add(name, values, _length(output))
             for metric in self._stateful.values():
                 metric.update(output, target)
 

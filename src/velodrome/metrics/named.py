@@ -13,17 +13,32 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["SampleMetric", "known_names", "named_metric"]
+__all__ = ["Labels", "SampleMetric", "known_names", "named_metric"]
 
 _TOP_K = re.compile(r"^top[_-]?([1-9][0-9]*)$")
 
 
 @dataclass(frozen=True)
 class SampleMetric:
-    """A metric that is the mean of one value a sample (or position): `values(output, target)` has any shape."""
+    """A metric that is the mean of one value a sample (or position).
+
+    `values(output, target)` gives the values, in any shape, or a pair of tensors: their sum and how many there are.
+    """
 
     name: str
     values: Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """How targets are to be read, as far as the loss tells."""
+
+    is_binary: bool = False
+    """each output is a yes or no of its own, also where there are several of them"""
+    binary_threshold: float = 0.5
+    """above it an output means class 1: 0.5 for probabilities, 0 for logits"""
+    ignore_index: int | None = None
+    """class indices of this value count neither as right nor as wrong"""
 
 
 def known_names() -> list[str]:
@@ -31,27 +46,27 @@ def known_names() -> list[str]:
     return ["accuracy", "top5"]
 
 
-def named_metric(name: str, *, binary_threshold: float = 0.5) -> SampleMetric:
+def named_metric(name: str, labels: Labels) -> SampleMetric:
     """Return the metric of that name.
 
     Args:
         name: "accuracy", or "top" and a number ("top5", "top_5").
-        binary_threshold: above it a single output means class 1: 0.5 for probabilities, 0 for logits.
+        labels: how targets are to be read.
     Raises:
         ArgumentError: there is none; the nearest name is shown.
     """
     if name == "accuracy":
-        return SampleMetric("accuracy", lambda output, target: correct(output, target, binary_threshold))
+        return SampleMetric("accuracy", lambda output, target: correct(output, target, labels))
     match = _TOP_K.match(name)
     if match:
         k = int(match[1])
-        return SampleMetric(f"top{k}", lambda output, target: in_top_k(output, target, k))
+        return SampleMetric(f"top{k}", lambda output, target: in_top_k(output, target, k, labels))
     raise ArgumentError(
         f"metrics={name!r} is not a known metric. {nearest(name, known_names())} Or give any torchmetrics object."
     )
 
 
-def correct(output: Tensor, target: Tensor, binary_threshold: float) -> Tensor:
+def correct(output: Tensor, target: Tensor, labels: Labels) -> Tensor | tuple[Tensor, Tensor]:
     """Return which predictions are right.
 
     Shapes: classes are in dimension 1 of `output` as in cross entropy: (N, C, ...) against class indices (N, ...) or class
@@ -61,13 +76,13 @@ def correct(output: Tensor, target: Tensor, binary_threshold: float) -> Tensor:
     _check_tensors("accuracy", output, target)
     if output.ndim == target.ndim + 1 and _positions_agree(output, target):
         if output.shape[1] > 1:
-            return output.argmax(dim=1) == target
+            return _without_ignored(output.argmax(dim=1) == target, target, labels)
         output = output.squeeze(1)  # one output against labels (N,): the largest of one would always be class 0
     if output.shape == target.shape:
         if not output.is_floating_point() and not target.is_floating_point():
             return output == target
-        if not target.is_floating_point() or output.ndim < 2 or output.shape[1] == 1 or binary_threshold != 0.5:
-            return (output > binary_threshold) == (target > 0.5)
+        if labels.is_binary or not target.is_floating_point() or output.ndim < 2 or output.shape[1] == 1:
+            return (output > labels.binary_threshold) == (target > 0.5)
         return output.argmax(dim=1) == target.argmax(dim=1)
     raise DataError(
         f"accuracy cannot compare outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)}. "
@@ -75,7 +90,7 @@ def correct(output: Tensor, target: Tensor, binary_threshold: float) -> Tensor:
     )
 
 
-def in_top_k(output: Tensor, target: Tensor, k: int) -> Tensor:
+def in_top_k(output: Tensor, target: Tensor, k: int, labels: Labels) -> Tensor | tuple[Tensor, Tensor]:
     """Return whether the right class is among the k largest outputs. Shapes as in `correct`, class indices only."""
     _check_tensors(f"top{k}", output, target)
     if output.ndim != target.ndim + 1 or not _positions_agree(output, target) or output.shape[1] < k:
@@ -83,7 +98,16 @@ def in_top_k(output: Tensor, target: Tensor, k: int) -> Tensor:
             f"top{k} cannot compare outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)}. "
             f"It wants (N, classes, ...) with at least {k} classes against class indices (N, ...)."
         )
-    return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1)
+    hits = (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1)
+    return _without_ignored(hits, target, labels)
+
+
+def _without_ignored(hits: Tensor, target: Tensor, labels: Labels) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the hits, or their sum and number without those whose target is to be ignored."""
+    if labels.ignore_index is None:
+        return hits
+    counts = target != labels.ignore_index
+    return (hits & counts).sum(), counts.sum()
 
 
 def _positions_agree(output: Tensor, target: Tensor) -> bool:

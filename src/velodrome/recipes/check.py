@@ -183,7 +183,7 @@ def _named_parameters(target: Callable[..., Any], *, skip: frozenset[str]) -> di
 
 
 def _check_metrics(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
-    from velodrome.metrics.named import known_names, named_metric
+    from velodrome.metrics.named import Labels, known_names, named_metric
 
     train = tables.get("train")
     names = train.get("metrics", ()) if isinstance(train, dict) else ()
@@ -192,7 +192,7 @@ def _check_metrics(tables: Mapping[str, Any], origins: Origins) -> list[Problem]
         if not isinstance(name, str):
             continue  # the schema has said so
         try:
-            named_metric(name)  # "top3" is known though only "top5" is listed
+            named_metric(name, Labels())  # "top3" is known though only "top5" is listed
         except ArgumentError:
             rule = f"is no known metric. {nearest(name, known_names())}"
             problems.append(Problem(field="train.metrics", rule=rule, value=name, origin=origins.of("train.metrics")))

@@ -17,18 +17,18 @@ Column = int | str
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def fashion_mnist(root: str = "", source: Source = "auto", say: Say = print) -> Splits:
+def fashion_mnist(root: str = "", source: Source = "auto", normalize: bool = False, say: Say = print) -> Splits:
     """Return FashionMNIST: 60,000 + 10,000 pictures of clothes, or the part of it that is at hand."""
     from velodrome.data.sources import load_fashion_mnist
 
-    return load_fashion_mnist(root or None, source=source, say=say)
+    return load_fashion_mnist(root or None, source=source, normalize=normalize, say=say)
 
 
-def mnist(root: str = "", source: Source = "auto", say: Say = print) -> Splits:
+def mnist(root: str = "", source: Source = "auto", normalize: bool = False, say: Say = print) -> Splits:
     """Return MNIST: 60,000 + 10,000 handwritten digits, or the part of it that is at hand."""
     from velodrome.data.sources import load_mnist
 
-    return load_mnist(root or None, source=source, say=say)
+    return load_mnist(root or None, source=source, normalize=normalize, say=say)
 
 
 def csv(

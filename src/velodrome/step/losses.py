@@ -35,6 +35,11 @@ class Loss:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def is_binary(self) -> bool:
+        """Each output is a yes or no of its own."""
+        return self.kind == "probability" or self.name in ("soft_margin", "multilabel_soft_margin")
+
+    @property
     def binary_threshold(self) -> float:
         """Above it an output means class 1."""
         return 0.0 if self.name in ("bce_with_logits", "soft_margin", "multilabel_soft_margin") else 0.5

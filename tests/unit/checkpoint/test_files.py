@@ -36,3 +36,13 @@ def test_remove_tree_does_not_follow_links(tmp_path):
     remove_tree(Files(), tmp_path / "gone")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept" / "file").exists()
+
+
+def test_a_disk_that_takes_nothing_is_an_error_and_not_an_endless_loop(tmp_path):
+    class Full(Files):
+        def write(self, descriptor, data):
+            return 0
+
+    with pytest.raises(OSError, match="accepted no byte"):
+        write_atomically(tmp_path / "file", b"data", files=Full())
+    assert list(tmp_path.iterdir()) == []

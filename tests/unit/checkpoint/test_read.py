@@ -151,3 +151,19 @@ def test_load_weights_into_tied_model_stays_tied(make_store, tmp_path):
     save_file({"embed.weight": torch.ones(3, 2)}, tmp_path / "theirs.safetensors")
     load_weights_into(loaded, tmp_path / "theirs.safetensors")
     assert loaded.head.weight.tolist() == [[1.0, 1.0]] * 3
+
+
+def test_load_weights_into_a_model_on_the_meta_device_is_refused(run):
+    with torch.device("meta"):
+        model = linear()
+    with pytest.raises(CheckpointError, match="meta device, which holds no numbers.*to_empty"):
+        load_weights_into(model, run)
+
+
+def test_load_damaged_best_weights_names_the_next_command(run):
+    file = resolve_weights(run, "best")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match='weights="last"'):
+        load_weights_into(linear(), run)

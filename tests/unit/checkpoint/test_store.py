@@ -181,3 +181,11 @@ def test_directory_that_is_a_file_is_said(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot be listed: Not a directory"):
         CheckpointStore(tmp_path / "checkpoints", run_id="a").latest()
+
+
+def test_prune_keeps_the_one_saved_last_also_when_its_step_is_lower(make_store, save_steps):
+    """As after a return to an earlier checkpoint: what was just saved must not be the first to go."""
+    store = make_store()
+    save_steps(store, 10, 20, 30, 40, 5)
+    store.prune(keep_last=2)
+    assert steps_in(store) == [5, 30, 40]

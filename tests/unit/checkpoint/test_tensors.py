@@ -126,3 +126,8 @@ def test_decode_impossible_ties_are_refused(tmp_path, aliases, message):
     with_header(path, header, b"\0" * 4)
     with pytest.raises(CheckpointError, match=message):
         decode_tensors(path)
+
+
+def test_encode_what_is_no_tensor_is_refused():
+    with pytest.raises(CheckpointError, match="'_extra_state' is a dict. Only dense tensors"):
+        encode_tensors({"_extra_state": {"scale": 1.0}})

@@ -82,7 +82,11 @@ MNIST = ImageSet(
 
 
 def load_fashion_mnist(
-    root: str | Path | None = None, *, source: Place = "auto", say: Callable[[str], object] = print
+    root: str | Path | None = None,
+    *,
+    source: Place = "auto",
+    normalize: bool = False,
+    say: Callable[[str], object] = print,
 ) -> Splits:
     """Return FashionMNIST: images float32 (N, 1, 28, 28) in 0..1, labels int64 (N,).
 
@@ -90,18 +94,23 @@ def load_fashion_mnist(
         root: the local folder; `data/fashion-mnist` when left out.
         source: "auto" tries the local folder, the system package, the official download and the embedded subset of 8,000 +
             2,000, in this order; or one of them: "local", "system", "download", "embedded".
+        normalize: shift and scale all pixels by the mean and standard deviation of the training pixels.
         say: gets the line that says which it was.
     Raises:
         DataError: files that are there are damaged, or the source asked for has none.
     """
-    return _load(FASHION_MNIST, root, source, say)
+    return _load(FASHION_MNIST, root, source, normalize, say)
 
 
 def load_mnist(
-    root: str | Path | None = None, *, source: Place = "auto", say: Callable[[str], object] = print
+    root: str | Path | None = None,
+    *,
+    source: Place = "auto",
+    normalize: bool = False,
+    say: Callable[[str], object] = print,
 ) -> Splits:
     """Return MNIST: images float32 (N, 1, 28, 28) in 0..1, labels int64 (N,). Arguments as for `load_fashion_mnist`."""
-    return _load(MNIST, root, source, say)
+    return _load(MNIST, root, source, normalize, say)
 
 
 def fetch_image_set(
@@ -148,16 +157,24 @@ def fetch_image_set(
     )
 
 
-def _load(data: ImageSet, root: str | Path | None, source: Place, say: Callable[[str], object]) -> Splits:
+def _load(
+    data: ImageSet, root: str | Path | None, source: Place, normalize: bool, say: Callable[[str], object]
+) -> Splits:
     files, place = fetch_image_set(data, root, source=source, say=say)
     remedy = f"Remove it and run: velodrome data fetch {data.name}"
     train, val = (
         _read_split(*(files[name] for name in _FILES[split]), num_classes=len(data.class_names), remedy=remedy)
         for split in ("train", "val")
     )
+    preprocessing = {}
+    if normalize:
+        std, mean = torch.std_mean(train[0])
+        for images, _ in (train, val):
+            images.sub_(mean).div_(std)
+        preprocessing = {"kind": "images", "mean": float(mean), "std": float(std)}
     origin = f"{data.title}: {len(train[0]):,} + {len(val[0]):,} images from {place}"
     say(origin)
-    return Splits(train=train, val=val, origin=origin, class_names=data.class_names)
+    return Splits(train=train, val=val, origin=origin, class_names=data.class_names, preprocessing=preprocessing)
 
 
 def _read_split(images_path: Path, labels_path: Path, *, num_classes: int, remedy: str) -> tuple[Tensor, Tensor]:

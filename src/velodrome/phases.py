@@ -1,0 +1,107 @@
+"""A phase: training batches, or the batches of one evaluation, and what is summed while they go by."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from velodrome.errors import ArgumentError
+from velodrome.metrics.means import RunningMeans
+from velodrome.metrics.metric_set import MetricSet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
+
+    from velodrome.record.progress import ProgressView
+
+__all__ = ["NO_PHASE", "Phase"]
+
+
+class Phase:
+    """Sums over the batches of one loop; nothing waits for the device before the values are asked for.
+
+    Args:
+        name: "train", or what an evaluation is called: "val", "test", "eval", "predict".
+        metrics: by name, see `resolve_metrics`; the phase has copies of its own.
+        device: where the metrics' state lives.
+        display: shows how far the phase is.
+    """
+
+    def __init__(self, name: str, *, metrics: Mapping[str, Any], device: torch.device, display: ProgressView) -> None:
+        self.name = name
+        self.display = display
+        self.batch_samples = 0
+        """samples of the batch under way"""
+        self.values: dict[str, float] = {}
+        """loss, metrics and what was logged, when it is over"""
+        self._means = RunningMeans()
+        self._metrics = MetricSet(metrics, device)
+        self._has_metrics = bool(metrics)
+        self._seconds = 0.0
+        self._entered_at = 0.0
+
+    @property
+    def is_training(self) -> bool:
+        """Whether updates belong here."""
+        return self.name == "train"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside of its loop so far."""
+        return self._seconds
+
+    def enter(self, epoch: int, epochs: int | None, total_batches: int | None) -> None:
+        """Its loop begins, or goes on with more data."""
+        self._entered_at = perf_counter()
+        self.display.begin(self.name, epoch, epochs, total_batches)
+
+    def leave(self) -> None:
+        """Its loop is over."""
+        self._seconds += perf_counter() - self._entered_at
+
+    def count_loss(self, loss: Tensor, items: float | None = None) -> None:
+        """Count a loss that is the mean of so many items; of the batch's samples when left out."""
+        self._means.add("loss", loss, self.batch_samples if items is None else items)
+
+    def measure(self, output: Any, target: Any) -> None:
+        """Feed the metrics."""
+        self._metrics.update(output, target)
+
+    def log(self, values: Mapping[str, Tensor | float]) -> None:
+        """Average values that the user logs, by the batch's samples."""
+        for name, value in values.items():
+            self._means.add(name, value, self.batch_samples)
+
+    def drain_blocking(self) -> dict[str, float]:
+        """Return the means since the last call, without the metrics; waits for the device."""
+        return self._means.drain_blocking()
+
+    def finish_blocking(self) -> None:
+        """Set `values` to all means and metrics, and show them; waits for the device."""
+        self.values.update(self._means.means_blocking())
+        if self.is_training or "loss" in self.values or not self._has_metrics:
+            self.values.update(self._metrics.compute_blocking())
+        self.display.show(self.values)
+        self.display.end()
+
+
+class _NoPhase(Phase):
+    """Between the loops: nothing can be logged or measured."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.batch_samples = 0
+
+    def log(self, values: Mapping[str, Tensor | float]) -> None:
+        raise ArgumentError(
+            "log() was called outside of epoch.train(...) and epoch.evaluate(...): there is no phase to average over."
+        )
+
+    def count_loss(self, loss: Tensor, items: float | None = None) -> None:
+        raise ArgumentError("measure() was called outside of epoch.train(...) and epoch.evaluate(...). Call it inside.")
+
+
+NO_PHASE = _NoPhase()
