@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -169,6 +170,10 @@ def _load(
     preprocessing = {}
     if normalize:
         std, mean = torch.std_mean(train[0])
+        if std == 0:
+            raise DataError(
+                f"{files[_FILES['train'][0]]}: every pixel is {float(mean):g}, so images cannot be normalised. {remedy}"
+            )
         for images, _ in (train, val):
             images.sub_(mean).div_(std)
         preprocessing = {"kind": "images", "mean": float(mean), "std": float(std)}
@@ -216,7 +221,7 @@ def _download(data: ImageSet, target: Path, say: Callable[[str], object]) -> dic
     files = {}
     for name, sha256 in data.sha256.items():
         files[name] = target / f"{name}.gz"
-        if not files[name].exists():
+        if not os.path.exists(files[name]):
             addresses = [mirror + files[name].name for mirror in data.mirrors]
             download(addresses, files[name], check=partial(check_sha256, sha256=sha256))
     return files
@@ -233,7 +238,7 @@ def _check_present(data: ImageSet, target: Path, say: Callable[[str], object]) -
     remedy = f"Remove it and run: velodrome data fetch {data.name}"
     for name, sha256 in data.sha256.items():
         path = target / f"{name}.gz"
-        if not path.exists():
+        if not os.path.exists(path):  # also False in a folder that may not be entered; writing there will say why
             continue
         try:
             check_sha256(path, sha256)

@@ -53,6 +53,26 @@ def test_every_value_is_the_same_float_as_in_torchvisions_to_tensor(alone, torch
         assert torch.equal(images[3], to_tensor(all_values[3][:, :, None]))
 
 
+def test_normalized_images_have_mean_0_and_deviation_1_over_the_training_pixels(alone, set_writer):
+    set_writer(alone / "data" / "fashion-mnist")
+    plain, normalized = (load_fashion_mnist(normalize=normalize, say=str) for normalize in (False, True))
+    pixels = plain.train[0].double()
+    mean, std = pixels.mean().item(), pixels.std().item()
+    torch.testing.assert_close(normalized.train[0].double(), (pixels - mean) / std, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(normalized.val[0].double(), (plain.val[0].double() - mean) / std, rtol=1e-5, atol=1e-6)
+    fitted = dict(normalized.preprocessing)
+    assert fitted.pop("kind") == "images"
+    assert fitted == pytest.approx({"mean": mean, "std": std}, rel=1e-5)
+    assert plain.preprocessing == {}
+
+
+def test_images_of_one_color_cannot_be_normalized(alone, set_writer):
+    folder = set_writer(alone / "data" / "fashion-mnist")
+    write_idx(folder / f"{TRAIN_IMAGES}.gz", numpy.full((20, 28, 28), 255, numpy.uint8))
+    with pytest.raises(DataError, match=f"{TRAIN_IMAGES}.gz: every pixel is 1, so images cannot be normalised. Remove"):
+        load_fashion_mnist(normalize=True, say=str)
+
+
 @pytest.fixture
 def torchvision_or_none():
     from velodrome.testing.torchvision_cpu import import_torchvision
