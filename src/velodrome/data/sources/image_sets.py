@@ -139,7 +139,9 @@ def fetch_image_set(
         target = Path("data") / data.name if base is None else base
         _check_present(data, target, say)
         try:
-            return _download(data, target, say), f"the official download, now in {target}"
+            files, num_new = _download(data, target, say)
+            place = f"the official download, now in {target}" if num_new else f"{target}, where no file was missing"
+            return files, place
         except DataError as error:
             if source == "download":
                 raise
@@ -216,15 +218,16 @@ def _try_package(data: ImageSet, target: Path, say: Callable[[str], object]) -> 
         return False
 
 
-def _download(data: ImageSet, target: Path, say: Callable[[str], object]) -> dict[str, Path]:
-    say(f"{data.title}: downloading into {target} ...")
-    files = {}
-    for name, sha256 in data.sha256.items():
-        files[name] = target / f"{name}.gz"
-        if not os.path.exists(files[name]):
-            addresses = [mirror + files[name].name for mirror in data.mirrors]
-            download(addresses, files[name], check=partial(check_sha256, sha256=sha256))
-    return files
+def _download(data: ImageSet, target: Path, say: Callable[[str], object]) -> tuple[dict[str, Path], int]:
+    """Fetch the files that are not there; return where all of them lie and how many were fetched."""
+    files = {name: target / f"{name}.gz" for name in data.sha256}
+    missing = [name for name, path in files.items() if not os.path.exists(path)]
+    if missing:
+        say(f"{data.title}: downloading into {target} ...")
+    for name in missing:
+        addresses = [mirror + files[name].name for mirror in data.mirrors]
+        download(addresses, files[name], check=partial(check_sha256, sha256=data.sha256[name]))
+    return files, len(missing)
 
 
 def _check_present(data: ImageSet, target: Path, say: Callable[[str], object]) -> None:

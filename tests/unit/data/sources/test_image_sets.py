@@ -283,6 +283,12 @@ def test_download_keeps_a_sound_file_that_was_compressed_anew_and_says_so(alone,
     assert f"{TRAIN_LABELS}.gz was there before and is kept; it is not the published file." in said[0]
 
 
+def test_download_of_nothing_is_not_called_one(alone, online, set_writer, tmp_path):
+    root = set_writer(tmp_path / "root")
+    origin = load_fashion_mnist(root, source="download", say=str).origin
+    assert origin == f"FashionMNIST: 20 + 10 images from {root}, where no file was missing"
+
+
 def test_folder_in_the_place_of_a_file_is_refused(alone, online, tmp_path):
     (tmp_path / "root" / f"{TRAIN_LABELS}.gz").mkdir(parents=True)
     with pytest.raises(DataError, match="cannot be read: Is a directory. Remove it"):
