@@ -264,7 +264,7 @@ class Run:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
         phase.finish_blocking()
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
-        if "epoch" in self._row:
+        if "epoch" in self._row and phase.name not in ("eval", "predict"):
             self._row.update(named)
             self._tell("on_evaluate_end", named)
 
