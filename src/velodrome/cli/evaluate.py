@@ -38,14 +38,18 @@ def evaluate(
     from velodrome.errors import DataError
     from velodrome.recipes.build import build
     from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
-    from velodrome.recipes.tables import load_rows_and_targets
+    from velodrome.recipes.tables import check_same_preparation, check_table_run, load_rows_and_targets
 
     screen = Screen(as_json=json, quiet=quiet)
     file = find_weights(run, weights.value)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     loaded = load_recipe_for(run, recipe, changes)
-    given = None if data is None else load_rows_and_targets(data, loaded.recipe, read_notes(run), say=screen.say_data)
+    notes = read_notes(run)
+    check_table_run(run, loaded.recipe, overrides or [], notes)
+    given = None if data is None else load_rows_and_targets(data, loaded.recipe, notes, say=screen.say_data)
     ready = build(loaded, data=given, say=screen.say_data)
+    if data is None:
+        check_same_preparation(ready.data, notes)
     if ready.val is None:
         raise DataError(f"The recipe {ready.name} has no validation data to evaluate on.")
     load_weights(ready.model, run, weights.value)

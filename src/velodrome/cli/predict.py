@@ -43,6 +43,7 @@ def predict(
     from velodrome.recipes.build import build_model, resolve_sizes
     from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
     from velodrome.recipes.predictions import interpret, write_csv
+    from velodrome.recipes.tables import check_table_run
 
     if out.exists() and not force:
         raise RefusedError(f"{out} exists already. Give another --out, or --force to write over it.", path=out)
@@ -50,6 +51,7 @@ def predict(
     file = find_weights(run, weights.value)
     loaded = load_recipe_for(run, recipe, [*(overrides or []), *([f"train.device={device}"] if device else [])])
     notes = read_notes(run)
+    check_table_run(run, loaded.recipe, overrides or [], notes)
     rows = _rows(loaded, notes, data, screen)
     model = build_model(resolve_sizes(loaded.recipe, rows), trusted=loaded.trusted)
     load_weights(model, run, weights.value)
@@ -67,13 +69,14 @@ def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> An
     """Return what to predict."""
     from velodrome.errors import DataError
     from velodrome.recipes.build import load_data, refuse_untrusted
-    from velodrome.recipes.tables import load_rows
+    from velodrome.recipes.tables import check_same_preparation, load_rows
 
     if data is None:
         refuse_untrusted(loaded, "data")
         given = load_data(loaded.recipe, say=screen.say_data)
         if given.val is None:
             raise DataError("The recipe has no validation data to predict. Give a table with --data.")
+        check_same_preparation(given, notes)
         return given.val
     rows = load_rows(data, loaded.recipe, notes, say=screen.say_data)
     screen.say_data(f"{data}: {len(rows):,} rows, prepared as the training rows were.")

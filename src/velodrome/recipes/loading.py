@@ -103,7 +103,7 @@ def read_notes(path: str | Path) -> RunNotes:
     try:
         notes = json.loads(file.read_text(encoding="utf-8"))
         return RunNotes(class_names=tuple(map(str, notes["class_names"])), preprocessing=dict(notes["data"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}), so new rows cannot be prepared as the training rows were. "
             "Restore the file, or train again.",
