@@ -20,7 +20,7 @@ import typer
 
 import velodrome
 from velodrome.cli import data, doctor, evaluate, init, predict, recipes, train
-from velodrome.cli.screen import print_json
+from velodrome.cli.screen import Screen, silence, to_json, write_quietly
 from velodrome.errors import VelodromeError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ app.command("init")(init.init)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"velodrome {velodrome.__version__}")
+        Screen().answer(f"velodrome {velodrome.__version__}", {})
         raise typer.Exit
 
 
@@ -66,19 +66,22 @@ def _options(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        Screen(answer_matters=False).answer(context.get_help(), {})
         raise typer.Exit(_USAGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _occupy_closed_streams()
     _never_fail_on_a_letter()
     code = run(given)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _close_quietly()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            silence(stream)  # what mattered has been flushed, and judged, before
     sys.exit(code)
 
 
@@ -110,10 +113,16 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _show_error("Interrupted", "Interrupted.", INTERRUPTED, as_json)
         return INTERRUPTED
-    except BrokenPipeError:
-        _close_quietly()  # `velodrome recipes show NAME | head`: the reader has seen enough
+    except SystemExit as leaving:  # click's way out when it cannot write a help text to a pipe
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        silence(sys.stdout)
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and _is_from_echo(error):  # a help text
+            silence(sys.stdout)
+            write_quietly(f"Error: The answer could not be written: {error.strerror}.", sys.stderr)
+            return 1
         _print_traceback(error)
         if as_json:
             _show_error(type(error).__name__, str(error), 1, as_json)
@@ -123,9 +132,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _show_error(kind: str, message: str, exit_code: int, as_json: bool, **fields: object) -> None:
     if as_json:
-        print_json({"error": {"type": kind, "message": message, "exit_code": exit_code, **fields}})
+        error = {"type": kind, "message": message, "exit_code": exit_code, **fields}
+        write_quietly(to_json({"error": error}), sys.stdout)
     else:
-        print(message if kind == "Interrupted" else f"Error: {message}", file=sys.stderr)
+        write_quietly(message if kind == "Interrupted" else f"Error: {message}", sys.stderr)
 
 
 def _print_traceback(error: Exception) -> None:
@@ -133,7 +143,7 @@ def _print_traceback(error: Exception) -> None:
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None and not _is_a_verb(frames.tb_frame.f_globals):
         frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames)
+    write_quietly("".join(traceback.format_exception(type(error), error, frames)).rstrip(), sys.stderr)
 
 
 def _is_a_verb(module: dict[str, object]) -> bool:
@@ -149,5 +159,16 @@ def _never_fail_on_a_letter() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def _close_quietly() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _occupy_closed_streams() -> None:
+    """Open nowhere in the place of a closed stdin, stdout or stderr: the next file opened would get its number."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+
+
+def _is_from_echo(error: OSError) -> bool:
+    """Return whether typer failed to print."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_name == "echo" and str(frame.f_globals.get("__name__")).endswith("click.utils")

@@ -47,7 +47,7 @@ def predict(
 
     if out.exists() and not force:
         raise RefusedError(f"{out} exists already. Give another --out, or --force to write over it.", path=out)
-    screen = Screen(as_json=json, quiet=quiet)
+    screen = Screen(as_json=json, quiet=quiet, answer_matters=False)
     file = find_weights(run, weights.value)
     loaded = load_recipe_for(run, recipe, [*(overrides or []), *([f"train.device={device}"] if device else [])])
     notes = read_notes(run)

@@ -1,44 +1,88 @@
-"""What a verb says: lines for people, or one JSON object for programs."""
+"""What a verb says: lines for people, or one JSON object for programs; and what happens when nobody can read them."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TextIO
 
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
-    """Where lines go: stdout; with `--json` stderr, because stdout then holds the answer alone; nowhere with `-q`."""
+    """Where lines go: stdout; with `--json` stderr, because stdout then holds the answer alone; nowhere with `-q`.
+
+    A stream that is closed or full loses lines in silence. Only an answer that was asked for is an error when it is lost.
+    """
 
     as_json: bool = False
     quiet: bool = False
+    answer_matters: bool = True
+    """False for a verb whose work is done once its files are written: a lost answer does not change its exit code"""
 
     def say(self, line: str = "") -> None:
         """Show a line of news."""
         if not self.quiet:
-            print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+            write_quietly(line, sys.stderr if self.as_json else sys.stdout)
 
     def say_data(self, line: str) -> None:
         """Show a line about the data: where they came from, and what is wrong with them."""
         self.say(line if line.startswith("warning: ") else f"Data: {line}")
 
     def answer(self, lines: str, data: Mapping[str, object]) -> None:
-        """Show what was asked for: the lines, or with `--json` the data. Not silenced by `-q`."""
-        if self.as_json:
-            print_json(data)
-        else:
-            print(lines, flush=True)
+        """Show what was asked for: the lines, or with `--json` the data. Not silenced by `-q`.
+
+        Raises:
+            typer.Exit: with code 1, when it matters and could not be written; stderr says why.
+        """
+        text = to_json(data) if self.as_json else lines
+        if not self.answer_matters:
+            write_quietly(text, sys.stdout)
+            return
+        try:
+            _write(text, sys.stdout)
+        except BrokenPipeError:
+            silence(sys.stdout)  # `velodrome recipes show NAME | head`: the reader has seen enough
+        except (OSError, ValueError) as error:
+            silence(sys.stdout)
+            write_quietly(f"Error: The answer could not be written: {why(error)}.", sys.stderr)
+            raise typer.Exit(1) from error
 
 
-def print_json(data: Mapping[str, object]) -> None:
-    """Print one JSON object; NaN and infinity, which JSON lacks, become null."""
-    print(json.dumps(_finite(data), indent=2, ensure_ascii=True, default=str), flush=True)
+def write_quietly(line: str, stream: TextIO | None) -> None:
+    """Write a line at once; a stream that is closed, full or at its end loses it, and everything after it."""
+    try:
+        _write(line, stream)
+    except (OSError, ValueError):
+        silence(stream)
+
+
+def silence(stream: TextIO | None) -> None:
+    """Send the rest of a stream that failed to nowhere: what it still holds would fail again when Python ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # pyright: ignore[reportOptionalMemberAccess]
+        os.close(nowhere)
+
+
+def why(error: OSError | ValueError) -> str:
+    """Return what an operating system's error says, without its number."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def to_json(data: Mapping[str, object]) -> str:
+    """Return one JSON object; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=True, default=str)
 
 
 def table(rows: list[tuple[str, str]]) -> str:
@@ -53,6 +97,13 @@ def show_metrics(metrics: Mapping[str, object]) -> str:
     return ", ".join(
         f"{key} {value:.4g}" if abs(value) < 1e-3 else f"{key} {value:.4f}" for key, value in numbers.items()
     )
+
+
+def _write(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # closed before we began; print() would write to another stream, or say nothing
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def _finite(value: object) -> object:

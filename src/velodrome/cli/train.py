@@ -41,7 +41,7 @@ def train(
     from velodrome.recipes.build import build, try_out
     from velodrome.recipes.read import load_recipe
 
-    screen = Screen(as_json=json, quiet=quiet)
+    screen = Screen(as_json=json, quiet=quiet, answer_matters=dry_run)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     if quiet:
         changes.append("logging.progress=false")
