@@ -23,6 +23,15 @@ def failing():
     raise ZeroDivisionError("the user's own mistake")
 
 
+class Breaking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 3)
+
+    def forward(self, x):
+        raise ZeroDivisionError("the user's own mistake")
+
+
 def net(width=8):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 3))
 """

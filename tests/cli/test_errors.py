@@ -25,9 +25,17 @@ import pytest
         (["train", "mine.toml", "model.name=shelf_for_cli_tests:shapes"], 2, "It must return a torch.nn.Module"),
         (
             ["train", "mine.toml", "data.name=shelf_for_cli_tests:failing"],
+            2,
+            "failed when it was called: ZeroDivisionError: the user's own mistake (shelf_for_cli_tests.py, line ",
+        ),
+        (
+            ["train", "mine.toml", "model.name=shelf_for_cli_tests:Breaking"],
             1,
             "ZeroDivisionError: the user's own mistake",
         ),
+        (["train", "mine.toml", "model.name=shelf_for_cli_tests:net", "model.width=-3"], 2, 'net" failed when it was'),
+        (["train", "mine.toml", "optimizer.name=sparseadam"], 2, "needs sparse gradients"),
+        (["train", "mine.toml", "train.device=meta"], 2, "holds shapes and no numbers"),
         (["recipes", "show", "mnist"], 2, 'Did you mean "mnist-mlp"?'),
         (["data", "fetch", "minst"], 2, 'Did you mean "mnist"?'),
         (["eval", "mine.toml", "--weights", "worst"], 2, "Invalid value for '--weights'"),
@@ -60,9 +68,15 @@ def test_verbose_shows_the_traceback_of_an_error_on_purpose(project, velodrome):
 
 
 def test_traceback_begins_at_the_verb(project, velodrome):
-    err = velodrome("train", "mine.toml", "data.name=shelf_for_cli_tests:failing").err
+    err = velodrome("train", "mine.toml", "model.name=shelf_for_cli_tests:Breaking").err
     assert "typer" not in err
     assert "shelf_for_cli_tests.py" in err
+
+
+def test_verbose_shows_the_traceback_of_the_users_own_error(project, velodrome):
+    answer = velodrome("train", "mine.toml", "data.name=shelf_for_cli_tests:failing", "-v")
+    assert answer.code == 2
+    assert 'raise ZeroDivisionError("the user\'s own mistake")' in answer.err
 
 
 def test_out_is_a_file_is_refused(project, velodrome):

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from velodrome.errors import DataError, RecipeError
+from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.schema import DURATIONS, NAMED_TABLES, NEVER, Recipe
 
@@ -286,11 +286,20 @@ def resolve_sizes(recipe: Recipe, data: Any) -> Recipe:
 def _call(function: Callable[..., Any], arguments: dict[str, Any], *, table: str, name: str) -> Any:
     try:
         return function(**arguments)
-    except TypeError as error:
-        # Only a call that never began is the recipe's fault; an error inside the user's code keeps its traceback.
-        if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-            raise RecipeError(f'{table}.name="{name}" refused its arguments: {error}.', problems=()) from error
+    except VelodromeError:
         raise
+    except (Exception, SystemExit) as error:
+        # An error of a callable of our own is a bug of ours and keeps its traceback, unless the call never began.
+        has_begun = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        if isinstance(error, TypeError) and not has_begun:
+            raise RecipeError(f'{table}.name="{name}" refused its arguments: {error}.', problems=()) from error
+        if not registry.is_user_code(name):
+            raise
+        raise RecipeError(
+            f'{table}.name="{name}" failed when it was called: {registry.describe_error(error)}. '
+            f"Correct the callable or its arguments in [{table}]; -v shows the traceback.",
+            problems=(),
+        ) from error
 
 
 def refuse_untrusted(loaded: LoadedRecipe, table: str) -> None:

@@ -53,7 +53,9 @@ def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code
                 problems += _check_builtin(table, name, arguments, origins)
         except RecipeError as error:
             field = f"{table}.name"
-            problems.append(Problem(field=field, rule=error.message, value=name, origin=origins.of(field)))
+            cause = error.__cause__
+            problems.append(Problem(field=field, rule=error.message, value=name, origin=origins.of(field), cause=cause))
+    problems += _check_sparse(tables, origins)
     problems += _check_metrics(tables, origins)
     problems += _check_durations(tables, origins)
     problems += _check_monitor(tables, origins)
@@ -139,6 +141,17 @@ def _check_optimizer(name: str, arguments: dict[str, Any], origins: Origins) -> 
     # One weight matrix is enough for torch to judge momentum, betas and the rest.
     model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
     return _refusals("optimizer", arguments, lambda given: resolve_optimizer(name, model, arguments=given), origins)
+
+
+def _check_sparse(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    """Refuse SparseAdam for our own models: torch raises at the first step when a gradient is dense."""
+    optimizer, model = tables.get("optimizer"), tables.get("model")
+    if not isinstance(optimizer, dict) or not isinstance(model, dict) or optimizer.get("name") != "sparseadam":
+        return []
+    if registry.is_user_code(str(model.get("name"))):
+        return []  # it may hold nothing but nn.Embedding(sparse=True)
+    rule = 'needs sparse gradients, which only nn.Embedding(sparse=True) gives; this model has dense ones. Use "adam".'
+    return [Problem(field="optimizer.name", rule=rule, value="sparseadam", origin=origins.of("optimizer.name"))]
 
 
 def _refusals(
@@ -238,7 +251,8 @@ def _check_device(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
     if not isinstance(device, str):
         return []  # the schema has said so
     try:
-        resolve_device(device)
+        if resolve_device(device).type == "meta":
+            raise ArgumentError(f'device="{device}" holds shapes and no numbers. Use device="auto" or device="cpu".')
     except ArgumentError as error:
         return [_refused("train.device", device, error, origins)]
     return []

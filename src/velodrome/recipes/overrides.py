@@ -17,6 +17,7 @@ from velodrome.recipes.schema import DURATIONS, KNOWN_FIELDS, NAMED_TABLES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+DEEPEST = 50  # levels of tables and lists: more than any callable takes, fewer than Python's recursion bears
 _OPENS_TOML = ("[", "{", '"', "'")
 
 
@@ -39,6 +40,12 @@ def parse_override(text: str) -> tuple[str, object] | Problem:
         return _mistake(key, f"does not name a table and a field. {hint}", value)
     try:
         read = tomllib.loads(f"value = {value}")
+        if is_nested_too_deeply(read) or field.count(".") >= DEEPEST:
+            raise RecursionError
+    except RecursionError:
+        return _mistake(
+            key if len(key) <= 60 else f"{key[:57]}...", f"is nested more than {DEEPEST} levels deep. Use fewer.", value
+        )
     except tomllib.TOMLDecodeError as error:
         if value.startswith(_OPENS_TOML):
             return _mistake(key, f"is not a TOML value ({error}). Quote it for your shell.", value)
@@ -46,6 +53,19 @@ def parse_override(text: str) -> tuple[str, object] | Problem:
     if len(read) != 1 or not isinstance(read["value"], (str, int, float, bool, list, dict)):
         return key, value  # a date, or a value that smuggled in a line break: a plain string
     return key, read["value"]
+
+
+def is_nested_too_deeply(value: object) -> bool:
+    """Return whether tables and lists lie in each other deeper than a recipe may have them."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return bool(level)
 
 
 def apply_overrides(

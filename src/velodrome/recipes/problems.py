@@ -24,6 +24,7 @@ class Problem:
     value: object = None
     has_value: bool = True  # False when the field is missing
     origin: str = "recipe"  # "run.toml" or "command line"
+    cause: BaseException | None = None  # what the user's own code raised
 
     def __str__(self) -> str:
         subject = f"{self.field}={_show(self.value)}" if self.has_value else self.field
@@ -53,10 +54,11 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     found = tuple(unique.values())
     if not found:
         return
+    cause = next((problem.cause for problem in found if problem.cause is not None), None)
     if len(found) == 1:
-        raise RecipeError(str(found[0]), problems=found)
+        raise RecipeError(str(found[0]), problems=found) from cause
     listing = "\n".join(f"  - {problem}" for problem in found)
-    raise RecipeError(f"{len(found)} problems in the recipe:\n{listing}", problems=found)
+    raise RecipeError(f"{len(found)} problems in the recipe:\n{listing}", problems=found) from cause
 
 
 def from_validation(

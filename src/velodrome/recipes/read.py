@@ -96,6 +96,8 @@ def _read_text(path: Path) -> str:
             inside = path / "recipe.toml"
             hint = f"Give the file: {inside}." if inside.is_file() else "Give the path of a .toml file."
             raise RecipeError(f"{path} is a folder, not a recipe. {hint}", path=path)
+        if path.exists() and not path.is_file():
+            raise RecipeError(f"{path} is not a regular file, so it is not read. Save the recipe to a file.", path=path)
         with path.open("rb") as file:
             raw = file.read(LARGEST_RECIPE_BYTES + 1)
     except FileNotFoundError:
@@ -120,8 +122,13 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
+    from velodrome.recipes.overrides import is_nested_too_deeply
+
     try:
-        return tomllib.loads(text)
+        tables = tomllib.loads(text)
+        if is_nested_too_deeply(tables):
+            raise RecursionError
+        return tables
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"line (\d+)", str(error))
         line = int(place.group(1)) if place else len(text.splitlines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import RecipeError, nearest
@@ -51,8 +52,8 @@ def import_callable(name: str) -> Callable[..., Any]:  # Any: the user's code re
     """Import "package.module:callable"; the current folder counts as importable.
 
     Raises:
-        RecipeError: with the part that failed: the form, the module, the attribute, or that it cannot be called.
-            An exception inside the user's module passes through as it is.
+        RecipeError: with the part that failed: the form, the module, what the module itself raised (its cause), the
+            attribute, or that it cannot be called.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
@@ -63,11 +64,15 @@ def import_callable(name: str) -> Callable[..., Any]:  # Any: the user's code re
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise  # the user's module exists, and lacks a module of its own
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not (module_name + ".").startswith(missing + "."):
+            raise RecipeError(
+                f'names the module "{module_name}", whose import failed: {describe_error(error)}. Correct the module.',
+                name=name,
+            ) from error
         raise RecipeError(
-            f'names the module "{module_name}", but there is no module "{error.name}". '
+            f'names the module "{module_name}", but there is no module "{missing}". '
             "Modules are looked for in the current folder and among the installed packages.",
             name=name,
         ) from None
@@ -84,3 +89,16 @@ def import_callable(name: str) -> Callable[..., Any]:  # Any: the user's code re
     if not callable(found):
         raise RecipeError(f"is a {type(found).__name__}, which cannot be called.", name=name)
     return found
+
+
+def describe_error(error: BaseException) -> str:
+    """Return what the user's own code raised and where: `ValueError: too wide (mine.py, line 3)`."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({os.path.basename(error.filename or '?')}, line {error.lineno})"
+    what = (
+        f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+    )
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    own = [frame for frame in frames if "site-packages" not in frame.filename]  # where torch raised explains little
+    place = (own or frames)[-1]
+    return f"{what.rstrip('.')} ({os.path.basename(place.filename)}, line {place.lineno})"

@@ -42,6 +42,10 @@ def empty_samples():
     return (torch.zeros(5, 0), torch.zeros(5, dtype=torch.int64)), None
 
 
+def leaves():
+    raise SystemExit(0)
+
+
 def needs(width):
     raise TypeError("from inside")
 """
@@ -115,9 +119,21 @@ def test_try_out_without_validation_data(load):
     assert trial.val == {}
 
 
-def test_build_error_inside_user_code_passes_through(load):
-    with pytest.raises(TypeError, match="from inside"):
+def test_build_error_inside_user_code_names_the_callable_and_keeps_the_error(load):
+    message = r'data\.name="shelf_for_build_tests:needs" failed when it was called: TypeError: from inside \(shelf_for'
+    with pytest.raises(RecipeError, match=message) as caught:
         build(load("needs", "data.width=3"))
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_build_user_code_that_leaves_python_is_an_error(load):
+    with pytest.raises(RecipeError, match=r"it called sys\.exit\(0\)"):
+        build(load("leaves"))
+
+
+def test_build_error_of_our_own_keeps_its_class(load):
+    with pytest.raises(DataError, match="does not exist"):
+        build(load("tensors", "data.name=csv", "data.path=no.csv", "data.train_rows=2"))
 
 
 def test_load_recipe_missing_argument_of_user_code(load):

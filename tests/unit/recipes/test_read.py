@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from velodrome.errors import RecipeError
@@ -147,3 +149,25 @@ def test_load_recipe_nested_too_deeply(recipe_file):
     recipe_file.write_text("a = " + "[" * 100_000 + "]" * 100_000)
     with pytest.raises(RecipeError, match="nested too deeply"):
         load_recipe(recipe_file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_load_recipe_reads_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")  # reading it would wait for ever
+    with pytest.raises(RecipeError, match=r"pipe\.toml is not a regular file"):
+        load_recipe(tmp_path / "pipe.toml")
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 5000 + "b = 1", "x = " + "[" * 60 + "]" * 60, "x = " + "{a = " * 60 + "1" + "}" * 60]
+)
+def test_load_recipe_nested_too_deeply_is_refused(tmp_path, text):
+    (tmp_path / "deep.toml").write_text(text)
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        load_recipe(tmp_path / "deep.toml")
+
+
+@pytest.mark.parametrize("override", ["model." + "a." * 5000 + "b=1", "model.x=" + "[" * 5000 + "]" * 5000])
+def test_load_recipe_override_nested_too_deeply_is_refused(recipe_file, override):
+    with pytest.raises(RecipeError, match="is nested more than 50 levels deep"):
+        load_recipe(recipe_file, [override])

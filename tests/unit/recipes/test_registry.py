@@ -10,7 +10,6 @@ from velodrome.recipes.registry import import_callable, resolve_data, resolve_mo
 def module(tmp_path, monkeypatch):
     """A module `shelf_for_registry_tests` in the current folder."""
     (tmp_path / "shelf_for_registry_tests.py").write_text("class Net:\n    pass\n\n\nwidth = 3\n")
-    (tmp_path / "broken_for_registry_tests.py").write_text("import a_module_that_nobody_has\n")
     monkeypatch.chdir(tmp_path)
     return "shelf_for_registry_tests"
 
@@ -34,9 +33,21 @@ def test_import_callable_says_what_failed(module, name, message):
         import_callable(name)
 
 
-def test_import_callable_error_inside_the_module_is_not_hidden(module):
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
-        import_callable("broken_for_registry_tests:Net")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import a_module_that_nobody_has\n", r"No module named 'a_module_that_nobody_has' \(NAME\.py, line 1\)"),
+        ("width = 3\ndef net(:\n", r"whose import failed: SyntaxError: .* \(NAME\.py, line 2\)"),
+        ("x = 1\nx / 0\n", r"ZeroDivisionError: division by zero \(NAME\.py, line 2\)"),
+        ("import sys\n\nsys.exit(0)\n", r"it called sys\.exit\(0\) \(NAME\.py, line 3\)"),
+    ],
+)
+def test_import_callable_error_inside_the_module_is_named_with_its_place(module, tmp_path, text, message):
+    name = f"broken_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(RecipeError, match=message.replace("NAME", name)) as caught:
+        import_callable(f"{name}:net")
+    assert caught.value.__cause__ is not None
 
 
 def test_resolve_unknown_names_show_the_nearest():
