@@ -101,7 +101,8 @@ def run(arguments: Sequence[str]) -> int:
         problems = error.fields.get("problems")
         if isinstance(problems, tuple) and problems:
             fields["problems"] = [str(problem) for problem in problems]
-        _show_error(type(error).__name__, error.message, error.exit_code, as_json, **fields)
+        message = error.message.replace('(weights="last")', "(--weights last)")  # the flag of that argument
+        _show_error(type(error).__name__, message, error.exit_code, as_json, **fields)
         return error.exit_code
     except _USAGE_ERROR as error:
         usage: Any = error  # one of click's, which typer does not export

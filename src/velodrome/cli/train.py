@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,8 @@ import typer
 
 from velodrome.cli.options import Device, Json, Overrides, Quiet, Verbose
 from velodrome.cli.run_names import choose_run_dir
-from velodrome.cli.screen import Screen, show_metrics, table
+from velodrome.cli.saved import SavedWeights, find_saved_weights
+from velodrome.cli.screen import Screen, show_metrics, table, write_quietly
 
 if TYPE_CHECKING:
     from velodrome.loop.result import FitResult
@@ -59,7 +61,15 @@ def train(
     screen.say(f"Device: {trainer.device}")
     screen.say(f"Run: {run_dir}")
     result = trainer.fit(ready.train, ready.val, **ready.fit_arguments)
-    _finish(result, screen)
+    best = result.best if loaded.recipe.checkpoint.keep_best else None
+    weights = find_saved_weights(
+        _shortened(run_dir), last_step=trainer.progress.steps_done, best_step=None if best is None else best.get("step")
+    )
+    _finish(result, weights, _next_recipe(ready, recipe, run_dir, changed=bool(overrides)), screen)
+    for problem in weights.problems:
+        write_quietly(f"Error: {problem}", sys.stderr)
+    if weights.problems:
+        raise typer.Exit(1)
 
 
 def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
@@ -101,18 +111,26 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
     screen.answer(f"{table(rows)}\nDry run: nothing was trained or written.", {"plan": plan})
 
 
-def _finish(result: FitResult, screen: Screen) -> None:
-    """Say how it ended and where everything is."""
-    from velodrome.recipes.loading import find_weights
+def _next_recipe(ready: Ready, recipe: str, run_dir: Path, *, changed: bool) -> str:
+    """Return the option that the next verb needs: a run's own recipe is not trusted to name the user's code."""
+    from velodrome.recipes.registry import is_user_code
+    from velodrome.recipes.schema import NAMED_TABLES
 
+    if not any(is_user_code(getattr(ready.recipe, table).name) for table in NAMED_TABLES):
+        return ""
+    # With changes on the command line only the saved recipe says what was trained.
+    return f" --recipe {shlex.quote(str(_shortened(run_dir) / 'recipe.toml') if changed else recipe)}"
+
+
+def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: Screen) -> None:
+    """Say how it ended and where everything is."""
     assert result.run_dir is not None  # the verb always gives one
     run_dir = _shortened(result.run_dir)
-    files = {
-        "run_dir": run_dir,
-        "best_weights": find_weights(run_dir, "best"),
-        "last_weights": find_weights(run_dir, "last"),
-        "metrics": run_dir / "metrics.jsonl",
-    }
+    files: dict[str, Path] = {"run_dir": run_dir, "metrics": run_dir / "metrics.jsonl"}
+    if weights.best is not None:
+        files["best_weights"] = weights.best
+    if weights.last is not None:
+        files["last_weights"] = weights.last
     optional = {"curves": run_dir / "curves.png", "tensorboard": run_dir / "tb"}
     files |= {key: path for key, path in optional.items() if path.exists()}
     reason = str(result.stop_reason)
@@ -120,14 +138,19 @@ def _finish(result: FitResult, screen: Screen) -> None:
     if result.best is not None:
         best = {k: v for k, v in result.best.items() if k.startswith("val/")}
         rows.append(("Best epoch", f"{result.best.get('epoch')}: {show_metrics(best)}".rstrip(": ")))
-    rows += [("Run directory", str(run_dir)), ("Best weights", str(files["best_weights"]))]
-    rows += [("Metrics", str(files["metrics"]))]
+    rows.append(("Run directory", str(run_dir)))
+    if weights.best is not None:
+        rows.append(("Best weights", str(weights.best)))
+    elif weights.last is not None:
+        rows.append(("Last weights", str(weights.last)))
+    rows.append(("Metrics", str(files["metrics"])))
     if "curves" in files:
         rows.append(("Curves", str(files["curves"])))
     if "tensorboard" in files:
         rows.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(str(files['tensorboard']))}"))
-    quoted = shlex.quote(str(run_dir))
-    rows.append(("Next", f"velodrome eval {quoted}    velodrome predict {quoted}"))
+    if weights.last is not None:
+        options = f"{shlex.quote(str(run_dir))}{next_recipe}{'' if weights.best is not None else ' --weights last'}"
+        rows.append(("Next", f"velodrome eval {options}    velodrome predict {options}"))
     lines = f"\n{reason}\n{table(rows)}"
     if screen.quiet and not screen.as_json:
         return
@@ -137,6 +160,7 @@ def _finish(result: FitResult, screen: Screen) -> None:
             "stop_reason": None if result.stop_reason is None else result.stop_reason.name.lower(),
             "metrics": result.metrics,
             "best": result.best,
+            "problems": list(weights.problems),
             "files": {key: str(path) for key, path in files.items()},
         },
     )
