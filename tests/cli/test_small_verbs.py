@@ -39,6 +39,22 @@ def test_doctor_says_where_it_cannot_write(project, velodrome):
     assert try_to_write(project / "mine.toml") == f"Not a directory ({project / 'mine.toml'})"
 
 
+def test_doctor_imports_extras_and_says_why_one_fails(project, velodrome, monkeypatch):
+    for name, text in {"pandas": "", "matplotlib": "raise ImportError('libwheel.so is missing')\n"}.items():
+        (project / "shelf" / name).mkdir(parents=True)
+        (project / "shelf" / name / "__init__.py").write_text(text)
+    (project / "pandas.py").write_text("raise ImportError('a file of mine')\n")  # the current folder holds no packages
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project / "shelf"), *sys.path]))
+    monkeypatch.syspath_prepend(project / "shelf")
+    monkeypatch.setattr("velodrome.cli.doctor.EXTRAS", {"plots": ("matplotlib",), "pandas": ("pandas",), "no": ("nö",)})
+    answer = velodrome("doctor")
+    assert "FAILED: ImportError: libwheel.so is missing" in answer.out
+    assert 'missing: pip install "velodrome[no]"' in answer.out
+    facts = velodrome("doctor", "--json").json
+    assert (facts["extras"]["plots"], facts["extras"]["pandas"] is None) == (None, False)
+    assert facts["extra_errors"] == {"plots": "ImportError: libwheel.so is missing"}
+
+
 def test_init_never_writes_over_a_file(project, velodrome):
     (project / "train.py").write_text("mine")
     answer = velodrome("init")

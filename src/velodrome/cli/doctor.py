@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from contextlib import suppress
@@ -27,6 +28,7 @@ EXTRAS = {
     "pandas": ("pandas",),
     "vision": ("torchvision", "PIL"),
 }
+_IMPORT_TIMEOUT_S = 120
 
 
 def doctor(
@@ -49,6 +51,7 @@ def gather(folder: Path) -> dict[str, Any]:
     import velodrome
 
     writable = try_to_write(folder)
+    extras, extra_errors = find_extras()
     return {
         "velodrome": velodrome.__version__,
         "python": platform.python_version(),
@@ -61,7 +64,8 @@ def gather(folder: Path) -> dict[str, Any]:
         "memory_gib": memory_gib(),
         "disk_free_gib": None if writable else round(shutil.disk_usage(folder).free / 2**30, 1),
         "write_error": writable,
-        "extras": {extra: find_extra(extra) for extra in EXTRAS},
+        "extras": extras,
+        "extra_errors": extra_errors,
         "data": find_data(),
     }
 
@@ -84,13 +88,44 @@ def memory_gib() -> float | None:
         return None
 
 
-def find_extra(extra: str) -> str | None:
-    """Return the version of an extra's first package, or None when a part of it is missing."""
-    modules = EXTRAS[extra]
-    if any(importlib.util.find_spec(module) is None for module in modules):
-        return None
+def find_extras() -> tuple[dict[str, str | None], dict[str, str]]:
+    """Import every extra's packages, each in a process of its own: one that is there may still not work.
+
+    Returns:
+        For each extra the version of its first package, or None when a part of it is missing or fails; and for those that
+        fail the last line of what Python said.
+    """
+    here = {extra: names for extra, names in EXTRAS.items() if all(map(importlib.util.find_spec, names))}
+    tries = {extra: _start_import(names) for extra, names in here.items()}
+    versions: dict[str, str | None] = dict.fromkeys(EXTRAS)
+    errors: dict[str, str] = {}
+    for extra, process in tries.items():
+        try:
+            _, said = process.communicate(timeout=_IMPORT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            errors[extra] = f"its import took longer than {_IMPORT_TIMEOUT_S} s"
+            continue
+        if process.returncode:
+            lines = said.decode(errors="replace").strip().splitlines()
+            errors[extra] = lines[-1] if lines else f"its import ended Python with {process.returncode}"
+        else:
+            versions[extra] = _version(EXTRAS[extra][0])
+    return versions, errors
+
+
+def _start_import(names: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    # The empty entry is the current folder, whose files are the user's and not packages.
+    code = f"import sys; sys.path[:] = filter(None, sys.path); import {', '.join(names)}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def _version(package: str) -> str:
     try:
-        return importlib.metadata.version(modules[0])
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "present"
 
@@ -137,6 +172,8 @@ def _lines(facts: dict[str, Any]) -> str:
         ("Write test", "passed" if facts["write_error"] is None else f"FAILED: {facts['write_error']}"),
     ]
     for extra, version in facts["extras"].items():
-        rows.append((f"Extra {extra}", version or f'missing: pip install "velodrome[{extra}]"'))
+        failure = facts["extra_errors"].get(extra)
+        missing = f"FAILED: {failure}" if failure else f'missing: pip install "velodrome[{extra}]"'
+        rows.append((f"Extra {extra}", version or missing))
     rows += [(f"Data {name}", state) for name, state in facts["data"].items()]
     return table(rows)
