@@ -109,6 +109,12 @@ def read_table(path: str | Path, *, header: bool | None = None) -> Table:
     path = Path(path)
     numbered = _read_rows(path)
     first = [cell.strip() for cell in numbered[0][0]]
+    separator = next((mark for mark in ";\t|" if len(first) == 1 and mark in first[0]), None)
+    if separator:
+        raise DataError(
+            f"{path} has one column ({first[0][:40]}) and seems to be separated by {separator!r}. Save it with commas between cells and points in numbers.",
+            path=path,
+        )
     for row, line in numbered:
         if len(row) != len(first):
             raise DataError(
@@ -117,12 +123,6 @@ def read_table(path: str | Path, *, header: bool | None = None) -> Table:
                 path=path,
                 line=line,
             )
-    separator = next((mark for mark in ";\t|" if len(first) == 1 and mark in first[0]), None)
-    if separator:
-        raise DataError(
-            f"{path} has one column ({first[0][:40]}) and seems to be separated by {separator!r}. Save it with commas.",
-            path=path,
-        )
     has_names = _find_header(path, [row for row, _ in numbered]) if header is None else header
     body = numbered[1:] if has_names else numbered
     if not body:

@@ -82,7 +82,11 @@ def test_rows_know_the_line_on_which_they_end(table):
         ("a,b\n", "holds names of 2 columns and 0 rows"),
         ("a,b\n1,2\n3\n", "line 3 has 1 cells, the first row has 2.*correct this one"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells, the first row has 2"),
-        ("a;b\n1;2\n", r"has one column \(a;b\) and seems to be separated by ';'. Save it with commas"),
+        (
+            "a;b\n1;2\n",
+            r"has one column \(a;b\) and seems to be separated by ';'. Save it with commas between cells and points in numbers",
+        ),
+        ("x;y\n0,5;1,5\n1,5;2\n", r"has one column \(x;y\) and seems to be separated by ';'"),
         ("1\t2\n", "seems to be separated by '.t'"),
         ("a,a\n1,2\n", "has two columns called 'a'. Rename one"),
         (b"a,b\n1,\xff\n", r"is not UTF-8: byte 0xff \(invalid start byte\). Save it as UTF-8"),
