@@ -116,7 +116,8 @@ def _next_recipe(ready: Ready, recipe: str, run_dir: Path, *, changed: bool) -> 
     from velodrome.recipes.registry import is_user_code
     from velodrome.recipes.schema import NAMED_TABLES
 
-    if not any(is_user_code(getattr(ready.recipe, table).name) for table in NAMED_TABLES):
+    names = [*(getattr(ready.recipe, table).name for table in NAMED_TABLES), *ready.recipe.train.metrics]
+    if not any(map(is_user_code, names)):
         return ""
     # With changes on the command line only the saved recipe says what was trained.
     return f" --recipe {shlex.quote(str(_shortened(run_dir) / 'recipe.toml') if changed else recipe)}"

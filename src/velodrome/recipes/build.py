@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
+from velodrome.recipes.fitting import check_task
 from velodrome.recipes.schema import DURATIONS, NAMED_TABLES, NEVER, Recipe
 
 if TYPE_CHECKING:
@@ -121,7 +122,11 @@ def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable
 
     for table in NAMED_TABLES:
         refuse_untrusted(loaded, table)
+    for metric in loaded.recipe.train.metrics:
+        if registry.is_user_code(metric) and not loaded.trusted:
+            raise RecipeError(_untrusted_message("train.metrics", metric), problems=())
     data = load_data(loaded.recipe, say=say) if data is None else data
+    check_task(loaded.recipe, data)
     recipe = resolve_sizes(loaded.recipe, data.train)
     seed_everything(recipe.train.seed)
     model = build_model(recipe, trusted=loaded.trusted)
@@ -147,12 +152,18 @@ def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedDat
 
     function = registry.resolve_data(recipe.data.name)
     arguments = recipe.data.arguments
+    said: list[str] = []
+
+    def say_and_note(line: str) -> None:
+        said.append(line)
+        say(line)
+
     if "say" in inspect.signature(function).parameters:
-        arguments["say"] = say
+        arguments["say"] = say_and_note
     given = _call(function, arguments, table="data", name=recipe.data.name)
     if isinstance(given, Splits):
-        if registry.is_user_code(recipe.data.name):
-            say(given.origin)  # our own sources have said so themselves
+        if given.origin not in said:  # our own sources say so themselves
+            say(given.origin)
         return LoadedData(
             train=given.train,
             val=given.val,
@@ -182,7 +193,7 @@ def build_model(recipe: Recipe, *, trusted: bool = True) -> nn.Module:
 
     name = recipe.model.name
     if registry.is_user_code(name) and not trusted:
-        raise RecipeError(_untrusted_message("model", name), problems=())
+        raise RecipeError(_untrusted_message("model.name", name), problems=())
     model = _call(registry.resolve_model(name), recipe.model.arguments, table="model", name=name)
     if not isinstance(model, nn.Module):
         raise RecipeError(
@@ -216,7 +227,7 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         "lr": recipe.optimizer.lr,
         "optimizer_args": recipe.optimizer.arguments,
         "loss": _loss(recipe),
-        "metrics": list(recipe.train.metrics),
+        "metrics": [_metric(name) for name in recipe.train.metrics],
         "device": recipe.train.device,
         "seed": recipe.train.seed,
         "checkpoint": checkpoint,
@@ -236,6 +247,15 @@ def _loss(recipe: Recipe) -> Any:  # Any: a Loss for a name, the user's own call
     if inspect.isclass(function):
         return _call(function, arguments, table="loss", name=name)
     return functools.partial(function, **arguments) if arguments else function
+
+
+def _metric(
+    name: str,
+) -> Any:  # Any: a name, the user's function of (output, target), or an object such as torchmetrics'
+    if not registry.is_user_code(name):
+        return name
+    found = registry.import_callable(name)
+    return _call(found, {}, table="train", name=name) if inspect.isclass(found) else found
 
 
 def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> Any:
@@ -306,12 +326,12 @@ def refuse_untrusted(loaded: LoadedRecipe, table: str) -> None:
     """Raise when a recipe found in a run directory names code for this table."""
     name = getattr(loaded.recipe, table).name
     if registry.is_user_code(name) and not loaded.trusted:
-        raise RecipeError(_untrusted_message(table, name), problems=())
+        raise RecipeError(_untrusted_message(f"{table}.name", name), problems=())
 
 
-def _untrusted_message(table: str, name: str) -> str:
-    in_python = ", or give the model yourself in Python (model=)" if table == "model" else ""
+def _untrusted_message(field: str, name: str) -> str:
+    in_python = ", or give the model yourself in Python (model=)" if field == "model.name" else ""
     return (
-        f'{table}.name="{name}" stands in a recipe inside a run directory. Code is imported only when your own '
+        f'{field}="{name}" stands in a recipe inside a run directory. Code is imported only when your own '
         f"command or recipe names it: pass a recipe that you trust with --recipe{in_python}."
     )

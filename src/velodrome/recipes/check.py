@@ -6,6 +6,7 @@ Losses, optimizers and metrics import torch, so this is called only by verbs tha
 from __future__ import annotations
 
 import inspect
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from velodrome.errors import ArgumentError, RecipeError, nearest
@@ -42,25 +43,39 @@ def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code
             continue  # the schema has said so
         arguments = {key: value for key, value in section.items() if key not in ("name", "lr")}
         try:
-            if registry.is_user_code(name):
-                if import_user_code:
-                    problems += _check_user(table, name, arguments, origins)
-            elif table == "loss":
-                problems += _check_loss(name, arguments, origins)
-            elif table == "optimizer":
-                problems += _check_optimizer(name, arguments, origins)
-            else:
-                problems += _check_builtin(table, name, arguments, origins)
+            if not registry.is_user_code(name):
+                problems += _check_known(table, name, arguments, origins)
+            elif import_user_code:
+                problems += _check_user(table, name, arguments, origins)
         except RecipeError as error:
             field = f"{table}.name"
             cause = error.__cause__
             problems.append(Problem(field=field, rule=error.message, value=name, origin=origins.of(field), cause=cause))
+            # The other mistakes of the table are found as well, when it is clear which name was meant.
+            for meant in get_close_matches(name.lower(), _known_names(table), n=1, cutoff=0.6):
+                problems += _check_known(table, meant, arguments, origins)
     problems += _check_sparse(tables, origins)
-    problems += _check_metrics(tables, origins)
+    problems += _check_metrics(tables, origins, import_user_code=import_user_code)
     problems += _check_durations(tables, origins)
     problems += _check_monitor(tables, origins)
     problems += _check_device(tables, origins)
     return problems
+
+
+def _check_known(table: str, name: str, arguments: dict[str, Any], origins: Origins) -> list[Problem]:
+    if table == "loss":
+        return _check_loss(name, arguments, origins)
+    if table == "optimizer":
+        return _check_optimizer(name, arguments, origins)
+    return _check_builtin(table, name, arguments, origins)
+
+
+def _known_names(table: str) -> list[str]:
+    from velodrome.step import losses, optimizers
+
+    if table in ("loss", "optimizer"):
+        return losses.known_names() if table == "loss" else optimizers.known_names()
+    return sorted(registry.BUILTIN_MODELS if table == "model" else registry.BUILTIN_DATA)
 
 
 def _check_builtin(table: str, name: str, arguments: dict[str, Any], origins: Origins) -> list[Problem]:
@@ -195,7 +210,7 @@ def _named_parameters(target: Callable[..., Any], *, skip: frozenset[str]) -> di
     }
 
 
-def _check_metrics(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+def _check_metrics(tables: Mapping[str, Any], origins: Origins, *, import_user_code: bool) -> list[Problem]:
     from velodrome.metrics.named import Labels, known_names, named_metric
 
     train = tables.get("train")
@@ -205,9 +220,16 @@ def _check_metrics(tables: Mapping[str, Any], origins: Origins) -> list[Problem]
         if not isinstance(name, str):
             continue  # the schema has said so
         try:
-            named_metric(name, Labels())  # "top3" is known though only "top5" is listed
+            if not registry.is_user_code(name):
+                named_metric(name, Labels())  # "top3" is known though only "top5" is listed
+            elif import_user_code:
+                registry.import_callable(name)
+        except RecipeError as error:
+            origin, cause = origins.of("train.metrics"), error.__cause__
+            problem = Problem(field="train.metrics", rule=error.message, value=name, origin=origin, cause=cause)
+            problems.append(problem)
         except ArgumentError:
-            rule = f"is no known metric. {nearest(name, known_names())}"
+            rule = f'is no known metric. {nearest(name, known_names())} Or name your own as "package.module:callable".'
             problems.append(Problem(field="train.metrics", rule=rule, value=name, origin=origins.of("train.metrics")))
     return problems
 

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 _LONGEST_VALUE_SHOWN = 60
+# Where pydantic speaks of Python's types, a recipe's author thinks in TOML's.
+_WHOLE, _LIST = "must be a whole number.", 'must be a list, such as ["accuracy"].'
+_RULES = {
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "tuple_type": _LIST,
+    "float_type": "must be a number.",
+    "string_type": "must be a text in quotes.",
+    "bool_type": "must be true or false.",
+    "model_type": "must be a table.",
+    "model_attributes_type": "must be a table.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +101,7 @@ def from_validation(
             rule = item["msg"].removeprefix("Value error, ")
             has_value = bool(item["loc"]) and not isinstance(value, dict)
         else:
-            rule = item["msg"].replace("Input should be", "must be", 1).rstrip(".") + "."
+            rule = _RULES.get(item["type"]) or item["msg"].replace("Input should be", "must be", 1).rstrip(".") + "."
         if problems and problems[-1].field == path:  # the next branch of a union
             rule = f"{problems.pop().rule[:-1]} or {rule.removeprefix('must be ')}"
         problems.append(Problem(field=path, rule=rule, value=value, has_value=has_value, origin=origins.of(path)))
@@ -97,9 +110,9 @@ def from_validation(
 
 def unknown_field_rule(table: str, name: str, known: Iterable[str]) -> str:
     """Return the rule for a name that a table does not have."""
-    where = f"[{table}]" if table else "a recipe"
-    kind = "field" if table else "table"
-    return f"is not a {kind} of {where}. {nearest(name, known)}"
+    if not table:
+        return f"is no part of a recipe, which holds tables of these names only. {nearest(name, known)}"
+    return f"is not a field of [{table}]. {nearest(name, known)}"
 
 
 def _show(value: object) -> str:

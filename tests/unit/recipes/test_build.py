@@ -46,6 +46,26 @@ def leaves():
     raise SystemExit(0)
 
 
+def talks(say):
+    say("Made up.")
+    return splits()
+
+
+def share(output, target):
+    return (output.argmax(1) == target).float()
+
+
+class Constant:
+    def update(self, output, target):
+        pass
+
+    def compute(self):
+        return 0.25
+
+    def reset(self):
+        pass
+
+
 def needs(width):
     raise TypeError("from inside")
 """
@@ -169,3 +189,24 @@ def test_load_run_recipe_without_a_recipe_says_what_to_give(tmp_path):
     with pytest.raises(RecipeError, match=r"no recipe\.toml in .*model= in Python, --recipe"):
         load_run_recipe(tmp_path)
     assert read_notes(tmp_path).class_names == ()
+
+
+@pytest.mark.parametrize("function", ["talks", "splits"])
+def test_build_origin_is_said_once(load, function):
+    lines = []
+    build(load(function), say=lines.append)
+    assert lines == ["Made up."]
+
+
+def test_build_metrics_of_the_users_own(load):
+    shelf = "shelf_for_build_tests"
+    ready = build(load("tensors", f'train.metrics=["accuracy", "{shelf}:share", "{shelf}:Constant"]'))
+    found = ready.make_trainer(progress=False).evaluate(ready.val)
+    assert found["share"] == found["accuracy"]
+    assert found["constant"] == 0.25
+
+
+def test_build_metric_of_an_untrusted_recipe_is_refused(recipe_file):
+    loaded = load_recipe(recipe_file, ['train.metrics=["no_such_module:thing"]'], trusted=False)
+    with pytest.raises(RecipeError, match='train.metrics="no_such_module:thing" stands in a recipe inside a run'):
+        build(loaded)

@@ -64,7 +64,7 @@ def test_load_recipe_many_mistakes_reports_all_at_once_with_origin_and_nearest_n
         ('train.metrics="acuracy" is no known metric. Did you mean "accuracy"?', "[command line: train.metrics]"),
         ("device='gpu' is not a device", "[command line: train.device]"),
         ("is not a duration", "[command line: checkpoint.every]"),
-        ('is not a table of a recipe. Did you mean "model"?', "modle]"),
+        ('tables of these names only. Did you mean "model"?', "modle]"),
     ]
     for rule, origin in expected:
         assert [line for line in found if rule in line and line.endswith(origin)], (rule, found)
@@ -74,21 +74,21 @@ def test_load_recipe_many_mistakes_reports_all_at_once_with_origin_and_nearest_n
     ("override", "rule"),
     [
         ("train.batch_size=0", "must be greater than 0"),
-        ("train.batch_size=2.5", "must be a valid integer"),
-        ("train.seed=true", "must be a valid integer"),
-        ("train.shuffle=True", "must be a valid boolean"),
+        ("train.batch_size=2.5", "must be a whole number"),
+        ("train.seed=true", "must be a whole number"),
+        ("train.shuffle=True", "must be true or false"),
         ("optimizer.lr=nan", "must be a finite number"),
         ("optimizer.name=adm", 'is no known optimizer. Did you mean "adam"?'),
         ("model.name=mlpp", 'is no known model. Did you mean "mlp"?'),
         ("data.name=mnits", 'is no known data. Did you mean "mnist"?'),
         ("data.source=web", "must be 'auto', 'local', 'system', 'download' or 'embedded'"),
         ("model.sizes=[16]", "at least 2 items"),
-        ('model.sizes=[16, "x", 3]', "must be a valid integer or 'auto'"),
+        ('model.sizes=[16, "x", 3]', "must be a whole number or 'auto'"),
         ("model.activation=rel", "must be 'relu'"),
         ("loss.reduction=sum", "is no mean"),
         ("checkpoint.monitor=val/beauty", "does not say whether smaller is better"),
         ("checkpoint.keep_last=1", "greater than or equal to 2"),
-        ("scheduler.name=cosine", "is not a table of a recipe"),
+        ("scheduler.name=cosine", "is no part of a recipe, which holds tables of these names only"),
     ],
 )
 def test_load_recipe_wrong_value_says_the_rule(recipe_file, override, rule):
@@ -171,3 +171,28 @@ def test_load_recipe_nested_too_deeply_is_refused(tmp_path, text):
 def test_load_recipe_override_nested_too_deeply_is_refused(recipe_file, override):
     with pytest.raises(RecipeError, match="is nested more than 50 levels deep"):
         load_recipe(recipe_file, [override])
+
+
+def test_load_recipe_list_and_whole_number_in_toml_words(recipe_file):
+    with pytest.raises(RecipeError, match=r'must be a list, such as \["accuracy"\]'):
+        load_recipe(recipe_file, ["train.metrics=accuracy"])
+    with pytest.raises(RecipeError, match=r"train\.epochs=1000\.0 must be a whole number"):
+        load_recipe(recipe_file, ["train.epochs=1e3"])
+
+
+def test_load_recipe_misspelled_name_does_not_hide_the_other_mistakes_of_its_table(recipe_file):
+    changes = ["model.name=mpl", 'model.sizes=[16,"x"]', "model.activatoin=relu"]
+    changes += ["optimizer.name=adm", "optimizer.beta=1", "data.name=mnits", "data.sauce=x", "loss.name=ms", "loss.x=1"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file, changes)
+    fields = {problem.field for problem in caught.value.fields["problems"]}
+    assert {"model.name", "model.activatoin", "optimizer.name", "optimizer.beta", "data.name", "data.sauce"} <= fields
+    assert {"loss.name", "loss.x"} <= fields
+
+
+def test_load_recipe_metric_of_the_users_own_is_looked_up(recipe_file):
+    (recipe_file.parent / "metric_for_read_tests.py").write_text("def share(output, target):\n    return output\n")
+    assert load_recipe(recipe_file, ['train.metrics=["metric_for_read_tests:share"]']).recipe.train.metrics
+    with pytest.raises(RecipeError, match='Did you mean "share"'):
+        load_recipe(recipe_file, ['train.metrics=["metric_for_read_tests:shar"]'])
+    load_recipe(recipe_file, ['train.metrics=["no_such_module:share"]'], trusted=False)  # nothing is imported
