@@ -79,6 +79,12 @@ def test_verbose_shows_the_traceback_of_the_users_own_error(project, velodrome):
     assert 'raise ZeroDivisionError("the user\'s own mistake")' in answer.err
 
 
+def test_users_code_that_leaves_python_while_training_is_an_error(project, velodrome):
+    (project / "leaves_for_cli_tests.py").write_text("def loss(output, target):\n    raise SystemExit(0)\n")
+    answer = velodrome("train", "mine.toml", "loss.name=leaves_for_cli_tests:loss")
+    assert (answer.code, "left by sys.exit(0) in code of your own, before train was done" in answer.err) == (1, True)
+
+
 def test_out_is_a_file_is_refused(project, velodrome):
     answer = velodrome("train", "mine.toml", "--out", "mine.toml")
     assert (answer.code, "mine.toml is a file" in answer.err) == (3, True)

@@ -114,11 +114,15 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _show_error("Interrupted", "Interrupted.", INTERRUPTED, as_json)
         return INTERRUPTED
-    except SystemExit as leaving:  # click's way out when it cannot write a help text to a pipe
-        if not isinstance(leaving.__context__, BrokenPipeError):
-            raise
-        silence(sys.stdout)
-        return 0
+    except SystemExit as leaving:  # click's way out when a help text meets a closed pipe; or the user's code
+        if isinstance(leaving.__context__, BrokenPipeError):
+            silence(sys.stdout)
+            return 0
+        message = (
+            f"The program was left by sys.exit({leaving.code!r}) in code of your own, before {arguments[0]} was done."
+        )
+        _show_error("SystemExit", message, 1, as_json)
+        return 1
     except Exception as error:
         if isinstance(error, OSError) and _is_from_echo(error):  # a help text
             silence(sys.stdout)
