@@ -143,7 +143,7 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
     if weights.best is not None:
         rows.append(("Best weights", str(weights.best)))
     elif weights.last is not None:
-        rows.append(("Last weights", str(weights.last)))
+        rows.append(("Saved weights" if weights.problems else "Last weights", str(weights.last)))
     rows.append(("Metrics", str(files["metrics"])))
     if "curves" in files:
         rows.append(("Curves", str(files["curves"])))
