@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.callbacks.base import Callback
+from velodrome.callbacks.base import Callback, check_callbacks
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError
@@ -25,6 +25,7 @@ from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.sources import Sources
+from velodrome.step.checks import explain_late_failure
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
@@ -101,9 +102,7 @@ class Trainer:
             raise ArgumentError(
                 "loss and step_fn were both given. step_fn returns the loss itself: leave one of them out."
             )
-        for callback in callbacks:
-            if not isinstance(callback, Callback):
-                raise ArgumentError(f"callbacks contains {callback!r}. Each must be an instance of velodrome.Callback.")
+        check_callbacks(callbacks)
         interval = parse_duration(log_every, name="log_every")
         if interval.unit != "steps":
             raise ArgumentError(
@@ -169,7 +168,13 @@ class Trainer:
                 return self._first_batch.forward(self._engine, batch, role=self._run.phase.name)
             return self._engine.forward(batch)
         except BaseException as error:
-            self._run.note(error)
+            explained = None
+            if isinstance(error, (IndexError, ValueError)):
+                where = f"A {self._run.phase.name} batch after step {self.progress.steps_done}"
+                explained = explain_late_failure(error, self._engine.loss, batch, where=where)
+            self._run.note(explained or error)
+            if explained is not None:
+                raise explained from error
             raise
 
     def step(self, loss: Tensor, *, items: float | None = None) -> None:
@@ -189,7 +194,11 @@ class Trainer:
                 )
             if self._first_batch.loss_is_unchecked:
                 self._first_batch.check_loss(loss)
-            self._engine.update(loss)
+            try:
+                self._engine.update(loss)
+            except RuntimeError:
+                self._first_batch.check_loss(loss)  # no scalar, or without a gradient: says so; another error goes on
+                raise
             self._run.after_step(loss, items)
         except BaseException as error:
             self._run.note(error)

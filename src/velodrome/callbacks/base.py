@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from velodrome.errors import ArgumentError, nearest
+
 if TYPE_CHECKING:
     from velodrome.trainer import Trainer
 
-__all__ = ["EVENTS", "Callback"]
+__all__ = ["EVENTS", "Callback", "check_callbacks"]
 
 EVENTS = (
     "on_fit_start",
@@ -20,6 +22,24 @@ EVENTS = (
     "on_fit_end",
 )
 """The events in the order in which a run meets them."""
+
+
+def check_callbacks(callbacks: object) -> None:
+    """Refuse what is no callback, and methods that look like events and are none.
+
+    Raises:
+        ArgumentError: names the class and the nearest event.
+    """
+    if not isinstance(callbacks, (list, tuple)):
+        raise ArgumentError(f"callbacks={callbacks!r} is not a list. Write callbacks=[...].")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ArgumentError(f"callbacks contains {callback!r}. Each must be an instance of velodrome.Callback.")
+        for name in dir(callback):
+            if name.startswith("on_") and name not in EVENTS:
+                raise ArgumentError(
+                    f"{type(callback).__name__}.{name} is no event and would never be called. {nearest(name, EVENTS)}"
+                )
 
 
 class Callback:

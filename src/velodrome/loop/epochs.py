@@ -100,6 +100,11 @@ class Epoch:
                 if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
                     self.is_whole = batches_done == total
                     break
+            else:
+                if total is not None and 0 < batches_done != total:
+                    host.warn(
+                        f"The training data announced {total} batches; epoch {self.index + 1} had {batches_done}."
+                    )
             if not batches_done:
                 raise DataError(
                     f"The training data gave 0 batches in epoch {progress.epoch}. Training needs at least one: check the dataset and its filters."

@@ -100,6 +100,10 @@ class LoopHost(Protocol):
         """Bring the clock of the progress up to date."""
         ...
 
+    def warn(self, line: str) -> None:
+        """Show a line that must be seen, once a run."""
+        ...
+
     def note(self, error: BaseException) -> None:
         """Remember an error that leaves the loop, for the records."""
         ...
