@@ -391,6 +391,17 @@ def test_predict_keeps_outputs_that_are_no_tensors():
     assert torch.equal(outputs[1]["parts"][1], X[5:] + 1)
 
 
+def test_endless_generator_feeds_a_second_fit():
+    def endless():
+        while True:
+            yield X, Y
+
+    trainer, data = make_trainer(), endless()
+    trainer.fit(data, steps=2)
+    trainer.fit(data, steps=5)
+    assert trainer.progress.steps_done == 5
+
+
 # -- the result ---------------------------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,9 @@ class BatchIterable:
                     epoch=self._epochs_begun,
                 )
             yield first
-        yield from iterator
+        # `yield from` would close the user's generator when an epoch is left early; the next one goes on with it.
+        for batch in iterator:  # noqa: UP028
+            yield batch
 
 
 _NOTHING = object()

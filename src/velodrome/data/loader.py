@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
-from velodrome.data.arguments import check_combination, check_names, check_seed
+from velodrome.data.arguments import check_combination, check_names
 from velodrome.data.columns import Columns, available_bytes, columns_from
 from velodrome.data.order import epoch_order
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.errors import ArgumentError, DataError
+from velodrome.seeding import check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +72,8 @@ class DataLoader:
                 f"batch_size={batch_size!r} is not a batch size. It must be a whole number of at least 1."
             )
         check_names(torch_arguments, own=DataLoader.__init__.__kwdefaults__ or {})
-        check_seed(seed)
+        if seed is not None:
+            check_seed(seed)
         check_combination(
             dataset, batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler, batch_sampler=batch_sampler
         )

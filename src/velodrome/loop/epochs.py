@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.loop.host import length_of
-from velodrome.loop.modes import evaluation_mode, training_mode
+from velodrome.loop.modes import evaluation_mode, fetch_outside_of_inference_mode, training_mode
 from velodrome.loop.progress import StopReason
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) ->
     next_draw = 0.0
     batches_done = samples_done = 0
     with evaluation_mode(host.model):
-        for raw_batch in source:
+        for raw_batch in fetch_outside_of_inference_mode(source):
             batch, samples = place(raw_batch)
             phase.batch_samples = samples
             yield batch
