@@ -45,7 +45,7 @@ def check_callbacks(callbacks: object) -> None:
 class Callback:
     """Override what you need; an event that nobody overrides costs nothing.
 
-    An error in a callback ends the run. Write `state_dict` and `load_state_dict` when it has state.
+    An error in a callback ends the run.
 
     >>> class Stop(Callback):
     ...     def on_step_end(self, trainer):
@@ -60,7 +60,7 @@ class Callback:
         """An epoch begins."""
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """The parameters were updated."""
+        """The parameters were updated; their gradients are freed already."""
 
     def on_evaluate_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """An evaluation is over; `metrics` are its values by name, such as "val/loss"."""
@@ -76,10 +76,3 @@ class Callback:
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """The run is over, however it ended; `trainer.result` is complete."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state to be kept with a checkpoint: JSON values and tensors."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
