@@ -309,5 +309,6 @@ def _labels(loss: Loss | None) -> Labels:
     return Labels(
         is_binary=loss.is_binary,
         binary_threshold=loss.binary_threshold,
+        threshold_is_known=loss.kind != "other" or loss.is_binary,
         ignore_index=loss.ignore_index if loss.kind == "classes" else None,
     )
