@@ -5,6 +5,8 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from velodrome.errors import ArgumentError
 from velodrome.metrics.means import RunningMeans
 from velodrome.metrics.metric_set import MetricSet
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from torch import Tensor
 
     from velodrome.record.progress import ProgressView
 
@@ -62,9 +63,13 @@ class Phase:
         """Its loop is over."""
         self._seconds += perf_counter() - self._entered_at
 
-    def count_loss(self, loss: Tensor, items: float | None = None) -> None:
+    def count_loss(self, loss: Tensor, items: Tensor | float | None = None) -> None:
         """Count a loss that is the mean of so many items; of the batch's samples when left out."""
-        self._means.add("loss", loss, self.batch_samples if items is None else items)
+        if items is None:
+            items = self.batch_samples
+        elif not isinstance(items, Tensor):
+            items = float(items)
+        self._means.add("loss", loss, items)
 
     def measure(self, output: Any, target: Any) -> None:
         """Feed the metrics."""
@@ -100,7 +105,7 @@ class _NoPhase(Phase):
             "log() was called outside of epoch.train(...) and epoch.evaluate(...): there is no phase to average over."
         )
 
-    def count_loss(self, loss: Tensor, items: float | None = None) -> None:
+    def count_loss(self, loss: Tensor, items: Tensor | float | None = None) -> None:
         raise ArgumentError("measure() was called outside of epoch.train(...) and epoch.evaluate(...). Call it inside.")
 
 

@@ -279,7 +279,7 @@ class Run:
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def after_step(self, loss: Tensor, items: Any) -> None:
+    def after_step(self, loss: Tensor, items: Tensor | float | None) -> None:
         """Count an update; every so often write a row or save."""
         progress = self.progress
         progress.steps_done += 1
@@ -297,7 +297,7 @@ class Run:
     def measure(self, outcome: Any) -> None:
         """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_step` counts."""
         if not self.phase.is_training:
-            self.phase.count_loss(outcome.loss)
+            self.phase.count_loss(outcome.loss, outcome.items)
         self.phase.measure(outcome.output, outcome.target)
 
     def log(self, values: Mapping[str, Tensor | float]) -> None:

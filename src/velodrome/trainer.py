@@ -59,7 +59,7 @@ class Trainer:
         optimizer_args: further arguments for an optimizer given by name, such as `{"momentum": 0.9}`.
         loss: `(output, target) -> scalar`, a name such as "cross_entropy", or None for a model that returns its loss.
         loss_args: arguments for a loss given by name, such as `{"label_smoothing": 0.1}`.
-        step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ...}` in place of forward and loss.
+        step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
@@ -177,12 +177,13 @@ class Trainer:
                 raise explained from error
             raise
 
-    def step(self, loss: Tensor, *, items: float | None = None) -> None:
+    def step(self, loss: Tensor, *, items: Tensor | float | None = None) -> None:
         """Backpropagate a loss, update the parameters, free their gradients.
 
         Args:
             loss: a scalar, the mean over the batch.
-            items: what the loss is a mean over, for the exact mean in the records; the batch's samples when left out.
+            items: what the loss is a mean over, for the exact mean in the records: a number, or a scalar tensor, for
+                which nothing waits; the batch's samples when left out. `outcome.items` when `forward` computed the loss.
         Raises:
             ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
             NumericsError: at a log point, when the mean loss is not finite any more.

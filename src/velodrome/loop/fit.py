@@ -42,7 +42,7 @@ def fit(
     for epoch in trainer.epochs(epochs, steps=steps, seconds=seconds):
         for batch in epoch.train(train):
             outcome = trainer.forward(batch)
-            trainer.step(outcome.loss)
+            trainer.step(outcome.loss, items=outcome.items)
             trainer.measure(outcome)
         for batch in epoch.evaluate(val):
             trainer.measure(trainer.forward(batch))

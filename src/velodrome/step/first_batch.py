@@ -87,7 +87,8 @@ class FirstBatch:
                 raise explained from error
             check_outcome(self._loss, output, target, all_targets=self._all_targets, role=role)
             self._check_foreseen(self._loss, output, target)
-            outcome = Outcome(self._loss.function(output, target), output, target)
+            engine.expect_targets(target if self._all_targets is None else self._all_targets)
+            outcome = engine.compute_loss(self._loss.function, output, target)
         self._checked.add(self._source_key)
         self.is_pending = False
         return outcome

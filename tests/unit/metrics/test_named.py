@@ -28,14 +28,20 @@ def test_accuracy_of_segmentation_has_a_value_a_pixel():
 def test_accuracy_of_binary_labels_compares_with_the_threshold(shape):
     logits = torch.tensor([-2.0, 0.3, 0.7, 3.0]).reshape(shape)
     labels = torch.tensor([0.0, 1.0, 1.0, 0.0]).reshape(shape)
-    at_zero = named_metric("accuracy", Labels(binary_threshold=0.0, is_binary=True, threshold_is_known=True)).values(logits, labels)
+    at_zero = named_metric("accuracy", Labels(binary_threshold=0.0, is_binary=True, threshold_is_known=True)).values(
+        logits, labels
+    )
     assert at_zero.flatten().tolist() == [True, True, True, False]
     at_half = named_metric("accuracy", Labels()).values(logits.sigmoid(), labels.long())
     assert at_half.flatten().tolist() == [True, True, True, False]
 
 
 def test_accuracy_of_one_output_against_flat_labels_is_binary_and_not_always_class_0():
-    assert values("accuracy", [[2.0], [-1.0], [3.0]], [1, 0, 0], binary_threshold=0.0, threshold_is_known=True) == [True, True, False]
+    assert values("accuracy", [[2.0], [-1.0], [3.0]], [1, 0, 0], binary_threshold=0.0, threshold_is_known=True) == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_accuracy_of_several_yes_or_no_outputs_is_not_that_of_classes():
