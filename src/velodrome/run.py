@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.data.adopt import BatchIterable
-    from velodrome.data.loader import DataLoader
+    from velodrome.data.bound import BoundLoader
     from velodrome.loop.durations import Duration
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
@@ -93,6 +93,11 @@ class Run:
         self._interval = (0.0, 0)
         self._left_phase: Callable[[], None] | None = None
         self._is_under_way = False
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a run has begun that has not ended."""
+        return self._is_under_way
 
     # -- run and epoch ----------------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ class Run:
 
     def source(
         self, data: Any, *, role: str, batch_size: int | None = None, shuffle: bool = False
-    ) -> DataLoader | BatchIterable:
+    ) -> BoundLoader | BatchIterable:
         """Return the source for what the user gave, and look at its first batch when it comes."""
         source = self._sources.get(data, role=role, batch_size=batch_size, shuffle=shuffle)
         self.first_batch.expect(source, getattr(source, "columns", None))

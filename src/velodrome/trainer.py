@@ -246,7 +246,8 @@ class Trainer:
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
-        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000)
+        keep = self._run.is_under_way  # a callback's data come again every epoch
+        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000, keep=keep)
         return run_evaluation(self, self._run, self._run.source(source, role="eval"))
 
     def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
@@ -258,7 +259,7 @@ class Trainer:
         Returns:
             One tensor with a first dimension of all samples, or the list of the batches' outputs when they are no tensors.
         """
-        source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000)
+        source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000, keep=False)
         return run_prediction(self._run, source, self._engine.predict)
 
     # -- what has come out ------------------------------------------------------------------------------------------
