@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from velodrome.callbacks.base import Callback
 from velodrome.checkpoint.policy import Checkpointing
+from velodrome.data.batches import map_tensors
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError
 from velodrome.loop.durations import Duration, parse_duration
@@ -254,13 +255,16 @@ class Trainer:
         """Return the model's outputs for all samples, in their order, on the CPU.
 
         Args:
-            data: a loader, an iterable of batches, a dataset or tensors; targets, where there are any, are ignored.
+            data: a loader, which is read in the order of its data and to the end whatever its shuffle and drop_last say; an
+                iterable of batches, a dataset or tensors. Targets are left out: the last element of a tuple of two or more.
             batch_size: samples a batch; 1000 for a dataset or tensors when left out.
         Returns:
             One tensor with a first dimension of all samples, or the list of the batches' outputs when they are no tensors.
+        Raises:
+            ArgumentError: a sampler decides the order of a loader, or it leaves samples out.
         """
         source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000, keep=False)
-        return run_prediction(self._run, source, self._engine.predict)
+        return run_prediction(self._run, source, self._engine.predict, map_tensors)
 
     # -- what has come out ------------------------------------------------------------------------------------------
 
