@@ -18,6 +18,7 @@ SIZES = {"train": 8000, "t10k": 2000}
 
 def main(folder: Path) -> None:
     """Write the four files."""
+    TARGET.mkdir(parents=True, exist_ok=True)
     generator = numpy.random.Generator(numpy.random.PCG64(0))
     for split, size in SIZES.items():
         images = read_idx(folder / f"{split}-images-idx3-ubyte.gz", num_dims=3)

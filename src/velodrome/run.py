@@ -9,8 +9,11 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from velodrome.callbacks.base import EVENTS, Callback
 from velodrome.errors import ArgumentError, NumericsError
+from velodrome.loop.host import length_of
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
@@ -20,13 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import Tensor
 
-    from velodrome.checkpoint.policy import Checkpointing
     from velodrome.data.adopt import BatchIterable
     from velodrome.data.bound import BoundLoader
-    from velodrome.loop.durations import Duration
+    from velodrome.keeping import Keeping, Verdict
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
     from velodrome.sources import Sources
@@ -37,18 +38,18 @@ __all__ = ["Run"]
 
 
 class Run:
-    """What happens around the steps. Everything here is called by the loop or by the trainer, in the order of the methods.
+    """What happens around the steps. Everything here is called by the loop or by the trainer.
 
     Args:
         trainer: handed to the callbacks; its model and optimizer are the ones trained.
         metrics: by name, see `resolve_metrics`.
         callbacks: in the order in which they are told.
         files: what is written.
+        display: shows how far the run is.
         sources: turns data into batches.
         first_batch: checks.
-        policy: when to save, and which epoch is the best.
+        keeping: when to save, and which epochs are the best.
         log_every: a number of steps.
-        save_every: or None for only at the end.
         seed: or None.
     """
 
@@ -62,37 +63,36 @@ class Run:
         display: ProgressView,
         sources: Sources,
         first_batch: FirstBatch,
-        policy: Checkpointing,
+        keeping: Keeping,
         log_every: int,
-        save_every: Duration | None,
         seed: int | None,
     ) -> None:
         self.trainer = trainer
         self.model = trainer.model
         self.optimizer = trainer.optimizer
         self.progress = Progress()
+        self.phase = NO_PHASE
         self.stop_requested: StopReason | None = None
         self.stop_reason: StopReason | None = None
-        self.best: dict[str, Any] | None = None
-        self.phase = NO_PHASE
         self.files = files
-        self.callbacks = list(callbacks)
+        self.keeping = keeping
         self.first_batch = first_batch
-        self._sources = sources
-        self._policy = policy
-        self._log_every = log_every
-        self._save_every = save_every
-        self._seed = seed
-        self._metrics = metrics
-        self._display = display
-        self._train_phase = NO_PHASE
+        self._callbacks = list(callbacks)
         self._events = _listeners(())
+        self._display = display
+        self._sources = sources
+        self._metrics = metrics
+        self._log_every = log_every
+        self._seed = seed
+        self._train_phase = NO_PHASE
+        self._left_phase: Callable[[], None] | None = None
         self._row: dict[str, Any] = {}
         self._epochs: int | None = None
-        self._started_at = self._saved_at = 0.0
+        self._started_at = 0.0
         self._interval = (0.0, 0)
-        self._left_phase: Callable[[], None] | None = None
         self._is_under_way = False
+        self._error: BaseException | None = None
+        self._warned: set[str] = set()
 
     @property
     def is_under_way(self) -> bool:
@@ -112,17 +112,23 @@ class Run:
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
         self._is_under_way = True
-        self.stop_requested = self.stop_reason = None
+        self.stop_requested = self.stop_reason = self._error = None
         self._epochs = budget.epochs
-        self._events = _listeners(self.callbacks)
-        if self._seed is not None and not self.progress.steps_done:
-            seed_everything(self._seed)
-        self.optimizer.zero_grad()  # what a computation before the run left there is not this run's gradient
-        self._started_at = perf_counter() - self.progress.seconds
-        self._saved_at = perf_counter()
-        limits = {name: value for name, value in asdict(budget).items() if value is not None}
-        self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
-        self._tell("on_fit_start")
+        self._events = _listeners(self._callbacks)
+        try:
+            if self._seed is not None and not self.progress.steps_done:
+                seed_everything(self._seed)
+            self.optimizer.zero_grad()  # what a computation before the run left there is not this run's gradient
+            self._started_at = perf_counter() - self.progress.seconds
+            self.keeping.begin(self.progress)
+            self.files.check_model(self.model)
+            limits = {name: value for name, value in asdict(budget).items() if value is not None}
+            self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
+            self._tell("on_fit_start")
+        except BaseException as error:
+            self.note(error)
+            self.end_run(StopReason.LEFT)
+            raise
 
     def begin_epoch(self) -> None:
         """Start new sums."""
@@ -135,36 +141,33 @@ class Run:
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
         self._finish_left_phase()
-        self._tick()
-        progress = self.progress
-        row = {
-            "kind": "epoch",
-            "epoch": self._row.pop("epoch"),
-            "step": progress.steps_done,
-            "samples": progress.samples_done,
-            "seconds": progress.seconds,
-            "lr": _learning_rate(self.optimizer),
-            **self._row,
-        }
+        self.tick()
+        epoch = self._row.pop("epoch")
+        row = {**self._coordinates("epoch", epoch), **self._row}
         self.files.write(row)
         row.pop("kind")
-        self._keep(row)
+        verdict = self.keeping.judge(row, self.progress.steps_done)
+        self._warn_of(verdict, row)
+        if verdict.is_kept or self.keeping.is_due_after_epoch(self.progress):
+            self.save()
+        if verdict.is_best and verdict.is_kept:
+            self.files.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
         self._tell("on_epoch_end", row)
 
     def end_run(self, reason: StopReason) -> None:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
-        self._tick()
+        self.tick()
         self._left_phase, self._is_under_way = None, False
-        self.stop_reason = reason
-        if reason is not StopReason.LEFT and self.progress.steps_done:
-            self.save()
-        self.files.finish(reason, self.progress, self.best)
-        if reason is not StopReason.LEFT:
+        error = self._error if reason is StopReason.LEFT else None
+        if error is None:
+            try:
+                self.save()
+            except NumericsError as numerics_error:
+                error = numerics_error
+        if error is None:
+            self.stop_reason = reason
+            self.files.finish(reason, self.progress, self.keeping.best)
             self._tell("on_fit_end")
-
-    def fail(self, error: BaseException) -> None:
-        """Record that an error ended the run."""
-        if self._is_under_way:  # a second run was refused inside of this one, which the error has not reached yet
             return
         self.phase = NO_PHASE
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
@@ -173,23 +176,36 @@ class Run:
         finally:
             self.files.fail(self.stop_reason, error, self.progress)
             self._tell("on_fit_end")
+        if reason is not StopReason.LEFT:
+            raise error
+
+    def note(self, error: BaseException) -> None:
+        """Remember an error that leaves one of our methods: if it ends the run, the records shall say so.
+
+        The loop's iterator cannot tell an error from a `break`. An error that the user's own code raises, in a loop of their
+        own, is therefore recorded as "left", like a `break`.
+        """
+        self._error = error
+
+    def refuse(self, error: BaseException) -> None:
+        """An error came before the first run began: nothing half-made stays behind."""
+        if not self._is_under_way and not self.progress.steps_done and self.stop_reason is None:
+            self.files.fail(StopReason.FAILED, error, self.progress)
 
     # -- phases -----------------------------------------------------------------------------------------------------
 
     def source(
         self, data: Any, *, role: str, batch_size: int | None = None, shuffle: bool = False
     ) -> BoundLoader | BatchIterable:
-        """Return the source for what the user gave, and look at its first batch when it comes."""
-        source = self._sources.get(data, role=role, batch_size=batch_size, shuffle=shuffle)
-        self.first_batch.expect(source, getattr(source, "columns", None))
-        return source
+        """Return the source for what the user gave."""
+        return self._sources.get(data, role=role, batch_size=batch_size, shuffle=shuffle)
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
         return self._sources.placer(source)
 
     @contextmanager
-    def training(self, total_batches: int | None) -> Iterator[Phase]:
+    def training(self, source: Any) -> Iterator[Phase]:
         """Collect what is logged and measured inside as the training phase."""
         self._finish_left_phase()
         if self.phase is not NO_PHASE:
@@ -200,34 +216,46 @@ class Run:
             raise ArgumentError(
                 "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
-        with self._inside(self._train_phase, total_batches, self._finish_training):
+        with self._inside(self._train_phase, source, self._finish_training):
             yield self._train_phase
 
     @contextmanager
-    def evaluation(self, name: str, total_batches: int | None) -> Iterator[Phase]:
+    def evaluation(self, name: str, source: Any) -> Iterator[Phase]:
         """Collect what is logged and measured inside under this name."""
         self._finish_left_phase()
-        # Inside of another phase, from a callback say, the bar goes on showing that one.
+        if self.phase is not NO_PHASE and not self.phase.is_training:
+            raise ArgumentError(
+                f"The evaluation {name!r} was started inside of the evaluation {self.phase.name!r}. Finish that loop first."
+            )
+        # Inside of the training phase, from a callback say, the bar goes on showing that one.
         phase = self._new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
-        with self._inside(phase, total_batches, partial(self._finish_evaluation, phase)):
+        with self._inside(phase, source, partial(self._finish_evaluation, phase)):
             yield phase
 
     @contextmanager
-    def _inside(self, phase: Phase, total_batches: int | None, finish: Callable[[], None]) -> Iterator[None]:
+    def _inside(self, phase: Phase, source: Any, finish: Callable[[], None]) -> Iterator[None]:
         """Make the phase the one under way; finish it when its loop has come to its end."""
         outer, self.phase = self.phase, phase
-        phase.enter(self._row.get("epoch", 0), self._epochs, total_batches)
+        phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source))
         try:
-            yield
+            with self.first_batch.of(source, getattr(source, "columns", None)):
+                yield
         except GeneratorExit:
             # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was
             # left is finished when the run goes on, which after an error it does not.
             self._left_phase = finish
             raise
+        except BaseException as error:
+            self.note(error)
+            raise
         finally:
             phase.leave()
             self.phase = outer
-        finish()
+        try:
+            finish()
+        except BaseException as error:
+            self.note(error)
+            raise
 
     def _new_phase(self, name: str, display: ProgressView) -> Phase:
         return Phase(name, metrics=self._metrics, device=self.trainer.device, display=display)
@@ -244,8 +272,8 @@ class Run:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
         phase.finish_blocking()
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
-        self._row.update(named)
-        if phase.name != "predict":
+        if "epoch" in self._row and phase.name not in ("eval", "predict"):
+            self._row.update(named)
             self._tell("on_evaluate_end", named)
 
     def _finish_left_phase(self) -> None:
@@ -256,16 +284,16 @@ class Run:
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def after_step(self, loss: Tensor, items: float | None) -> None:
+    def after_step(self, loss: Tensor, items: Any) -> None:
         """Count an update; every so often write a row or save."""
         progress = self.progress
         progress.steps_done += 1
         progress.steps_in_epoch += 1
+        self._error = None  # whatever it was, the user's loop went on
         self.phase.count_loss(loss, items)
         for call in self._events["on_step_end"]:
             call(self.trainer)
-        every = self._save_every
-        save_is_due = every is not None and every.unit != "epochs" and self._save_is_due(every)
+        save_is_due = self.keeping.is_due_after_step(progress)
         if save_is_due or progress.steps_done % self._log_every == 0:
             self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
         if save_is_due:
@@ -282,51 +310,75 @@ class Run:
         self.phase.log(values)
 
     def save(self) -> Path | None:
-        """Write a checkpoint now, unless this step has one or nothing is written at all."""
-        path = self.files.save(self.model, self.progress)
+        """Write a checkpoint now; None when this step has one, when nothing is written at all, or when the disk failed.
+
+        Raises:
+            NumericsError: a weight is not finite; such weights are never saved.
+        """
+        if not self.files.can_save(self.progress):
+            return None
+        self._check_finite_weights()
+        path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps)
         if path is not None:
+            self.keeping.note_save(self.progress)
             self._tell("on_checkpoint", path)
         return path
 
     # -- inner works ------------------------------------------------------------------------------------------------
 
-    def _keep(self, row: dict[str, Any]) -> None:
-        """Save when an epoch's save is due, and when the epoch is the best so far."""
-        every = self._save_every
-        if every is not None and every.unit == "epochs" and self.progress.epochs_done % int(every.amount) == 0:
-            self.save()
-        monitor = self._policy.monitor
-        if monitor == "val/loss" and monitor not in row and monitor not in (self.best or ()):
-            monitor = "train/loss"  # a run without validation has a best epoch too; no other metric has a stand-in
-        monitored = row.get(monitor)
-        if not isinstance(monitored, (int, float)):
-            return
-        best = None if self.best is None else self.best.get(monitor)
-        if self._policy.is_better(float(monitored), best):
-            self.best = row
-            self.files.mark_best(self.model, self.progress, float(monitored))
-
     def _log_interval(self) -> None:
         """Write a row with the means since the last one."""
-        self._tick()
-        progress = self.progress
+        self.tick()
         means = self._train_phase.drain_blocking()  # SYNC: log point
         self._check_finite_loss(means)
         now, (then, samples_then) = perf_counter(), self._interval
-        self._interval = (now, progress.samples_done)
-        self.files.write(
-            {
-                "kind": "step",
-                "epoch": self._row["epoch"],
-                "step": progress.steps_done,
-                "samples": progress.samples_done,
-                "seconds": progress.seconds,
-                "lr": _learning_rate(self.optimizer),
-                **{f"train/{name}": value for name, value in means.items()},
-                "samples_per_s": (progress.samples_done - samples_then) / max(1e-9, now - then),
-            }
-        )
+        self._interval = (now, self.progress.samples_done)
+        row = self._coordinates("step", self._row["epoch"])
+        row.update({f"train/{name}": value for name, value in means.items()})
+        row["samples_per_s"] = (self.progress.samples_done - samples_then) / max(1e-9, now - then)
+        self.files.write(row)
         self._display.show(means)
+
+    def _coordinates(self, kind: str, epoch: int) -> dict[str, Any]:
+        """Return what every row begins with: where in the run it was written."""
+        progress = self.progress
+        return {
+            "kind": kind,
+            "epoch": epoch,
+            "step": progress.steps_done,
+            "samples": progress.samples_done,
+            "seconds": progress.seconds,
+            "lr": _learning_rate(self.optimizer),
+        }
+
+    def warn(self, line: str) -> None:
+        """Show a line that must be seen, once a run."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self.files.warn(f"warning: {line}")
+
+    def _warn_of(self, verdict: Verdict, row: Mapping[str, Any]) -> None:
+        """Say what is wrong with an epoch's values and does not stop the run."""
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value) and name != "lr":
+                self.warn(f"{name} is {value} in epoch {row['epoch']}. Such an epoch is never the best one.")
+        if not verdict.monitor:
+            known = ", ".join(name for name in row if "/" in name)
+            self.warn(
+                f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
+            )
+
+    def _check_finite_weights(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_floating_point() and not torch.isfinite(parameter.sum()):  # SYNC: saving waits anyway
+                if torch.isfinite(parameter).all():  # SYNC: only the sum overflowed
+                    continue
+                raise NumericsError(
+                    f"The weight {name!r} is not finite after step {self.progress.steps_done}. Such weights are never saved; the "
+                    f"checkpoints before are untouched. Try a smaller lr, or look at the gradients of that layer.",
+                    step=self.progress.steps_done,
+                    parameter=name,
+                )
 
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
         loss = means.get("loss", 0.0)
@@ -340,21 +392,8 @@ class Run:
                 lr=lr,
             )
 
-    def _save_is_due(self, every: Duration) -> bool:
-        """Return whether a save by steps, samples or seconds is due after this step."""
-        amount, progress = every.amount, self.progress
-        if every.unit == "steps":
-            return progress.steps_done % int(amount) == 0
-        if every.unit == "samples":
-            return progress.samples_done // int(amount) > (progress.samples_done - self.phase.batch_samples) // int(
-                amount
-            )
-        if perf_counter() - self._saved_at < amount:
-            return False
-        self._saved_at = perf_counter()
-        return True
-
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Bring the clock of the progress up to date."""
         self.progress.seconds = perf_counter() - self._started_at
 
     def _tell(self, event: str, *details: Any) -> None:
@@ -368,11 +407,13 @@ def _listeners(callbacks: Sequence[Callback]) -> dict[str, list[Callable[..., No
         event: [
             getattr(callback, event)
             for callback in callbacks
-            if getattr(type(callback), event) is not getattr(Callback, event)
+            if event in vars(callback) or getattr(type(callback), event) is not getattr(Callback, event)
         ]
         for event in EVENTS
     }
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer | None) -> float:
-    return math.nan if optimizer is None else float(optimizer.param_groups[0]["lr"])
+    return (
+        math.nan if optimizer is None else float(optimizer.param_groups[0].get("lr", math.nan))
+    )  # SYNC: where lr is a tensor

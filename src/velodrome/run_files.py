@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from velodrome.errors import ArgumentError, CheckpointError, DataError, nearest
+from torch import Tensor
+
+from velodrome.errors import ArgumentError, CheckpointError, DataError, RefusedError, nearest
 from velodrome.loop.progress import Progress, StopReason
 from velodrome.record.journal import Journal
 from velodrome.record.progress import NoProgress
@@ -16,7 +19,7 @@ from velodrome.record.run_directory import RunDirectory
 from velodrome.record.sink import say_on_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["RunFiles"]
 
 _LOGGERS = ("csv", "tensorboard", "curves")
+_OWN_NAMES = {
+    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
+}  # fmt: skip
 
 
 class RunFiles:
@@ -52,15 +58,22 @@ class RunFiles:
         self._display = display
         self._policy = policy
         self._asked = loggers
-        self._entries_before = _entries(run_dir)
-        self._directory = None if run_dir is None else RunDirectory.create(run_dir, say=self.warn)
-        self._sinks = self._make_sinks()
+        self.history: list[dict[str, Any]] = []
         self._journal: Journal | None = None
         self._store: Any = None
-        self._best: tuple[int, float] | None = None
         self._saved_step = -1
         self._is_discarded = False
-        self.history: list[dict[str, Any]] = []
+        self._directory: RunDirectory | None = None
+        self._entries_before = _entries(run_dir)
+        if run_dir is not None:
+            _refuse_foreign_files(run_dir, self._entries_before)
+            self._directory = RunDirectory.create(run_dir, say=self.warn)
+        try:
+            self._sinks = self._make_sinks()
+        except BaseException:
+            if self._directory is not None:
+                self._discard(self._directory.path)
+            raise
 
     @property
     def path(self) -> Path | None:
@@ -101,46 +114,78 @@ class RunFiles:
         if row["kind"] == "epoch":
             self.history.append({key: value for key, value in row.items() if key != "kind"})
 
-    def save(self, model: nn.Module, progress: Progress) -> Path | None:
-        """Write the weights as a checkpoint of this step; a disk that fails is told and does not stop the run."""
-        if self._store is None:
-            return None
-        step = progress.steps_done
-        if step == self._saved_step:
-            return None
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model whose state cannot be saved, before it is trained.
+
+        Raises:
+            ArgumentError: names the entry.
+        """
+        if self._directory is None:
+            return
+        for name, value in model.state_dict().items():
+            if not isinstance(value, Tensor) or value.is_meta:
+                what = "a tensor without data" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ArgumentError(
+                    f"The model's state holds {name!r}, {what}, which a checkpoint of tensors cannot hold. Register it as a buffer, "
+                    f"or train without run_dir."
+                )
+
+    def can_save(self, progress: Progress) -> bool:
+        """Return whether a checkpoint of this step can be written: there is a folder, a step was done, and it has none yet."""
+        return self._store is not None and progress.steps_done > 0 and progress.steps_done != self._saved_step
+
+    def save(self, model: nn.Module, progress: Progress, *, keep: Collection[int]) -> Path | None:
+        """Write the weights as a checkpoint of this step, and remove those that need not be kept.
+
+        A disk that fails is told and does not stop the run: None then, and the next save tries again.
+        """
         try:
-            path = self._store.save(step, {"model": model.state_dict()}, {"progress": asdict(progress)})
-            self._saved_step = step
-            self._prune()
+            path = self._store.save(progress.steps_done, {"model": model.state_dict()}, {"progress": asdict(progress)})
         except CheckpointError as error:
             self.warn(f"warning: {error} Training goes on; the next save tries again.")
             return None
+        self._saved_step = progress.steps_done
+        try:
+            self._store.prune(keep_last=self._policy.keep_last, keep=keep)
+        except CheckpointError as error:
+            self.warn(f"warning: {error} The new checkpoint is whole; the next save tries again to remove old ones.")
         return path
 
-    def mark_best(self, model: nn.Module, progress: Progress, value: float) -> None:
-        """Keep this step's weights as the best so far."""
-        if self._store is None:
+    def mark_best(self, step: int, *, monitor: str, value: float) -> None:
+        """Note that the checkpoint of this step, when it was written, is the best so far."""
+        if self._store is None or self._saved_step != step:
             return
-        self.save(model, progress)
-        if self._saved_step == progress.steps_done:
-            self._best = (progress.steps_done, value)
-            try:
-                self._store.mark_best(progress.steps_done, monitor=self._policy.monitor, value=value)
-                self._prune()
-            except CheckpointError as error:
-                self.warn(f"warning: {error} Training goes on; the next best epoch tries again.")
+        try:
+            self._store.mark_best(step, monitor=monitor, value=value)
+        except CheckpointError as error:
+            self.warn(f"warning: {error} Training goes on; the next best epoch tries again.")
 
     def finish(self, reason: StopReason, progress: Progress, best: Mapping[str, Any] | None) -> None:
         """Close the records with the reason of the end."""
         if self._journal is not None:
             self._journal.close()
+        if self._store is not None and progress.steps_done != self._saved_step:
+            last = (
+                f"the last checkpoint is of step {self._saved_step}"
+                if self._saved_step >= 0
+                else "there is no checkpoint"
+            )
+            self.warn(f"warning: The weights of step {progress.steps_done} are NOT on the disk; {last}.")
         if self._directory is not None:
             status = (
                 "done"
                 if reason in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.REQUESTED)
                 else "stopped"
             )
-            self._directory.finish(status, {"stop_reason": str(reason), "progress": asdict(progress), "best": best})
+            self._directory.finish(
+                status,
+                {
+                    "stop_reason": str(reason),
+                    "progress": asdict(progress),
+                    "best": best,
+                    "saved_step": self._saved_step,
+                },
+            )
             self._draw_curves()
         self._display.close()
 
@@ -163,16 +208,18 @@ class RunFiles:
         self._display.close()
 
     def _discard(self, folder: Path) -> None:
-        """Remove what a run wrote that was refused before its first step: nothing half-written stays behind."""
+        """Remove what a run wrote that was refused before its first step, and nothing else."""
         self._is_discarded = True
-        for entry in set(os.listdir(folder)) - (self._entries_before or set()):
-            path = folder / entry
+        for name in _OWN_NAMES - (self._entries_before or set()):
+            path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
         if self._entries_before is None:
-            folder.rmdir()
+            with suppress(OSError):  # it holds something of the user's
+                folder.rmdir()
 
     def _make_sinks(self) -> list[Sink]:
         """Make what was asked for: a missing package is an error then, and only a line when nobody asked."""
@@ -188,10 +235,6 @@ class RunFiles:
             *(logger for logger in self._asked if not isinstance(logger, str)),
         ]
 
-    def _prune(self) -> None:
-        keep = () if self._best is None or not self._policy.keep_best else (self._best[0],)
-        self._store.prune(keep_last=self._policy.keep_last, keep=keep)
-
     def _draw_curves(self) -> None:
         if self._directory is None or not self.history or (self._asked is not None and "curves" not in self._asked):
             return
@@ -203,6 +246,15 @@ class RunFiles:
             self.say(f"curves.png was not drawn: {error}")
         except OSError as error:
             self.warn(f"warning: curves.png was not written: {error}")
+
+
+def _refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:
+    """Refuse a folder with files of the names that a run writes: they are somebody's, and would be written over."""
+    taken = sorted(_OWN_NAMES & (entries or set()))
+    if taken and "run.json" not in taken:
+        raise RefusedError(
+            f"run_dir={str(folder)!r} holds {', '.join(taken)}, which a run would write over. Nothing was changed. Give a new folder."
+        )
 
 
 def _entries(folder: str | Path | None) -> set[str] | None:

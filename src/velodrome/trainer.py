@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.callbacks.base import Callback
+from velodrome.callbacks.base import Callback, check_callbacks
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError
+from velodrome.keeping import Keeping
 from velodrome.loop.durations import Duration, parse_duration
 from velodrome.loop.epochs import Epoch, run_epochs
 from velodrome.loop.evaluate import run_evaluation, run_prediction
@@ -25,6 +26,7 @@ from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.sources import Sources
+from velodrome.step.checks import explain_late_failure
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
@@ -101,16 +103,14 @@ class Trainer:
             raise ArgumentError(
                 "loss and step_fn were both given. step_fn returns the loss itself: leave one of them out."
             )
-        for callback in callbacks:
-            if not isinstance(callback, Callback):
-                raise ArgumentError(f"callbacks contains {callback!r}. Each must be an instance of velodrome.Callback.")
+        check_callbacks(callbacks)
         interval = parse_duration(log_every, name="log_every")
         if interval.unit != "steps":
             raise ArgumentError(
                 f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
             )
         policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
-        save_every = None if policy.every is None else parse_duration(policy.every, name="checkpoint")
+        keeping = Keeping(policy)
         if seed is not None:
             check_seed(seed)
         self.device = resolve_device(device)
@@ -143,9 +143,8 @@ class Trainer:
             display=display,
             sources=self._sources,
             first_batch=self._first_batch,
-            policy=policy,
+            keeping=keeping,
             log_every=int(interval.amount),
-            save_every=save_every,
             seed=seed,
         )
 
@@ -165,9 +164,19 @@ class Trainer:
 
     def forward(self, batch: Any) -> Outcome:
         """Return the model's output and the loss for a batch; the first batch of each source is checked."""
-        if self._first_batch.is_pending:
-            return self._first_batch.forward(self._engine, batch, role=self._run.phase.name)
-        return self._engine.forward(batch)
+        try:
+            if self._first_batch.is_pending:
+                return self._first_batch.forward(self._engine, batch, role=self._run.phase.name)
+            return self._engine.forward(batch)
+        except BaseException as error:
+            explained = None
+            if isinstance(error, (IndexError, ValueError)):
+                where = f"A {self._run.phase.name} batch after step {self.progress.steps_done}"
+                explained = explain_late_failure(error, self._engine.loss, batch, where=where)
+            self._run.note(explained or error)
+            if explained is not None:
+                raise explained from error
+            raise
 
     def step(self, loss: Tensor, *, items: float | None = None) -> None:
         """Backpropagate a loss, update the parameters, free their gradients.
@@ -179,14 +188,22 @@ class Trainer:
             ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
             NumericsError: at a log point, when the mean loss is not finite any more.
         """
-        if not self._run.phase.is_training:
-            raise ArgumentError(
-                "step() was called outside of epoch.train(...). Call it inside that loop, once a batch."
-            )
-        if self._first_batch.loss_is_unchecked:
-            self._first_batch.check_loss(loss)
-        self._engine.update(loss)
-        self._run.after_step(loss, items)
+        try:
+            if not self._run.phase.is_training:
+                raise ArgumentError(
+                    "step() was called outside of epoch.train(...). Call it inside that loop, once a batch."
+                )
+            if self._first_batch.loss_is_unchecked:
+                self._first_batch.check_loss(loss)
+            try:
+                self._engine.update(loss)
+            except RuntimeError:
+                self._first_batch.check_loss(loss)  # no scalar, or without a gradient: says so; another error goes on
+                raise
+            self._run.after_step(loss, items)
+        except BaseException as error:
+            self._run.note(error)
+            raise
 
     def measure(self, outcome: Any) -> None:
         """Feed an outcome of `forward` to the metrics, and in an evaluation its loss to the mean; waits for nothing."""
@@ -242,14 +259,14 @@ class Trainer:
                 self._first_batch.foresee(getattr(val, "columns", None))
             return fit(self, train, val, epochs=epochs, steps=steps, seconds=seconds)
         except BaseException as error:
-            self._run.fail(error)
+            self._run.refuse(error)
             raise
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
         keep = self._run.is_under_way  # a callback's data come again every epoch
         source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000, keep=keep)
-        return run_evaluation(self, self._run, self._run.source(source, role="eval"))
+        return run_evaluation(self, self._run, source)
 
     def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
         """Return the model's outputs for all samples, in their order, on the CPU.
@@ -273,7 +290,10 @@ class Trainer:
         """History, best epoch and reason of the end, so far."""
         run = self._run
         return FitResult(
-            history=self._files.history, stop_reason=run.stop_reason, best=run.best, run_dir=self._files.path
+            history=[dict(row) for row in self._files.history],
+            stop_reason=run.stop_reason,
+            best=run.keeping.best,
+            run_dir=self._files.path,
         )
 
     @property

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Epoch", "evaluation_batches", "run_epochs"]
 
 _SECONDS_BETWEEN_DRAWS = 0.1
+_RESERVED_NAMES = {"train", "eval", "predict"}
 
 
 def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
@@ -35,6 +36,11 @@ def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
             host.progress.epochs_done += epoch.is_whole
             host.end_epoch()
         reason = stop
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        host.note(error)
+        raise
     finally:
         host.end_run(reason)
 
@@ -50,6 +56,7 @@ class Epoch:
         self._host = host
         self._budget = budget
         self._batches_done = 0
+        self._evaluated: set[str] = set()
         self._steps_before = host.progress.steps_done
 
     def train(self, data: Any, *, batch_size: int | None = None, shuffle: bool = True) -> Iterator[Any]:
@@ -68,13 +75,14 @@ class Epoch:
         source.set_epoch(self.index)
         total = length_of(source)
         max_steps = math.inf if budget.steps is None else budget.steps
+        host.tick()
         deadline = math.inf if budget.seconds is None else perf_counter() + budget.seconds - progress.seconds
         if progress.steps_done >= max_steps or host.stop_requested is not None:  # used up by this epoch's first train()
             self.is_whole = False
             return
         next_draw = 0.0
         batches_done = 0
-        with host.training(total) as phase, training_mode(host.model):
+        with host.training(source) as phase, training_mode(host.model):
             advance = phase.display.advance
             for raw_batch in source:
                 batch, samples = place(raw_batch)
@@ -82,6 +90,8 @@ class Epoch:
                 progress.samples_done += samples
                 progress.samples_in_epoch += samples
                 yield batch
+                if host.phase is not phase:
+                    raise _interleaved(phase, host.phase)
                 batches_done += 1
                 now = perf_counter()
                 if now >= next_draw:
@@ -90,6 +100,11 @@ class Epoch:
                 if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
                     self.is_whole = batches_done == total
                     break
+            else:
+                if total is not None and 0 < batches_done != total:
+                    host.warn(
+                        f"The training data announced {total} batches; epoch {self.index + 1} had {batches_done}."
+                    )
             if not batches_done:
                 raise DataError(
                     f"The training data gave 0 batches in epoch {progress.epoch}. Training needs at least one: check the dataset and its filters."
@@ -104,8 +119,14 @@ class Epoch:
         """
         if data is not None:
             host = self._host
+            if name in _RESERVED_NAMES or not name or name in self._evaluated:
+                raise ArgumentError(
+                    f"evaluate(name={name!r}) would mix with {'the evaluation before' if name in self._evaluated else 'other values'}: "
+                    f'its values are recorded as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'
+                )
+            self._evaluated.add(name)
             source = host.source(data, role=name, batch_size=batch_size)
-            with host.evaluation(name, length_of(source)) as phase:
+            with host.evaluation(name, source) as phase:
                 yield from evaluation_batches(host, phase, source)
 
     def check_trained(self) -> None:
@@ -128,6 +149,8 @@ def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) ->
             batch, samples = place(raw_batch)
             phase.batch_samples = samples
             yield batch
+            if host.phase is not phase:
+                raise _interleaved(phase, host.phase)
             batches_done += 1
             samples_done += samples
             if (now := perf_counter()) >= next_draw:
@@ -138,3 +161,10 @@ def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) ->
             f"The {phase.name} data gave 0 batches. Evaluation needs at least one: check the dataset, or leave it out."
         )
     phase.display.advance(batches_done, samples_done)
+
+
+def _interleaved(phase: PhaseLike, other: PhaseLike) -> ArgumentError:
+    return ArgumentError(
+        f"The {phase.name!r} loop went on while the {other.name!r} loop inside of it was not finished. "
+        f"Run through one loop before the other goes on; do not zip them."
+    )

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from velodrome.loop.epochs import evaluation_batches
-from velodrome.loop.host import length_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,7 @@ __all__ = ["run_evaluation", "run_prediction"]
 
 def run_evaluation(trainer: FitHost, host: LoopHost, source: BatchSource) -> dict[str, float]:
     """Return the means of loss and metrics over the source, by their names without a phase in front."""
-    with host.evaluation("eval", length_of(source)) as phase:
+    with host.evaluation("eval", source) as phase:
         for batch in evaluation_batches(host, phase, source):
             trainer.measure(trainer.forward(batch))
     return phase.values
@@ -40,7 +39,7 @@ def run_prediction(
         predict: the output for a batch.
         map_tensors: applies a function to every tensor of an output, however nested.
     """
-    with host.evaluation("predict", length_of(source)) as phase:
+    with host.evaluation("predict", source) as phase:
         outputs = [map_tensors(predict(batch), Tensor.cpu) for batch in evaluation_batches(host, phase, source)]
     # Copied outside of inference mode, either way: the caller may go on computing with them as with any tensor.
     if all(isinstance(output, Tensor) and output.ndim for output in outputs):

@@ -91,6 +91,23 @@ class LoopHost(Protocol):
     progress: Progress
     stop_requested: StopReason | None
 
+    @property
+    def phase(self) -> PhaseLike:
+        """The phase under way."""
+        ...
+
+    def tick(self) -> None:
+        """Bring the clock of the progress up to date."""
+        ...
+
+    def warn(self, line: str) -> None:
+        """Show a line that must be seen, once a run."""
+        ...
+
+    def note(self, error: BaseException) -> None:
+        """Remember an error that leaves the loop, for the records."""
+        ...
+
     def begin_run(self, budget: Budget) -> None:
         """Check everything that can be checked and open the records."""
         ...
@@ -115,11 +132,11 @@ class LoopHost(Protocol):
         """Return a function that puts a batch on the device and counts its samples."""
         ...
 
-    def training(self, total_batches: int | None) -> AbstractContextManager[PhaseLike]:
+    def training(self, source: Any) -> AbstractContextManager[PhaseLike]:
         """Collect what is logged and measured inside as the training phase."""
         ...
 
-    def evaluation(self, name: str, total_batches: int | None) -> AbstractContextManager[PhaseLike]:
+    def evaluation(self, name: str, source: Any) -> AbstractContextManager[PhaseLike]:
         """Collect what is logged and measured inside under this name."""
         ...
 

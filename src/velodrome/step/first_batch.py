@@ -1,7 +1,8 @@
-"""The first batch of each phase is looked at before it is trusted; every later one goes the short way."""
+"""The first batch of each source is looked at before it is trusted; every later one goes the short way."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,6 +13,8 @@ from velodrome.step.checks import check_finite, check_input_fits_model, check_lo
 from velodrome.step.eager import EagerEngine, Outcome, split_batch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from velodrome.step.losses import Loss
@@ -26,7 +29,7 @@ class ColumnsLike(Protocol):
 
 
 class FirstBatch:
-    """Runs the checks of `velodrome.step.checks` once a phase, with all targets when they are in memory."""
+    """Runs the checks of `velodrome.step.checks` once a source, with all targets when they are in memory."""
 
     def __init__(self, loss: Loss | None) -> None:
         self._loss = loss
@@ -43,13 +46,19 @@ class FirstBatch:
         """Whether `step` was never given a loss."""
         return not self._is_loss_checked
 
-    def expect(self, source: object, columns: ColumnsLike | None) -> None:
-        """A phase over this source begins."""
+    @contextmanager
+    def of(self, source: object, columns: ColumnsLike | None) -> Iterator[None]:
+        """Batches come from this source for a while; afterwards the state of before is back."""
+        before = self._source_key, self.is_pending, self._all_targets
         self._source_key = id(source)
         self.is_pending = self._source_key not in self._checked
-        self._all_targets = None
-        if self.is_pending and columns is not None:
-            self._all_targets = _targets_of(columns)
+        self._all_targets = _targets_of(columns) if self.is_pending and columns is not None else None
+        try:
+            yield
+        finally:
+            key, was_pending, targets = before
+            self._source_key, self._all_targets = key, targets
+            self.is_pending = was_pending and key not in self._checked
 
     def foresee(self, columns: ColumnsLike | None) -> None:
         """Validation data that lie in memory are looked at together with the first training batch, not an epoch later."""

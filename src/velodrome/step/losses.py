@@ -113,6 +113,11 @@ def resolve_loss(loss: object, arguments: dict[str, Any] | None = None) -> Loss 
         raise ArgumentError(
             f"loss arguments {sorted(arguments)} were given with a loss object. They go with a loss given by name."
         )
+    if getattr(loss, "reduction", "mean") in ("sum", "none"):
+        raise ArgumentError(
+            f"loss={loss!r} has reduction={loss.reduction!r}, which is no mean. The loop weights means by their samples: "  # type: ignore[attr-defined]
+            f"leave reduction out, or give step_fn= with which you compute the loss yourself."
+        )
     for name, (module, function, kind, _) in _BY_NAME.items():
         if loss is function or type(loss) is module:
             return Loss(name, loss, kind, getattr(loss, "ignore_index", -100), wants_probabilities=name == "bce")

@@ -9,11 +9,11 @@ import gzip
 import math
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy
 
-from velodrome.errors import DataError
+from velodrome.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["read_idx", "write_idx"]
 
 _UNSIGNED_BYTE = 0x08
+_CHUNK_BYTES = 1 << 20
 _MAX_BYTES = 1 << 30  # the largest of the family (EMNIST by class) has 0.55 GB
 
 
@@ -33,21 +34,23 @@ def read_idx(path: Path, *, num_dims: int, remedy: str = "Fetch the file again."
         remedy: the last sentence of every error.
     Raises:
         DataError: missing or unreadable, damaged gzip, wrong magic, or a length that is not what the header says.
-    Cost: nothing is allocated before the header was found plausible.
+    Cost: memory grows with what the file holds, not with what its header promises.
     """
     try:
         with open(path, "rb") as plain:
             is_gzip = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
-            stream = gzip.GzipFile(fileobj=plain) if is_gzip else plain
+            stream = cast("IO[bytes]", gzip.GzipFile(fileobj=plain)) if is_gzip else plain
             header = stream.read(4 + 4 * num_dims)
             shape = _parse_header(header, num_dims, path, remedy)
             expected = math.prod(shape)
-            content = stream.read(expected + 1)
+            content = _read_at_most(stream, expected + 1)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. {remedy}", path=path) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: it is truncated or damaged ({error}). {remedy}", path=path) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. {remedy}", path=path) from error
     if len(content) != expected:
         found = f"{len(content):,}" if len(content) < expected else f"more than {expected:,}"
         dims = " x ".join(map(str, shape))
@@ -58,10 +61,26 @@ def read_idx(path: Path, *, num_dims: int, remedy: str = "Fetch the file again."
 
 
 def write_idx(path: Path, array: numpy.ndarray) -> None:
-    """Write unsigned bytes as a gzipped IDX file: the same array gives the same file on every day."""
+    """Write unsigned bytes as a gzipped IDX file: the same array gives the same file on every day.
+
+    Raises:
+        ArgumentError: another dtype, whose values may not fit into a byte.
+    """
+    if array.dtype != numpy.uint8:
+        raise ArgumentError(
+            f"array has dtype {array.dtype}. An IDX file of unsigned bytes takes uint8: convert it first."
+        )
     header = struct.pack(">HBB", 0, _UNSIGNED_BYTE, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=raw, mtime=0) as file:
-        file.write(header + numpy.ascontiguousarray(array, dtype=numpy.uint8).tobytes())
+        file.write(header + array.tobytes())
+
+
+def _read_at_most(stream: IO[bytes], num_bytes: int) -> bytearray:
+    """Read in pieces: one read of all that a header promises would set that memory aside, however short the file is."""
+    content = bytearray()
+    while piece := stream.read(min(_CHUNK_BYTES, num_bytes - len(content))):
+        content += piece
+    return content
 
 
 def _parse_header(header: bytes, num_dims: int, path: Path, remedy: str) -> tuple[int, ...]:

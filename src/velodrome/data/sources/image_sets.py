@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,6 +125,7 @@ def fetch_image_set(
         found = find_files(local_folders(data.name, data.title, base), _ALL_FILES)
         if found is not None:
             return found, f"the local folder {_folder(found)}"
+        _say_what_is_missing(data, local_folders(data.name, data.title, base), say)
     if source in ("auto", "system"):
         found = find_files(system_folders(data.name), _ALL_FILES)
         if found is not None:
@@ -135,12 +137,15 @@ def fetch_image_set(
                 return found, f"the system package {data.system_package}, unpacked into {_folder(found)}"
     if source in ("auto", "download"):
         target = Path("data") / data.name if base is None else base
+        _check_present(data, target, say)
         try:
-            return _download(data, target, say), f"the official download, now in {target}"
+            files, num_new = _download(data, target, say)
+            place = f"the official download, now in {target}" if num_new else f"{target}, where no file was missing"
+            return files, place
         except DataError as error:
             if source == "download":
                 raise
-            say(f"{data.title}: no download ({_first_sentence(error)}).")
+            say(f"{data.title}: no download. {error}")
     if source in ("auto", "embedded"):
         found = find_files([embedded_folder(data.name)], _ALL_FILES)
         assert found is not None
@@ -160,10 +165,17 @@ def _load(
 ) -> Splits:
     files, place = fetch_image_set(data, root, source=source, say=say)
     remedy = f"Remove it and run: velodrome data fetch {data.name}"
-    train, val = (_read_split(*(files[name] for name in _FILES[split]), remedy=remedy) for split in ("train", "val"))
+    train, val = (
+        _read_split(*(files[name] for name in _FILES[split]), num_classes=len(data.class_names), remedy=remedy)
+        for split in ("train", "val")
+    )
     preprocessing = {}
     if normalize:
         std, mean = torch.std_mean(train[0])
+        if std == 0:
+            raise DataError(
+                f"{files[_FILES['train'][0]]}: every pixel is {float(mean):g}, so images cannot be normalised. {remedy}"
+            )
         for images, _ in (train, val):
             images.sub_(mean).div_(std)
         preprocessing = {"kind": "images", "mean": float(mean), "std": float(std)}
@@ -172,12 +184,24 @@ def _load(
     return Splits(train=train, val=val, origin=origin, class_names=data.class_names, preprocessing=preprocessing)
 
 
-def _read_split(images_path: Path, labels_path: Path, *, remedy: str) -> tuple[Tensor, Tensor]:
+def _read_split(images_path: Path, labels_path: Path, *, num_classes: int, remedy: str) -> tuple[Tensor, Tensor]:
     images = read_idx(images_path, num_dims=3, remedy=remedy)
     labels = read_idx(labels_path, num_dims=1, remedy=remedy)
     if len(images) != len(labels):
         raise DataError(
             f"{images_path} holds {len(images):,} images, {labels_path} holds {len(labels):,} labels. {remedy}"
+        )
+    if images.shape[1:] != (28, 28) or not len(images):
+        raise DataError(
+            f"{images_path} holds {len(images):,} images of {images.shape[1]} x {images.shape[2]}. "
+            f"There must be at least one, of 28 x 28. {remedy}",
+            path=images_path,
+        )
+    if labels.max() >= num_classes:
+        raise DataError(
+            f"{labels_path} holds the label {labels.max()} at index {labels.argmax()}. "
+            f"Labels go from 0 to {num_classes - 1}. {remedy}",
+            path=labels_path,
         )
     # The arithmetic of torchvision's ToTensor, on the whole array: bit for bit the same numbers.
     values = torch.from_numpy(images.astype("float32")).div_(255).unsqueeze_(1)
@@ -188,26 +212,51 @@ def _try_package(data: ImageSet, target: Path, say: Callable[[str], object]) -> 
     assert data.system_package is not None
     say(f"{data.title}: asking the system's packages for {data.system_package} ...")
     try:
-        return unpack_system_package(data.system_package, data.name, target)
+        return unpack_system_package(data.system_package, data.name, target, names=_ALL_FILES)
     except OSError as error:  # a folder that cannot be written to; the embedded subset still can be read
         say(f"{data.title}: {target} cannot be written to ({error.strerror or error}).")
         return False
 
 
-def _download(data: ImageSet, target: Path, say: Callable[[str], object]) -> dict[str, Path]:
-    say(f"{data.title}: downloading into {target} ...")
-    files = {}
+def _download(data: ImageSet, target: Path, say: Callable[[str], object]) -> tuple[dict[str, Path], int]:
+    """Fetch the files that are not there; return where all of them lie and how many were fetched."""
+    files = {name: target / f"{name}.gz" for name in data.sha256}
+    missing = [name for name, path in files.items() if not os.path.exists(path)]
+    if missing:
+        say(f"{data.title}: downloading into {target} ...")
+    for name in missing:
+        addresses = [mirror + files[name].name for mirror in data.mirrors]
+        download(addresses, files[name], check=partial(check_sha256, sha256=data.sha256[name]))
+    return files, len(missing)
+
+
+def _check_present(data: ImageSet, target: Path, say: Callable[[str], object]) -> None:
+    """Refuse to complete a folder in which a file is damaged; say which files are kept that are not the published ones.
+
+    They need not be: a system package holds the same data, compressed anew.
+
+    Raises:
+        DataError: names the file.
+    """
+    remedy = f"Remove it and run: velodrome data fetch {data.name}"
     for name, sha256 in data.sha256.items():
-        files[name] = target / f"{name}.gz"
-        if not files[name].exists():
-            addresses = [mirror + files[name].name for mirror in data.mirrors]
-            download(addresses, files[name], check=partial(check_sha256, sha256=sha256))
-    return files
+        path = target / f"{name}.gz"
+        if not os.path.exists(path):  # also False in a folder that may not be entered; writing there will say why
+            continue
+        try:
+            check_sha256(path, sha256)
+        except (DataError, OSError):
+            read_idx(path, num_dims=3 if "images" in name else 1, remedy=remedy)
+            say(f"{data.title}: {path} was there before and is kept; it is not the published file.")
+
+
+def _say_what_is_missing(data: ImageSet, folders: list[Path], say: Callable[[str], object]) -> None:
+    """Say which files a folder lacks that has some of them."""
+    for folder in folders:
+        missing = [name for name in _ALL_FILES if find_files([folder], [name]) is None]
+        if len(missing) < len(_ALL_FILES):
+            say(f"{data.title}: {folder} lacks {', '.join(f'{name}.gz' for name in missing)}.")
 
 
 def _folder(files: dict[str, Path]) -> Path:
     return next(iter(files.values())).parent
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).split(". ", 1)[0]

@@ -14,7 +14,7 @@ from velodrome.data.sources.image_sets import FASHION_MNIST, MNIST, fetch_image_
 from velodrome.errors import ArgumentError, DataError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["fetch", "known_names"]
 
@@ -63,12 +63,11 @@ def hash_numbers(values: numpy.ndarray) -> str:
 
 
 def _fetch_diabetes(folder: Path, source: str) -> Path:
-    if source in ("system", "embedded"):
+    if source not in ("auto", "local", "download"):
         raise ArgumentError(f'source={source!r} does not have the diabetes table. Use "auto", "local" or "download".')
     local = sorted(folder.glob("*.csv"))
     if local and source != "download":
-        _check_diabetes(local[0])
-        return local[0]
+        return _pick_diabetes(local)
     if source == "local":
         raise DataError(
             f"{folder} holds no .csv file. Put the Pima diabetes table there, or run: velodrome data fetch diabetes"
@@ -81,6 +80,20 @@ def _fetch_diabetes(folder: Path, source: str) -> Path:
             f"{error} Put the table into {folder}, or train on a table of your own: data.path=my.csv"
         ) from error
     return target
+
+
+def _pick_diabetes(paths: Sequence[Path]) -> Path:
+    """Return the first file that is the table; what is wrong with the first one when none is."""
+    problem = None
+    for path in paths:
+        try:
+            _check_diabetes(path)
+        except DataError as error:
+            problem = problem or error
+        else:
+            return path
+    assert problem is not None
+    raise problem
 
 
 def _check_diabetes(path: Path) -> None:

@@ -1,0 +1,100 @@
+"""When to save, and which epochs were the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from velodrome.loop.durations import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from velodrome.checkpoint.policy import Checkpointing
+    from velodrome.loop.progress import Progress
+
+__all__ = ["Keeping", "Verdict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the monitored value of an epoch means for its weights."""
+
+    is_best: bool = False
+    """better than every epoch before"""
+    is_kept: bool = False
+    """among the best ones that the policy keeps"""
+    monitor: str = ""
+    value: float = 0.0
+
+
+class Keeping:
+    """Applies a `Checkpointing` policy to a run's progress.
+
+    Raises:
+        ArgumentError: the policy's `every` is no duration.
+    """
+
+    def __init__(self, policy: Checkpointing) -> None:
+        self._policy = policy
+        self._every = None if policy.every is None else parse_duration(policy.every, name="checkpoint")
+        self._best_ones: list[tuple[float, int]] = []
+        self._saved_at = 0.0
+        self._saved_samples = 0
+        self.best: dict[str, Any] | None = None
+        """the row of the best epoch so far"""
+
+    @property
+    def monitor(self) -> str:
+        """The value that decides."""
+        return self._policy.monitor
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """The steps whose checkpoints stay because they are among the best."""
+        return [step for _, step in self._best_ones]
+
+    def begin(self, progress: Progress) -> None:
+        """A run begins, or goes on."""
+        self._saved_at, self._saved_samples = perf_counter(), progress.samples_done
+
+    def is_due_after_step(self, progress: Progress) -> bool:
+        """Return whether to save after this step."""
+        every = self._every
+        if every is None or every.unit == "epochs":
+            return False
+        if every.unit == "steps":
+            return progress.steps_done % int(every.amount) == 0
+        if every.unit == "samples":
+            return progress.samples_done // int(every.amount) > self._saved_samples // int(every.amount)
+        return perf_counter() - self._saved_at >= every.amount
+
+    def is_due_after_epoch(self, progress: Progress) -> bool:
+        """Return whether to save after this epoch."""
+        every = self._every
+        return every is not None and every.unit == "epochs" and progress.epochs_done % int(every.amount) == 0
+
+    def note_save(self, progress: Progress) -> None:
+        """Count time and samples from this save on."""
+        self.begin(progress)
+
+    def judge(self, row: Mapping[str, Any], step: int) -> Verdict:
+        """Compare an epoch with those before; a value that is missing or NaN is never the best."""
+        policy, monitor = self._policy, self._policy.monitor
+        if monitor == "val/loss" and monitor not in row and monitor not in (self.best or ()):
+            monitor = "train/loss"  # a run without validation has a best epoch too; no other metric has a stand-in
+        value = row.get(monitor)
+        if not isinstance(value, (int, float)):
+            return Verdict()
+        if value != value:
+            return Verdict(monitor=monitor, value=value)
+        is_best = policy.is_better(float(value), None if self.best is None else self.best.get(monitor))
+        if is_best:
+            self.best = dict(row)
+        better = sum(1 for other, _ in self._best_ones if not policy.is_better(float(value), other))
+        is_kept = better < policy.keep_best
+        if is_kept:
+            self._best_ones.insert(better, (float(value), step))
+            del self._best_ones[policy.keep_best :]
+        return Verdict(is_best=is_best, is_kept=is_kept, monitor=monitor, value=float(value))
