@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from velodrome.data.adopt import BatchIterable
-    from velodrome.data.loader import DataLoader
+    from velodrome.data.bound import BoundLoader
     from velodrome.keeping import Keeping, Verdict
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
@@ -93,6 +93,11 @@ class Run:
         self._is_under_way = False
         self._error: BaseException | None = None
         self._warned: set[str] = set()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a run has begun that has not ended."""
+        return self._is_under_way
 
     # -- run and epoch ----------------------------------------------------------------------------------------------
 
@@ -191,7 +196,7 @@ class Run:
 
     def source(
         self, data: Any, *, role: str, batch_size: int | None = None, shuffle: bool = False
-    ) -> DataLoader | BatchIterable:
+    ) -> BoundLoader | BatchIterable:
         """Return the source for what the user gave."""
         return self._sources.get(data, role=role, batch_size=batch_size, shuffle=shuffle)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from velodrome.callbacks.base import Callback, check_callbacks
 from velodrome.checkpoint.policy import Checkpointing
+from velodrome.data.batches import map_tensors
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError
 from velodrome.keeping import Keeping
@@ -264,20 +265,24 @@ class Trainer:
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
-        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000)
+        keep = self._run.is_under_way  # a callback's data come again every epoch
+        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000, keep=keep)
         return run_evaluation(self, self._run, source)
 
     def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
         """Return the model's outputs for all samples, in their order, on the CPU.
 
         Args:
-            data: a loader, an iterable of batches, a dataset or tensors; targets, where there are any, are ignored.
+            data: a loader, which is read in the order of its data and to the end whatever its shuffle and drop_last say; an
+                iterable of batches, a dataset or tensors. Targets are left out: the last element of a tuple of two or more.
             batch_size: samples a batch; 1000 for a dataset or tensors when left out.
         Returns:
             One tensor with a first dimension of all samples, or the list of the batches' outputs when they are no tensors.
+        Raises:
+            ArgumentError: a sampler decides the order of a loader, or it leaves samples out.
         """
-        source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000)
-        return run_prediction(self._run, source, self._engine.predict)
+        source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000, keep=False)
+        return run_prediction(self._run, source, self._engine.predict, map_tensors)
 
     # -- what has come out ------------------------------------------------------------------------------------------
 

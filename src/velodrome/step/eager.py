@@ -99,9 +99,10 @@ class EagerEngine:
         return self._call_model(inputs), target
 
     def predict(self, batch: Any) -> Any:
-        """Return the model's output for a batch, whose target, if it has one, is left out."""
-        if isinstance(batch, (tuple, list)) and len(batch) > 1 and self._loss_function is None and self.step_fn is None:
-            return self.model(batch[0])
+        """Return the model's output for a batch, without its target: the last element of a tuple of two or more.
+
+        A dict's target is left out when there is a loss to take it; a model that returns its loss is given the whole dict.
+        """
         if isinstance(batch, (tuple, list)):
             return self._call_model(batch if len(batch) == 1 else split_batch(batch)[0])
         if isinstance(batch, Mapping) and self._loss_function is not None and any(key in batch for key in _TARGET_KEYS):

@@ -229,7 +229,7 @@ def test_pytorch_loader_is_rebuilt_with_the_same_batches_and_the_same_draws(name
 
 def test_shuffled_pytorch_loader_gets_an_order_of_its_own_every_epoch():
     source, line = adopt(DataLoader(Numbers(50), 50, shuffle=True))
-    source.bind(seed=0, device=torch.device("cpu"))
+    source.set_epoch(0, seed=0)
     epochs = [next(iter(source))[:, 0].tolist() for _ in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert all(a != b for a, b in pairwise(epochs))
