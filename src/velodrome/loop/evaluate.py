@@ -38,7 +38,7 @@ def run_prediction(host: LoopHost, source: BatchSource, predict: Callable[[Any],
 
 def _to_cpu(output: Any) -> Any:
     if isinstance(output, Tensor):
-        return output.cpu()
+        return output.cpu()  # SYNC: outputs are asked for on the CPU, a batch at a time
     if isinstance(output, dict):
         return {key: _to_cpu(value) for key, value in output.items()}
     if isinstance(output, (tuple, list)):
