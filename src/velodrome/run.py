@@ -236,9 +236,10 @@ class Run:
     def _inside(self, phase: Phase, source: Any, finish: Callable[[], None]) -> Iterator[None]:
         """Make the phase the one under way; finish it when its loop has come to its end."""
         outer, self.phase = self.phase, phase
-        phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source))
+        columns = getattr(source, "columns", None)
+        phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source), batches_are_new=columns is not None)
         try:
-            with self.first_batch.of(source, getattr(source, "columns", None)):
+            with self.first_batch.of(source, columns):
                 yield
         except GeneratorExit:
             # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was

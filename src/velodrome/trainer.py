@@ -59,7 +59,8 @@ class Trainer:
         lr: learning rate, for an optimizer given by name or factory.
         optimizer_args: further arguments for an optimizer given by name, such as `{"momentum": 0.9}`.
         loss: `(output, target) -> scalar`, a name such as "cross_entropy", or None for a model that returns its loss.
-        loss_args: arguments for a loss given by name, such as `{"label_smoothing": 0.1}`.
+        loss_args: arguments for a loss given by name, such as `{"label_smoothing": 0.1}`. Write `ignore_index` out, even -100, when
+            batches of one label a sample, not in memory, may hold it: else it is looked for in the first batch only.
         step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.

@@ -77,12 +77,12 @@ def check_finite(tensor: Tensor, *, what: str) -> None:
     if not tensor.is_floating_point() or not tensor.numel():
         return
     # A sum is one pass without a mask; only when it is not finite (or overflowed) does the exact search follow.
-    if torch.isfinite(tensor.sum()):
+    if torch.isfinite(tensor.sum()):  # SYNC: checks run once a source
         return
     bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)
-    count = int(bad.sum())
+    count = int(bad.sum())  # SYNC: only when something is wrong
     if count:
-        first = int(bad.nonzero()[0])
+        first = int(bad.nonzero()[0])  # SYNC: only when something is wrong
         raise DataError(
             f"{what} holds NaN or infinity in {count} of {len(tensor)} samples, the first is sample {first}. "
             f"Every number must be finite: clean or drop these samples.",
@@ -140,8 +140,8 @@ def _check_classes(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, 
             f"It wants {tuple(expected)}.{hint}"
         )
     bad = (targets != loss.ignore_index) & ((targets < 0) | (targets >= classes))
-    if bool(bad.any()):
-        position = bad.reshape(len(bad), -1).any(dim=1).nonzero()
+    if bool(bad.any()):  # SYNC: checks run once a source
+        position = bad.reshape(len(bad), -1).any(dim=1).nonzero()  # SYNC: only when something is wrong
         index = int(position[0])
         label = int(targets[index][bad[index]].reshape(-1)[0] if targets.ndim > 1 else targets[index])
         where = f"sample {index}" if whole else f"sample {index} of the first batch"
@@ -217,15 +217,15 @@ def _check_numbers(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, 
     check_finite(targets, what=f"{role} targets")
     if loss.kind == "probability":
         bad = (targets < 0) | (targets > 1)
-        if bool(bad.any()):
-            index = int(bad.reshape(len(bad), -1).any(dim=1).nonzero()[0])
+        if bool(bad.any()):  # SYNC: checks run once a source
+            index = int(bad.reshape(len(bad), -1).any(dim=1).nonzero()[0])  # SYNC: only when something is wrong
             where = f"sample {index}" if whole else f"sample {index} of the first batch"
             raise DataError(
                 f"{loss.name} got {role} targets from {float(targets.min()):g} to {float(targets.max()):g}; the first bad one is {where}. "
                 f"They must lie in 0..1: use labels 0 and 1.",
                 index=index,
             )
-    if loss.wants_probabilities and bool(((output < 0) | (output > 1)).any()):
+    if loss.wants_probabilities and bool(((output < 0) | (output > 1)).any()):  # SYNC: once a source
         raise DataError(
             f"bce got outputs from {float(output.min()):g} to {float(output.max()):g}. They must lie in 0..1: "
             f'end the model with a Sigmoid, or use loss="bce_with_logits".'

@@ -198,7 +198,7 @@ def _split(table: Table, val_fraction: float | None, train_rows: int | None, see
             f"val_fraction={val_fraction} of the {total} rows of {table.path} is {num_val}. "
             f"It must lie between 0 and 1 and leave rows on both sides."
         )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()  # SYNC: on the CPU
     return sorted(order[num_val:]), sorted(order[:num_val])
 
 
