@@ -162,7 +162,7 @@ def _more_outputs(largest: int, classes: int) -> str:
 
 def _check_log_probabilities(loss: Loss, output: Tensor) -> None:
     """A loss over log-probabilities takes logits without a word, and gives nonsense."""
-    largest = float(output.detach().max()) if output.numel() else 0.0
+    largest = float(output.detach().max()) if output.numel() else 0.0  # SYNC: once a source
     if largest > 1e-3:
         raise DataError(
             f"{loss.name} got outputs up to {largest:g}. It wants log-probabilities, which are never above 0: end the model with "
@@ -181,8 +181,9 @@ def explain_late_failure(error: Exception, loss: Loss | None, batch: Any, *, whe
     """
     target = batch[-1] if isinstance(batch, (tuple, list)) and batch else None
     if isinstance(error, IndexError) and "out of bounds" in str(error) and isinstance(target, Tensor):
+        smallest, largest = int(target.min()), int(target.max())  # SYNC: the run has failed
         return DataError(
-            f"{where}: {str(error).rstrip('.')}; the labels of this batch go from {int(target.min())} to {int(target.max())}. "
+            f"{where}: {str(error).rstrip('.')}; the labels of this batch go from {smallest} to {largest}. "
             f"Labels must be 0 up to the number of outputs less one: relabel the data, or give the model more outputs."
         )
     if isinstance(error, ValueError) and "Expected more than 1 value per channel" in str(error):

@@ -210,7 +210,7 @@ def _fit_numeric(table: Table, names: Sequence[str]) -> dict[str, dict[str, floa
         # be a rounding error above zero, so it is the values that are compared.
         is_constant = values.min() == values.max()
         with numpy.errstate(over="ignore", invalid="ignore"):
-            mean, std = float(values.mean()), float(values.std())
+            mean, std = float(values.mean()), float(values.std())  # SYNC: none, these are NumPy's
         if not (0 < std < math.inf and math.isfinite(mean)) and not is_constant:
             # Squares of tiny values vanish and those of huge ones overflow: compute in another unit.
             scale = numpy.abs(values).max()
