@@ -99,7 +99,7 @@ def predict(
 ) -> Any:
     """Return the model's outputs for all samples, in their order, on the CPU.
 
-    Args: as those of `Trainer.predict`.
+    Args: as those of `Trainer.predict`: the last element of a tuple of two or more is the target, which is left out.
     """
     return _without_training(model, device=device, progress=progress).predict(data, batch_size=batch_size)
 

@@ -46,6 +46,11 @@ class Keeping:
         """the row of the best epoch so far"""
 
     @property
+    def monitor(self) -> str:
+        """The value that decides."""
+        return self._policy.monitor
+
+    @property
     def kept_steps(self) -> list[int]:
         """The steps whose checkpoints stay because they are among the best."""
         return [step for _, step in self._best_ones]
@@ -80,8 +85,10 @@ class Keeping:
         if monitor == "val/loss" and monitor not in row and monitor not in (self.best or ()):
             monitor = "train/loss"  # a run without validation has a best epoch too; no other metric has a stand-in
         value = row.get(monitor)
-        if not isinstance(value, (int, float)) or value != value:
+        if not isinstance(value, (int, float)):
             return Verdict()
+        if value != value:
+            return Verdict(monitor=monitor, value=value)
         is_best = policy.is_better(float(value), None if self.best is None else self.best.get(monitor))
         if is_best:
             self.best = dict(row)

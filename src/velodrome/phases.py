@@ -5,6 +5,8 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from velodrome.errors import ArgumentError
 from velodrome.metrics.means import RunningMeans
 from velodrome.metrics.metric_set import MetricSet
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from torch import Tensor
 
     from velodrome.record.progress import ProgressView
 
@@ -39,7 +40,6 @@ class Phase:
         """loss, metrics and what was logged, when it is over"""
         self._means = RunningMeans()
         self._metrics = MetricSet(metrics, device)
-        self._has_metrics = bool(metrics)
         self._seconds = 0.0
         self._entered_at = 0.0
 
@@ -53,8 +53,11 @@ class Phase:
         """Time spent inside of its loop so far."""
         return self._seconds
 
-    def enter(self, epoch: int, epochs: int | None, total_batches: int | None) -> None:
-        """Its loop begins, or goes on with more data."""
+    def enter(
+        self, epoch: int, epochs: int | None, total_batches: int | None, *, batches_are_new: bool = False
+    ) -> None:
+        """Its loop begins, or goes on with more data; each batch may be known to have memory of its own."""
+        self._metrics.targets_are_new = batches_are_new
         self._entered_at = perf_counter()
         self.display.begin(self.name, epoch, epochs, total_batches)
 
@@ -62,9 +65,13 @@ class Phase:
         """Its loop is over."""
         self._seconds += perf_counter() - self._entered_at
 
-    def count_loss(self, loss: Tensor, items: float | None = None) -> None:
+    def count_loss(self, loss: Tensor, items: Tensor | float | None = None) -> None:
         """Count a loss that is the mean of so many items; of the batch's samples when left out."""
-        self._means.add("loss", loss, self.batch_samples if items is None else items)
+        if items is None:
+            items = self.batch_samples
+        elif not isinstance(items, Tensor):
+            items = float(items)
+        self._means.add("loss", loss, items)
 
     def measure(self, output: Any, target: Any) -> None:
         """Feed the metrics."""
@@ -73,7 +80,9 @@ class Phase:
     def log(self, values: Mapping[str, Tensor | float]) -> None:
         """Average values that the user logs, by the batch's samples."""
         for name, value in values.items():
-            self._means.add(name, value, self.batch_samples)
+            # A copy: it may be a parameter, or a buffer that goes on counting, and the sum is made later.
+            own = value.detach().clone() if isinstance(value, Tensor) else value
+            self._means.add(name, own, self.batch_samples)
 
     def drain_blocking(self) -> dict[str, float]:
         """Return the means since the last call, without the metrics; waits for the device."""
@@ -82,8 +91,7 @@ class Phase:
     def finish_blocking(self) -> None:
         """Set `values` to all means and metrics, and show them; waits for the device."""
         self.values.update(self._means.means_blocking())
-        if self.is_training or "loss" in self.values or not self._has_metrics:
-            self.values.update(self._metrics.compute_blocking())
+        self.values.update(self._metrics.compute_blocking())
         self.display.show(self.values)
         self.display.end()
 
@@ -100,7 +108,7 @@ class _NoPhase(Phase):
             "log() was called outside of epoch.train(...) and epoch.evaluate(...): there is no phase to average over."
         )
 
-    def count_loss(self, loss: Tensor, items: float | None = None) -> None:
+    def count_loss(self, loss: Tensor, items: Tensor | float | None = None) -> None:
         raise ArgumentError("measure() was called outside of epoch.train(...) and epoch.evaluate(...). Call it inside.")
 
 

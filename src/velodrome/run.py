@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from velodrome.data.adopt import BatchIterable
-    from velodrome.data.loader import DataLoader
-    from velodrome.keeping import Keeping
+    from velodrome.data.bound import BoundLoader
+    from velodrome.keeping import Keeping, Verdict
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
     from velodrome.sources import Sources
@@ -92,6 +92,12 @@ class Run:
         self._interval = (0.0, 0)
         self._is_under_way = False
         self._error: BaseException | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a run has begun that has not ended."""
+        return self._is_under_way
 
     # -- run and epoch ----------------------------------------------------------------------------------------------
 
@@ -115,6 +121,7 @@ class Run:
             self.optimizer.zero_grad()  # what a computation before the run left there is not this run's gradient
             self._started_at = perf_counter() - self.progress.seconds
             self.keeping.begin(self.progress)
+            self.files.check_model(self.model)
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
             self._tell("on_fit_start")
@@ -140,6 +147,7 @@ class Run:
         self.files.write(row)
         row.pop("kind")
         verdict = self.keeping.judge(row, self.progress.steps_done)
+        self._warn_of(verdict, row)
         if verdict.is_kept or self.keeping.is_due_after_epoch(self.progress):
             self.save()
         if verdict.is_best and verdict.is_kept:
@@ -188,7 +196,7 @@ class Run:
 
     def source(
         self, data: Any, *, role: str, batch_size: int | None = None, shuffle: bool = False
-    ) -> DataLoader | BatchIterable:
+    ) -> BoundLoader | BatchIterable:
         """Return the source for what the user gave."""
         return self._sources.get(data, role=role, batch_size=batch_size, shuffle=shuffle)
 
@@ -228,9 +236,10 @@ class Run:
     def _inside(self, phase: Phase, source: Any, finish: Callable[[], None]) -> Iterator[None]:
         """Make the phase the one under way; finish it when its loop has come to its end."""
         outer, self.phase = self.phase, phase
-        phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source))
+        columns = getattr(source, "columns", None)
+        phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source), batches_are_new=columns is not None)
         try:
-            with self.first_batch.of(source, getattr(source, "columns", None)):
+            with self.first_batch.of(source, columns):
                 yield
         except GeneratorExit:
             # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was
@@ -276,7 +285,7 @@ class Run:
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def after_step(self, loss: Tensor, items: Any) -> None:
+    def after_step(self, loss: Tensor, items: Tensor | float | None) -> None:
         """Count an update; every so often write a row or save."""
         progress = self.progress
         progress.steps_done += 1
@@ -294,7 +303,7 @@ class Run:
     def measure(self, outcome: Any) -> None:
         """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_step` counts."""
         if not self.phase.is_training:
-            self.phase.count_loss(outcome.loss)
+            self.phase.count_loss(outcome.loss, outcome.items)
         self.phase.measure(outcome.output, outcome.target)
 
     def log(self, values: Mapping[str, Tensor | float]) -> None:
@@ -343,6 +352,23 @@ class Run:
             "lr": _learning_rate(self.optimizer),
         }
 
+    def warn(self, line: str) -> None:
+        """Show a line that must be seen, once a run."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self.files.warn(f"warning: {line}")
+
+    def _warn_of(self, verdict: Verdict, row: Mapping[str, Any]) -> None:
+        """Say what is wrong with an epoch's values and does not stop the run."""
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value) and name != "lr":
+                self.warn(f"{name} is {value} in epoch {row['epoch']}. Such an epoch is never the best one.")
+        if not verdict.monitor:
+            known = ", ".join(name for name in row if "/" in name)
+            self.warn(
+                f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
+            )
+
     def _check_finite_weights(self) -> None:
         for name, parameter in self.model.named_parameters():
             if parameter.is_floating_point() and not torch.isfinite(parameter.sum()):  # SYNC: saving waits anyway
@@ -382,7 +408,7 @@ def _listeners(callbacks: Sequence[Callback]) -> dict[str, list[Callable[..., No
         event: [
             getattr(callback, event)
             for callback in callbacks
-            if getattr(type(callback), event) is not getattr(Callback, event)
+            if event in vars(callback) or getattr(type(callback), event) is not getattr(Callback, event)
         ]
         for event in EVENTS
     }

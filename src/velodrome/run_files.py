@@ -9,7 +9,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from velodrome.errors import ArgumentError, CheckpointError, DataError, nearest
+from torch import Tensor
+
+from velodrome.errors import ArgumentError, CheckpointError, DataError, RefusedError, nearest
 from velodrome.loop.progress import Progress, StopReason
 from velodrome.record.journal import Journal
 from velodrome.record.progress import NoProgress
@@ -64,6 +66,7 @@ class RunFiles:
         self._directory: RunDirectory | None = None
         self._entries_before = _entries(run_dir)
         if run_dir is not None:
+            _refuse_foreign_files(run_dir, self._entries_before)
             self._directory = RunDirectory.create(run_dir, say=self.warn)
         try:
             self._sinks = self._make_sinks()
@@ -111,6 +114,22 @@ class RunFiles:
         if row["kind"] == "epoch":
             self.history.append({key: value for key, value in row.items() if key != "kind"})
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model whose state cannot be saved, before it is trained.
+
+        Raises:
+            ArgumentError: names the entry.
+        """
+        if self._directory is None:
+            return
+        for name, value in model.state_dict().items():
+            if not isinstance(value, Tensor) or value.is_meta:
+                what = "a tensor without data" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ArgumentError(
+                    f"The model's state holds {name!r}, {what}, which a checkpoint of tensors cannot hold. Register it as a buffer, "
+                    f"or train without run_dir."
+                )
+
     def can_save(self, progress: Progress) -> bool:
         """Return whether a checkpoint of this step can be written: there is a folder, a step was done, and it has none yet."""
         return self._store is not None and progress.steps_done > 0 and progress.steps_done != self._saved_step
@@ -145,13 +164,28 @@ class RunFiles:
         """Close the records with the reason of the end."""
         if self._journal is not None:
             self._journal.close()
+        if self._store is not None and progress.steps_done != self._saved_step:
+            last = (
+                f"the last checkpoint is of step {self._saved_step}"
+                if self._saved_step >= 0
+                else "there is no checkpoint"
+            )
+            self.warn(f"warning: The weights of step {progress.steps_done} are NOT on the disk; {last}.")
         if self._directory is not None:
             status = (
                 "done"
                 if reason in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.REQUESTED)
                 else "stopped"
             )
-            self._directory.finish(status, {"stop_reason": str(reason), "progress": asdict(progress), "best": best})
+            self._directory.finish(
+                status,
+                {
+                    "stop_reason": str(reason),
+                    "progress": asdict(progress),
+                    "best": best,
+                    "saved_step": self._saved_step,
+                },
+            )
             self._draw_curves()
         self._display.close()
 
@@ -212,6 +246,15 @@ class RunFiles:
             self.say(f"curves.png was not drawn: {error}")
         except OSError as error:
             self.warn(f"warning: curves.png was not written: {error}")
+
+
+def _refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:
+    """Refuse a folder with files of the names that a run writes: they are somebody's, and would be written over."""
+    taken = sorted(_OWN_NAMES & (entries or set()))
+    if taken and "run.json" not in taken:
+        raise RefusedError(
+            f"run_dir={str(folder)!r} holds {', '.join(taken)}, which a run would write over. Nothing was changed. Give a new folder."
+        )
 
 
 def _entries(folder: str | Path | None) -> set[str] | None:

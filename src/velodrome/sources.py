@@ -9,6 +9,7 @@ import torch
 
 from velodrome.data.adopt import BatchIterable, adopt, needs_batch_size
 from velodrome.data.batches import move, num_samples
+from velodrome.data.bound import BoundLoader
 from velodrome.data.loader import DataLoader
 from velodrome.step.first_batch import check_columns
 
@@ -18,14 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["Sources"]
 
 
-@dataclass(frozen=True)
+_MAX_KEPT = 8
+
+
+@dataclass(eq=False)
 class _Known:
     """Data that became a source, with what was asked for; None for what the data bring themselves."""
 
+    key: Hashable
     data: Any
-    source: DataLoader | BatchIterable
+    source: BoundLoader | BatchIterable
     batch_size: int | None
     shuffle: bool | None
+    used_at: int = 0
 
     def fits(self, *, batch_size: int | None, shuffle: bool) -> bool:
         """Return whether this is the source that is asked for."""
@@ -45,6 +51,8 @@ def _identity(data: Any) -> Hashable:
 class Sources:
     """Remembers which object became which source, so that the second epoch continues what the first one began.
 
+    The eight used last are kept, with their data and copies on the device: slices made anew every epoch do not pile up.
+
     Args:
         device: where batches go.
         seed: of the order of loaders that have none of their own; None is PyTorch's initial seed.
@@ -55,7 +63,10 @@ class Sources:
         self._device = device
         self._seed = seed
         self._say = say
-        self._known: dict[Hashable, list[_Known]] = {}
+        self._known: list[_Known] = []
+        self._num_uses = 0
+        self._said: dict[str, str] = {}
+        """the last line about each role"""
 
     def get(
         self,
@@ -65,50 +76,71 @@ class Sources:
         batch_size: int | None = None,
         shuffle: bool = False,
         default_batch_size: int | None = None,
-    ) -> DataLoader | BatchIterable:
+        keep: bool = True,
+    ) -> BoundLoader | BatchIterable:
         """Return the source for what the user gave; the same data with the same settings give the same source again.
 
         Data without batches of their own are one source a batch size and order: what was shuffled for training is not shuffled
         for prediction. Left out, the batch size is the one they were first given with.
 
+        Args:
+            data, batch_size, shuffle: see `velodrome.data.adopt`; a source is returned as it is.
+            role: "train", "val", ... for messages; the data of "predict" come in their own order and may hold NaN.
+            default_batch_size: for a dataset or tensors that were never given a batch size.
+            keep: remember the source, when it is new.
         Raises:
             ArgumentError, DataError: see `velodrome.data.adopt`; NaN in data that lie in memory.
         """
+        if isinstance(data, (BoundLoader, BatchIterable)):
+            return data
+        is_prediction = role == "predict"
         key = _identity(data)
-        known = self._known.setdefault(key, [])
-        for each in known:
-            if each.fits(batch_size=batch_size, shuffle=shuffle):
-                return each.source
+        for known in self._known:
+            if known.key == key and known.fits(batch_size=batch_size, shuffle=shuffle):
+                self._use(known)
+                return known.source.in_own_order() if is_prediction else known.source
         if batch_size is None and default_batch_size is not None and needs_batch_size(data):
             batch_size = default_batch_size
-        source, line = adopt(data, batch_size=batch_size, shuffle=shuffle, role=role)
+        source, _ = adopt(data, batch_size=batch_size, shuffle=shuffle, role=role)
         if isinstance(source, DataLoader):
-            if source.columns is not None:
+            if source.columns is not None and not is_prediction:
                 check_columns(source.columns, role=role)
-            source.bind(seed=torch.initial_seed() if self._seed is None else self._seed, device=self._device)
-            line = (
-                line.replace(", in memory", f", in memory on {self._device}", 1)
-                if source.device.type != "cpu"
-                else line
-            )
-        # The data are kept with their id, so that no other object can get it.
-        own_batches = batch_size is None
-        known.append(_Known(data, source, None if own_batches else batch_size, None if own_batches else shuffle))
-        if source is not data:
-            self._known[id(source)] = [_Known(source, source, None, None)]
-        self._say(f"{role}: {line}")
+            seed = torch.initial_seed() if self._seed is None else self._seed
+            source = BoundLoader(source, seed=seed, device=self._device)
+        if keep:
+            self._keep(key, data, source, batch_size, shuffle)
+        if is_prediction:
+            source = source.in_own_order()
+        line = f"{role}: {source.describe()}"
+        if self._said.get(role) != line:
+            self._said[role] = line
+            self._say(line)
         return source
 
     def needs_batch_size(self, data: Any) -> bool:
         """Return whether the data are a dataset or tensors that were not turned into batches yet."""
-        return not self._known.get(_identity(data)) and needs_batch_size(data)
+        key = _identity(data)
+        return all(known.key != key for known in self._known) and needs_batch_size(data)
 
-    def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
+    def placer(self, source: BoundLoader | BatchIterable) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
         device = self._device
-        is_there = device.type == "cpu" or (
-            isinstance(source, DataLoader) and source.columns is not None and source.device == device
-        )
-        if is_there:
+        if device.type == "cpu" or (isinstance(source, BoundLoader) and source.gives_placed_batches):
             return lambda batch: (batch, num_samples(batch))
         return lambda batch: (move(batch, device), num_samples(batch))
+
+    def _keep(
+        self, key: Hashable, data: Any, source: BoundLoader | BatchIterable, batch_size: int | None, shuffle: bool
+    ) -> None:
+        """Remember a source; forget the one whose last use is longest ago when there are too many."""
+        # The data are kept with their id, so that no other object can get it.
+        has_own_batches = batch_size is None
+        known = _Known(key, data, source, batch_size, None if has_own_batches else shuffle)
+        self._known.append(known)
+        self._use(known)
+        if len(self._known) > _MAX_KEPT:
+            self._known.remove(min(self._known, key=lambda each: each.used_at))
+
+    def _use(self, known: _Known) -> None:
+        self._num_uses += 1
+        known.used_at = self._num_uses

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.callbacks.base import Callback
+from velodrome.callbacks.base import Callback, check_callbacks
 from velodrome.checkpoint.policy import Checkpointing
+from velodrome.data.batches import map_tensors
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError
 from velodrome.keeping import Keeping
@@ -25,6 +26,7 @@ from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.sources import Sources
+from velodrome.step.checks import explain_late_failure
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
@@ -57,8 +59,9 @@ class Trainer:
         lr: learning rate, for an optimizer given by name or factory.
         optimizer_args: further arguments for an optimizer given by name, such as `{"momentum": 0.9}`.
         loss: `(output, target) -> scalar`, a name such as "cross_entropy", or None for a model that returns its loss.
-        loss_args: arguments for a loss given by name, such as `{"label_smoothing": 0.1}`.
-        step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ...}` in place of forward and loss.
+        loss_args: arguments for a loss given by name, such as `{"label_smoothing": 0.1}`. Write `ignore_index` out, even -100, when
+            batches of one label a sample, not in memory, may hold it: else it is looked for in the first batch only.
+        step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
@@ -101,9 +104,7 @@ class Trainer:
             raise ArgumentError(
                 "loss and step_fn were both given. step_fn returns the loss itself: leave one of them out."
             )
-        for callback in callbacks:
-            if not isinstance(callback, Callback):
-                raise ArgumentError(f"callbacks contains {callback!r}. Each must be an instance of velodrome.Callback.")
+        check_callbacks(callbacks)
         interval = parse_duration(log_every, name="log_every")
         if interval.unit != "steps":
             raise ArgumentError(
@@ -169,15 +170,22 @@ class Trainer:
                 return self._first_batch.forward(self._engine, batch, role=self._run.phase.name)
             return self._engine.forward(batch)
         except BaseException as error:
-            self._run.note(error)
+            explained = None
+            if isinstance(error, (IndexError, ValueError)):
+                where = f"A {self._run.phase.name} batch after step {self.progress.steps_done}"
+                explained = explain_late_failure(error, self._engine.loss, batch, where=where)
+            self._run.note(explained or error)
+            if explained is not None:
+                raise explained from error
             raise
 
-    def step(self, loss: Tensor, *, items: float | None = None) -> None:
+    def step(self, loss: Tensor, *, items: Tensor | float | None = None) -> None:
         """Backpropagate a loss, update the parameters, free their gradients.
 
         Args:
             loss: a scalar, the mean over the batch.
-            items: what the loss is a mean over, for the exact mean in the records; the batch's samples when left out.
+            items: what the loss is a mean over, for the exact mean in the records: a number, or a scalar tensor, for
+                which nothing waits; the batch's samples when left out. `outcome.items` when `forward` computed the loss.
         Raises:
             ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
             NumericsError: at a log point, when the mean loss is not finite any more.
@@ -189,7 +197,11 @@ class Trainer:
                 )
             if self._first_batch.loss_is_unchecked:
                 self._first_batch.check_loss(loss)
-            self._engine.update(loss)
+            try:
+                self._engine.update(loss)
+            except RuntimeError:
+                self._first_batch.check_loss(loss)  # no scalar, or without a gradient: says so; another error goes on
+                raise
             self._run.after_step(loss, items)
         except BaseException as error:
             self._run.note(error)
@@ -254,20 +266,24 @@ class Trainer:
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
-        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000)
+        keep = self._run.is_under_way  # a callback's data come again every epoch
+        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000, keep=keep)
         return run_evaluation(self, self._run, source)
 
     def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
         """Return the model's outputs for all samples, in their order, on the CPU.
 
         Args:
-            data: a loader, an iterable of batches, a dataset or tensors; targets, where there are any, are ignored.
+            data: a loader, which is read in the order of its data and to the end whatever its shuffle and drop_last say; an
+                iterable of batches, a dataset or tensors. Targets are left out: the last element of a tuple of two or more.
             batch_size: samples a batch; 1000 for a dataset or tensors when left out.
         Returns:
             One tensor with a first dimension of all samples, or the list of the batches' outputs when they are no tensors.
+        Raises:
+            ArgumentError: a sampler decides the order of a loader, or it leaves samples out.
         """
-        source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000)
-        return run_prediction(self._run, source, self._engine.predict)
+        source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000, keep=False)
+        return run_prediction(self._run, source, self._engine.predict, map_tensors)
 
     # -- what has come out ------------------------------------------------------------------------------------------
 
@@ -300,5 +316,6 @@ def _labels(loss: Loss | None) -> Labels:
     return Labels(
         is_binary=loss.is_binary,
         binary_threshold=loss.binary_threshold,
+        threshold_is_known=loss.kind != "other" or loss.is_binary,
         ignore_index=loss.ignore_index if loss.kind == "classes" else None,
     )

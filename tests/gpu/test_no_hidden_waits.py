@@ -45,6 +45,13 @@ def test_training_never_waits_between_log_points():
     assert result.metrics["step"] == 40
 
 
+@pytest.mark.parametrize("loss_args", [{"ignore_index": 2}, {"weight": [1.0, 2.0, 3.0]}])
+def test_training_never_waits_to_learn_what_a_loss_is_a_mean_over(loss_args):
+    data = torch.randn(400, 4), torch.randint(0, 3, (400,))
+    result = make_trainer(log_every="1000 steps", loss_args=loss_args).fit(data, batch_size=10, epochs=1)
+    assert type(result.metrics["train/loss"]) is float
+
+
 def test_negative_control_a_log_point_in_between_is_a_wait():
     data = torch.randn(400, 4), torch.randint(0, 3, (400,))
     with pytest.raises(RuntimeError, match="synchroniz"):

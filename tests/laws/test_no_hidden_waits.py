@@ -113,6 +113,22 @@ def test_log_point_reads_once_however_much_is_logged(reads):
     assert watcher.by_step[11] == watcher.by_step[21] == 1
 
 
+@pytest.mark.parametrize("loss_args", [{"ignore_index": 2}, {"weight": [1.0, 2.0, 3.0]}])
+def test_nothing_is_read_to_learn_what_a_loss_is_a_mean_over(reads, loss_args):
+    trainer, watcher = make_trainer(reads, log_every="10 steps", loss_args=loss_args)
+    trainer.fit((X, LABELS), batch_size=10, epochs=1)
+    assert {step for step, count in watcher.by_step.items() if count} <= {1, 11, 21, 31}
+
+
+def test_items_on_the_device_are_not_read(reads):
+    trainer, watcher = make_trainer(reads, log_every="10 steps")
+    for epoch in trainer.epochs(1):
+        for x, y in epoch.train((X, LABELS), batch_size=10):
+            trainer.step(nn.functional.cross_entropy(trainer.model(x), y), items=(y > 0).sum())
+    assert {step for step, count in watcher.by_step.items() if count} <= {1, 11, 21, 31}
+    assert type(trainer.result.metrics["train/loss"]) is float
+
+
 def test_evaluation_reads_only_at_its_end(reads):
     trainer, _ = make_trainer(reads)
     trainer.evaluate((X, LABELS), batch_size=10)  # the first batch of these data is checked

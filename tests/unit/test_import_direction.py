@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},
     **{part: {"report"} for part in PARTS},
+    "data": {"report", "seeding"},  # what a seed may be is said once
     **dict.fromkeys(FRONT_DOOR, FRONT_DOOR | PARTS | LEAVES),
     "recipes": FRONT_DOOR | PARTS | LEAVES,
     "cli": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,

@@ -266,3 +266,107 @@ def test_fit_does_without_optional_packages(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert "metrics.jsonl" in done.stdout
+
+
+def test_a_folder_with_files_of_the_users_is_refused_before_they_are_written_over(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("mine")
+    with pytest.raises(vd.errors.RefusedError, match=r"holds metrics.csv, which a run would write over"):
+        make(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["metrics.csv"]
+
+
+def test_a_model_whose_state_cannot_be_saved_is_refused_before_it_is_trained(tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"k": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    torch.manual_seed(0)
+    model = Extra(8, 2)
+    before = model.weight.detach().clone()
+    trainer = vd.Trainer(model, "sgd", loss="cross_entropy", run_dir=tmp_path / "run", progress=False, loggers=())
+    with pytest.raises(ArgumentError, match="'_extra_state', a dict, which a checkpoint of tensors cannot hold"):
+        trainer.fit((X, Y), batch_size=4, epochs=1)
+    assert torch.equal(model.weight, before)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_right_is_said_once(tmp_path, capsys):
+    class Liar(list):
+        def __len__(self):
+            return 5
+
+    policy = vd.Checkpointing(monitor="val/f1")
+    trainer = make(tmp_path, checkpoint=policy)
+    for epoch in trainer.epochs(2):
+        for x, y in epoch.train(Liar([(X[:4], Y[:4]), (X[4:], Y[4:])])):
+            trainer.step(F.cross_entropy(trainer.model(x), y))
+        for _ in epoch.evaluate((X, Y), batch_size=8):
+            trainer.log(loss=float("nan"))
+    said = capsys.readouterr().err
+    assert said.count("announced 5 batches; epoch 1 had 2") == 1
+    assert said.count("val/loss is nan in epoch 1") == 1
+    assert said.count("monitors 'val/f1', which is not among the values of an epoch (train/loss, val/loss)") == 1
+
+
+def test_a_callback_method_on_the_instance_is_called():
+    calls = []
+    callback = vd.Callback()
+    callback.on_step_end = lambda trainer: calls.append(trainer.progress.steps_done)
+    make(callbacks=[callback]).fit((X, Y), batch_size=4, epochs=1)
+    assert calls == [1, 2]
+
+
+def test_a_misspelt_event_is_refused():
+    class Misspelt(vd.Callback):
+        def on_epoch_edn(self, trainer, row):
+            pass
+
+    with pytest.raises(ArgumentError, match='on_epoch_edn is no event.*Did you mean "on_epoch_end"'):
+        make(callbacks=[Misspelt()])
+    with pytest.raises(ArgumentError, match=r"Write callbacks=\[...\]"):
+        make(callbacks=vd.Callback())
+
+
+def test_a_late_label_out_of_range_is_explained():
+    batches = [(X[:4], Y[:4]), (X[4:], torch.tensor([0, 1, 7, 0]))]
+    with pytest.raises(
+        DataError, match=r"train batch after step 1: Target 7 is out of bounds; the labels of this batch go from 0 to 7"
+    ):
+        make().fit(batches, epochs=1)
+
+
+def test_batch_norm_on_one_sample_is_explained():
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    trainer = vd.Trainer(model, "sgd", loss="cross_entropy", progress=False, device="cpu")
+    with pytest.raises(DataError, match=r"after step 1 has one sample, and BatchNorm cannot train on one.*drop_last"):
+        trainer.fit((X, Y), batch_size=7, epochs=1)
+
+
+@pytest.mark.parametrize(("loss", "wish"), [("nll", "LogSoftmax, or use cross_entropy"), ("kl_div", "LogSoftmax")])
+def test_losses_over_log_probabilities_refuse_logits(loss, wish):
+    target = Y if loss == "nll" else torch.full((8, 2), 0.5)
+    with torch.no_grad():
+        trainer = make(loss=loss)
+        trainer.model.bias.fill_(3.0)
+    with pytest.raises(DataError, match=f"never above 0: end the model with {wish}"):
+        trainer.fit((X, target), batch_size=4, epochs=1)
+
+
+def test_a_model_that_returns_a_tuple_is_explained():
+    class Two(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    trainer = vd.Trainer(Two(8, 2), "sgd", loss="cross_entropy", progress=False, device="cpu")
+    with pytest.raises(DataError, match="returned a tuple; cross_entropy wants a tensor"):
+        trainer.fit((X, Y), batch_size=4, epochs=1)
+
+
+def test_a_loss_object_that_sums_is_refused():
+    with pytest.raises(ArgumentError, match="reduction='sum', which is no mean"):
+        make(loss=nn.CrossEntropyLoss(reduction="sum"))

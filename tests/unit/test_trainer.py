@@ -1,13 +1,14 @@
 """The trainer as its users see it: what it shows, what it gives back, how it goes on."""
 
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from velodrome import Callback, Checkpointing, StopReason, Trainer
+from velodrome import Callback, Checkpointing, DataLoader, StopReason, Trainer
 from velodrome.checkpoint.read import resolve_weights
 from velodrome.errors import ArgumentError, DataError, NumericsError, RefusedError
 
@@ -389,6 +390,58 @@ def test_predict_keeps_outputs_that_are_no_tensors():
     outputs = Trainer(Pair(), None, progress=False, device="cpu").predict(X, batch_size=5)
     assert [len(output["twice"]) for output in outputs] == [5, 3]
     assert torch.equal(outputs[1]["parts"][1], X[5:] + 1)
+
+
+def test_endless_generator_feeds_a_second_fit():
+    def endless():
+        while True:
+            yield X, Y
+
+    trainer, data = make_trainer(), endless()
+    trainer.fit(data, steps=2)
+    trainer.fit(data, steps=5)
+    assert trainer.progress.steps_done == 5
+
+
+class Parts(NamedTuple):
+    twice: torch.Tensor
+    name: str
+
+
+class ReturnsParts(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "named tuple":
+            return Parts(2 * x, "parts")
+        return {"twice": 2 * x, "more": [x]}
+
+
+def test_predict_gives_tensors_that_can_be_trained_on():
+    for how in ("named tuple", "dict"):
+        outputs = Trainer(ReturnsParts(how), None, progress=False, device="cpu").predict(X, batch_size=5)
+        twice = [output.twice if how == "named tuple" else output["twice"] for output in outputs]
+        assert torch.equal(torch.cat(twice), 2 * X)
+        assert not any(tensor.is_inference() for tensor in twice)
+    assert type(outputs[1]) is dict
+    assert not outputs[1]["more"][0].is_inference()
+    assert not make_trainer().predict(X).is_inference()
+
+
+@pytest.mark.parametrize("loss", [None, "mse"])
+def test_predict_takes_the_last_of_a_tuple_for_the_target_with_or_without_a_loss(loss):
+    trainer = Trainer(TakesTwo(), None, loss=loss, progress=False, device="cpu")
+    assert torch.equal(trainer.predict((X, X, Y), batch_size=3), 2 * X)
+
+
+def test_predict_reads_a_shuffled_loader_in_the_order_of_its_data():
+    loader = DataLoader((X, Y), 3, shuffle=True, drop_last=True)
+    trainer = make_trainer()
+    assert torch.equal(trainer.predict(loader), X)
+    trainer.fit(loader, epochs=1)
+    assert torch.equal(trainer.predict(loader), X)
 
 
 # -- the result ---------------------------------------------------------------------------------------------------------

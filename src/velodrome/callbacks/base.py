@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from velodrome.errors import ArgumentError, nearest
+
 if TYPE_CHECKING:
     from velodrome.trainer import Trainer
 
-__all__ = ["EVENTS", "Callback"]
+__all__ = ["EVENTS", "Callback", "check_callbacks"]
 
 EVENTS = (
     "on_fit_start",
@@ -22,10 +24,28 @@ EVENTS = (
 """The events in the order in which a run meets them."""
 
 
+def check_callbacks(callbacks: object) -> None:
+    """Refuse what is no callback, and methods that look like events and are none.
+
+    Raises:
+        ArgumentError: names the class and the nearest event.
+    """
+    if not isinstance(callbacks, (list, tuple)):
+        raise ArgumentError(f"callbacks={callbacks!r} is not a list. Write callbacks=[...].")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ArgumentError(f"callbacks contains {callback!r}. Each must be an instance of velodrome.Callback.")
+        for name in dir(callback):
+            if name.startswith("on_") and name not in EVENTS:
+                raise ArgumentError(
+                    f"{type(callback).__name__}.{name} is no event and would never be called. {nearest(name, EVENTS)}"
+                )
+
+
 class Callback:
     """Override what you need; an event that nobody overrides costs nothing.
 
-    An error in a callback ends the run. Write `state_dict` and `load_state_dict` when it has state.
+    An error in a callback ends the run.
 
     >>> class Stop(Callback):
     ...     def on_step_end(self, trainer):
@@ -40,7 +60,7 @@ class Callback:
         """An epoch begins."""
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """The parameters were updated."""
+        """The parameters were updated; their gradients are freed already."""
 
     def on_evaluate_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """An evaluation is over; `metrics` are its values by name, such as "val/loss"."""
@@ -56,10 +76,3 @@ class Callback:
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """The run is over, however it ended; `trainer.result` is complete."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state to be kept with a checkpoint: JSON values and tensors."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 
 from velodrome.data.columns import columns_from
 from velodrome.data.loader import DataLoader
+from velodrome.data.own_order import check_own_order
 from velodrome.errors import ArgumentError, DataError
 
 __all__ = ["BatchIterable", "adopt", "needs_batch_size"]
@@ -49,6 +50,16 @@ class BatchIterable:
             count = "batches of unknown number"
         return f"{count} from {type(self.data).__name__}, used as it is"
 
+    def in_own_order(self) -> BatchIterable:
+        """Return the iterable itself.
+
+        Raises:
+            ArgumentError: it is a loader of PyTorch's that shuffles or leaves samples out.
+        """
+        if isinstance(self.data, TorchDataLoader):
+            check_own_order(self.data)
+        return self
+
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
 
@@ -64,7 +75,9 @@ class BatchIterable:
                     epoch=self._epochs_begun,
                 )
             yield first
-        yield from iterator
+        # `yield from` would close the user's generator when an epoch is left early; the next one goes on with it.
+        for batch in iterator:  # noqa: UP028
+            yield batch
 
 
 _NOTHING = object()
@@ -162,7 +175,8 @@ def _rebuild(loader: TorchDataLoader[Any]) -> tuple[DataLoader | BatchIterable, 
     )
     if loader.generator is None:
         rebuilt.replay_torch_draw(once=loader.num_workers > 0 and loader.persistent_workers)
-    return rebuilt, f"{rebuilt.describe()} (PyTorch's DataLoader, rebuilt as velodrome.DataLoader)"
+    rebuilt.origin = "PyTorch's DataLoader, rebuilt as velodrome.DataLoader"
+    return rebuilt, rebuilt.describe()
 
 
 def _covers(sampler: Any, dataset: Any) -> bool:

@@ -11,7 +11,7 @@ from velodrome.errors import ArgumentError, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["check_combination", "check_names", "check_seed"]
+__all__ = ["check_combination", "check_names"]
 
 _TORCH_ARGUMENTS = (
     "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers",
@@ -24,12 +24,6 @@ def check_names(arguments: Iterable[str], *, own: Iterable[str]) -> None:
     for name in arguments:
         if name not in _TORCH_ARGUMENTS:
             raise ArgumentError(f"DataLoader has no argument {name!r}. {nearest(name, [*_TORCH_ARGUMENTS, *own])}")
-
-
-def check_seed(seed: object) -> None:
-    """Refuse what cannot be a seed."""
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ArgumentError(f"seed={seed!r} is not a seed. It must be a whole number from 0 to 2**63 - 1.", seed=seed)
 
 
 def check_combination(

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["first_tensor", "move", "num_samples"]
+__all__ = ["first_tensor", "map_tensors", "move", "num_samples"]
 
 
 def move(batch: Any, device: torch.device) -> Any:
     """Return the batch with every tensor on the device; everything else is left as it is."""
+    # A copy from pinned memory runs beside the computation; from other memory non_blocking changes nothing. To the CPU it
+    # would return before the numbers are there.
+    is_copied_beside = device.type != "cpu"
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=is_copied_beside))
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Return the batch with what the function makes of each tensor; the nesting and everything else are left as they are."""
     if isinstance(batch, Tensor):
-        # A copy from pinned memory runs beside the computation; from other memory non_blocking changes nothing.
-        return batch.to(device, non_blocking=True)
+        return function(batch)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(item, device) for item in batch))
+        return type(batch)(*(map_tensors(item, function) for item in batch))
     if isinstance(batch, (tuple, list)):
-        return type(batch)(move(item, device) for item in batch)
+        return type(batch)(map_tensors(item, function) for item in batch)
     if isinstance(batch, Mapping):
-        moved = {key: move(value, device) for key, value in batch.items()}
-        return moved if type(batch) is dict else _rebuild(batch, moved)
+        mapped = {key: map_tensors(value, function) for key, value in batch.items()}
+        return mapped if type(batch) is dict else _rebuild(batch, mapped)
     return batch
 
 

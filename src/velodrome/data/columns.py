@@ -89,7 +89,7 @@ class Columns:
         """
         if not len(order):
             return  # a split of nothing is one empty batch
-        tensors = self.tensors
+        tensors = self.tensors = _map(self.tensors, _without_inference_mode)
         per_chunk = max(1, min(64, _CHUNK_BYTES // max(1, self._bytes_per_sample * batch_size)))
         for rows in order.split(per_chunk * batch_size):
             if isinstance(tensors, Tensor):
@@ -145,9 +145,15 @@ def _gather(tensor: Tensor, rows: Tensor, batch_size: int) -> tuple[Tensor, ...]
     not spoil the backward pass of another; it also takes 5 instead of 9 microseconds for two parts.
     """
     with torch.inference_mode(False):
-        if tensor.is_inference():
-            tensor = tensor.clone()
         return tensor.index_select(0, rows).unsafe_split(batch_size)
+
+
+def _without_inference_mode(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd may read: a copy of one made in inference mode, the tensor itself otherwise."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def _tensor(data: Tensor | numpy.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
-from velodrome.data.arguments import check_combination, check_names, check_seed
-from velodrome.data.columns import Columns, available_bytes, columns_from
+from velodrome.data.arguments import check_combination, check_names
+from velodrome.data.columns import Columns, columns_from
 from velodrome.data.order import epoch_order
+from velodrome.data.own_order import check_own_order
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.errors import ArgumentError, DataError
+from velodrome.seeding import check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["DataLoader"]
-
-# Leave room for the model and its activations when data are put on an accelerator.
-_RESIDENT_FRACTION = 0.4
 
 
 class DataLoader:
@@ -71,7 +71,8 @@ class DataLoader:
                 f"batch_size={batch_size!r} is not a batch size. It must be a whole number of at least 1."
             )
         check_names(torch_arguments, own=DataLoader.__init__.__kwdefaults__ or {})
-        check_seed(seed)
+        if seed is not None:
+            check_seed(seed)
         check_combination(
             dataset, batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler, batch_sampler=batch_sampler
         )
@@ -88,7 +89,8 @@ class DataLoader:
         self.seed = seed
         self.sampler = sampler
         self.batch_sampler = batch_sampler
-        self.device = torch.device("cpu")
+        self.origin = ""
+        """what the loader was made from, for `describe`"""
         self._epoch = 0
         self._samples_done = 0
         self._iteration = 0
@@ -125,7 +127,6 @@ class DataLoader:
             self._columns, self._samples = None, self._make_sample_path(dataset)
         else:
             self._columns, self._samples = columns, None
-            self.device = columns.device
         self._check_size()
 
     def _read_again_if_changed(self) -> None:
@@ -135,9 +136,7 @@ class DataLoader:
             if len(now) != len(self._watched) or any(
                 a is not b or version != before for (a, version), (b, before) in zip(now, self._watched, strict=True)
             ):
-                device = self.device
                 self._read_dataset()
-                self._place(device)
 
     def _check_size(self) -> None:
         total = self.num_samples
@@ -169,8 +168,8 @@ class DataLoader:
         self._read_again_if_changed()
         return self._columns
 
-    def describe(self) -> str:
-        """Say in one line how the data are read."""
+    def describe(self, *, device: torch.device | None = None) -> str:
+        """Say in one line how the data are read; data in memory from this device, when it is another than their own."""
         total = f"{self.num_samples:,} samples" if self.num_samples is not None else "samples of unknown number"
         order = (
             "shuffled"
@@ -180,23 +179,30 @@ class DataLoader:
             else "in the sampler's order"
         )
         workers = f", {self.num_workers} workers" if self.num_workers and self._samples is not None else ""
-        place = f", on {self.device}" if self._columns is not None and self.device.type != "cpu" else ""
+        if device is None and self._columns is not None:
+            device = self._columns.device
+        place = "" if device is None or device.type == "cpu" else f", on {device}"
         batches = f"batches of {self.batch_size}"
         if self.batch_size is None:
             batches = "one by one" if self.batch_sampler is None else "batches of the sampler's sizes"
-        return f"{total}, {self._how}{place}, {batches}, {order}{workers}"
+        origin = f" ({self.origin})" if self.origin else ""
+        return f"{total}, {self._how}{place}, {batches}, {order}{workers}{origin}"
 
-    def bind(self, *, seed: int, device: torch.device) -> None:
-        """Take the trainer's seed, when the loader has none of its own, and put data in memory on the device when they fit."""
-        self._bound_seed = seed
-        self._place(device)
+    def in_own_order(self) -> DataLoader:
+        """Return a loader whose batches are all samples in the order of the data: itself, or a copy without shuffle and drop_last.
 
-    def _place(self, device: torch.device) -> None:
-        if self._columns is not None and self.device != device:
-            fits = device.type == "cpu" or self._columns.nbytes < _RESIDENT_FRACTION * available_bytes(device)
-            if fits:
-                self._columns = self._columns.to(device)
-                self.device = device
+        Raises:
+            ArgumentError: a sampler decides the order, or an iterable dataset is read with drop_last.
+        """
+        check_own_order(self)
+        if not self.shuffle and not self.drop_last:
+            return self
+        other = copy.copy(self)
+        other.shuffle = other.drop_last = False
+        other._make_sample_path = partial(self._make_sample_path, drop_last=False)
+        if other._samples is not None:
+            other._read_dataset()
+        return other
 
     def replay_torch_draw(self, *, once: bool = False) -> None:
         """Draw one number from the global generator at the start of every epoch, as PyTorch's loader does.
@@ -208,8 +214,15 @@ class DataLoader:
         """
         self._torch_draws_left = 1 if once else math.inf
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next `iter()` give the order of this epoch, counted from 0."""
+    def set_epoch(self, epoch: int, *, seed: int | None = None) -> None:
+        """Make the next `iter()` give the order of this epoch, counted from 0.
+
+        Args:
+            epoch: starts at its first sample.
+            seed: of the trainer that runs it, for a loader without one of its own.
+        """
+        if seed is not None:
+            self._bound_seed = seed
         self._epoch, self._samples_done, self._is_iterating = epoch, 0, False
 
     def state_dict(self) -> dict[str, int | None]:
@@ -258,7 +271,13 @@ class DataLoader:
         return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
+        return self.iterate()
+
+    def iterate(self, *, seed: int | None = None, columns: Columns | None = None) -> Iterator[Any]:
+        """Return what `iter()` does, for a trainer: in the order of its seed, from a copy of the columns on its device."""
         self._read_again_if_changed()
+        if seed is not None:
+            self._bound_seed = seed
         if self._is_iterating:  # the last iteration was left early: its epoch is over
             self._epoch, self._samples_done = self._epoch + 1, 0
         self._iteration += 1
@@ -266,11 +285,14 @@ class DataLoader:
         if self._torch_draws_left:
             self._torch_draws_left -= 1
             torch.empty((), dtype=torch.int64).random_()
-        return self._iterate(self._iteration, self._epoch, self._samples_done, self._order_seed())
+        batches = self._sized_batches(
+            self._columns if columns is None else columns, self._epoch, self._samples_done, self._order_seed()
+        )
+        return self._iterate(batches, self._iteration, self._epoch, self._samples_done)
 
-    def _iterate(self, iteration: int, epoch: int, start: int, seed: int) -> Iterator[Any]:
+    def _iterate(self, batches: Iterable[tuple[int, Any]], iteration: int, epoch: int, start: int) -> Iterator[Any]:
         transform, done = self.transform, start
-        for size, batch in self._sized_batches(epoch, start, seed):
+        for size, batch in batches:
             done += size
             if iteration == self._iteration and self._is_iterating:
                 self._samples_done = done
@@ -278,17 +300,17 @@ class DataLoader:
         if iteration == self._iteration and self._is_iterating:
             self._epoch, self._samples_done, self._is_iterating = epoch + 1, 0, False
 
-    def _sized_batches(self, epoch: int, start: int, seed: int) -> Iterator[tuple[int, Any]]:
+    def _sized_batches(self, columns: Columns | None, epoch: int, start: int, seed: int) -> Iterator[tuple[int, Any]]:
         """Yield (number of samples, batch) from sample `start` of the epoch on."""
-        if self._columns is None:
+        if columns is None:
             assert self._samples is not None
             yield from self._samples.batches(seed=seed, epoch=epoch, shuffle=self.shuffle, start=start)
             return
         size = self.batch_size
         assert size is not None
-        rest = epoch_order(self._columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)[start:]
+        rest = epoch_order(columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)[start:]
         left = len(rest) - len(rest) % size if self.drop_last else len(rest)
-        for batch in self._columns.batches(rest[:left].to(self.device), size):
+        for batch in columns.batches(rest[:left].to(columns.device), size):
             yield min(size, left), batch
             left -= size
 

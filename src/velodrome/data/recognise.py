@@ -40,7 +40,7 @@ def recognise(dataset: Dataset[Any]) -> tuple[Columns | None, str]:
             return None, how
         indices = torch.as_tensor(list(dataset.indices), dtype=torch.int64, device="cpu")
         total = columns.num_samples
-        if bool(((indices < -total) | (indices >= total)).any()):
+        if bool(((indices < -total) | (indices >= total)).any()):  # SYNC: on the CPU
             return None, f"sample by sample (Subset with an index outside of {total} samples)"
         return columns.select(indices.remainder(total)), f"{how}, subset"
     if _is_mnist_family(dataset):
@@ -138,12 +138,12 @@ def _first_difference(dataset: Any, columns: tuple[Tensor, Tensor]) -> tuple[int
     """Compare items with the columns; return how many were checked and the first index that differs."""
     total = len(columns[0])
     generator = torch.Generator().manual_seed(total)
-    picked = {0, total - 1, *torch.randint(total, (_NUM_CHECKED - 2,), generator=generator).tolist()}
+    drawn = torch.randint(total, (_NUM_CHECKED - 2,), generator=generator).tolist()  # SYNC: on the CPU
+    picked = {0, total - 1, *drawn}
     for index in sorted(picked):
         image, target = dataset[index]
-        same_image = (
-            isinstance(image, Tensor) and image.dtype == columns[0].dtype and torch.equal(image, columns[0][index])
-        )
+        same_image = isinstance(image, Tensor) and image.dtype == columns[0].dtype
+        same_image = same_image and torch.equal(image, columns[0][index])  # SYNC: on the CPU
         if (
             not same_image
             or type(target) is not int

@@ -108,7 +108,8 @@ class SamplePath:
             return
         own = self._batch_sampler if self._batch_sampler is not None else self._sampler
         if own is None:
-            self._order.source = epoch_order(len(self._dataset), seed=seed, epoch=epoch, shuffle=shuffle).tolist()
+            order = epoch_order(len(self._dataset), seed=seed, epoch=epoch, shuffle=shuffle)
+            self._order.source = order.tolist()  # SYNC: on the CPU
         else:
             for listener in (own, getattr(own, "sampler", None)):
                 if hasattr(listener, "set_epoch"):

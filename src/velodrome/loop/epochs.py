@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.loop.host import length_of
-from velodrome.loop.modes import evaluation_mode, training_mode
+from velodrome.loop.modes import evaluation_mode, fetch_outside_of_inference_mode, training_mode
 from velodrome.loop.progress import StopReason
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ class Epoch:
                 if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
                     self.is_whole = batches_done == total
                     break
+            else:
+                if total is not None and 0 < batches_done != total:
+                    host.warn(
+                        f"The training data announced {total} batches; epoch {self.index + 1} had {batches_done}."
+                    )
             if not batches_done:
                 raise DataError(
                     f"The training data gave 0 batches in epoch {progress.epoch}. Training needs at least one: check the dataset and its filters."
@@ -140,7 +145,7 @@ def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) ->
     next_draw = 0.0
     batches_done = samples_done = 0
     with evaluation_mode(host.model):
-        for raw_batch in source:
+        for raw_batch in fetch_outside_of_inference_mode(source):
             batch, samples = place(raw_batch)
             phase.batch_samples = samples
             yield batch

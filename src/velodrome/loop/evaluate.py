@@ -25,21 +25,24 @@ def run_evaluation(trainer: FitHost, host: LoopHost, source: BatchSource) -> dic
     return phase.values
 
 
-def run_prediction(host: LoopHost, source: BatchSource, predict: Callable[[Any], Any]) -> Any:
-    """Return the model's outputs for all samples, in order, on the CPU; one tensor where the outputs are tensors."""
+def run_prediction(
+    host: LoopHost,
+    source: BatchSource,
+    predict: Callable[[Any], Any],
+    map_tensors: Callable[[Any, Callable[[Tensor], Tensor]], Any],
+) -> Any:
+    """Return the model's outputs for all samples, in order, on the CPU; one tensor where the outputs are tensors.
+
+    Args:
+        host: of the loop.
+        source: all samples in their order.
+        predict: the output for a batch.
+        map_tensors: applies a function to every tensor of an output, however nested.
+    """
     with host.evaluation("predict", source) as phase:
-        outputs = [_to_cpu(predict(batch)) for batch in evaluation_batches(host, phase, source)]
+        # SYNC: outputs are asked for on the CPU, a batch at a time
+        outputs = [map_tensors(predict(batch), Tensor.cpu) for batch in evaluation_batches(host, phase, source)]
+    # Copied outside of inference mode, either way: the caller may go on computing with them as with any tensor.
     if all(isinstance(output, Tensor) and output.ndim for output in outputs):
-        # A copy made outside of inference mode: the caller may go on computing with it as with any tensor.
-        return torch.cat(outputs).clone()
-    return outputs
-
-
-def _to_cpu(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.cpu()
-    if isinstance(output, dict):
-        return {key: _to_cpu(value) for key, value in output.items()}
-    if isinstance(output, (tuple, list)):
-        return type(output)(_to_cpu(item) for item in output)
-    return output
+        return torch.cat(outputs)
+    return map_tensors(outputs, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)

@@ -10,8 +10,12 @@ for every epoch:
         forward, measure        eval mode, inference mode; both put back afterwards
 ```
 
-That is all there is. `Trainer.fit` and `velodrome.fit` only call the function below, and it uses nothing but the
-trainer's public methods: paste its body into a script and you get the same bits (law 9), then change what you like.
+That is all there is. It uses nothing but the trainer's public methods: paste the body of the function below into a script
+and you get the same bits (law 9), then change what you like. `Trainer.fit` turns what it is given into loaders and calls
+it; `velodrome.fit` makes the trainer.
+
+Where the rest happens: batches reach the device and modes are set in `loop/epochs.py` (`Epoch.train`, `Epoch.evaluate`); rows,
+saves and callbacks at the end of an epoch in `run.py` (`Run.end_epoch`); `outcome` is `step/eager.py`'s `Outcome`.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ def fit(
     for epoch in trainer.epochs(epochs, steps=steps, seconds=seconds):
         for batch in epoch.train(train):
             outcome = trainer.forward(batch)
-            trainer.step(outcome.loss)
+            trainer.step(outcome.loss, items=outcome.items)
             trainer.measure(outcome)
         for batch in epoch.evaluate(val):
             trainer.measure(trainer.forward(batch))

@@ -23,6 +23,8 @@ class OutcomeLike(Protocol):
     loss: Tensor
     output: Any
     target: Any
+    items: Tensor | float | None
+    """what the loss is a mean over; None is the batch's samples"""
 
 
 class FitHost(Protocol):
@@ -38,7 +40,7 @@ class FitHost(Protocol):
         """Run the model and the loss on a batch."""
         ...
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, *, items: Tensor | float | None = None) -> None:
         """Backpropagate and update."""
         ...
 
@@ -98,6 +100,10 @@ class LoopHost(Protocol):
 
     def tick(self) -> None:
         """Bring the clock of the progress up to date."""
+        ...
+
+    def warn(self, line: str) -> None:
+        """Show a line that must be seen, once a run."""
         ...
 
     def note(self, error: BaseException) -> None:

@@ -21,6 +21,8 @@ class _Pending:
 
     scalars: dict[float, list[Tensor]] = field(default_factory=dict)
     """weight -> scalar tensors: equal weights need one multiplication for all of them."""
+    weighted: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """scalar tensors with weights that are tensors too"""
     vectors: list[Tensor] = field(default_factory=list)
     """one value a sample"""
     count: int = 0
@@ -43,10 +45,10 @@ class RunningMeans:
         self._interval: dict[str, list[float]] = {}
         self._totals: dict[str, list[float]] = {}
 
-    def add(self, name: str, value: Tensor | float, weight: float) -> None:
-        """Count a value: a scalar that is the mean of `weight` items, or a vector with one value an item.
+    def add(self, name: str, value: Tensor | float, weight: Tensor | float) -> None:
+        """Count a value: a single one that is the mean of `weight` items, or a vector with one value an item.
 
-        The mean of no items is no value, whatever it says (it is often NaN).
+        The mean of no items is no value, whatever it says (it is often NaN). A weight on the device stays there.
 
         Raises:
             ArgumentError: not a number, or one name too many.
@@ -58,9 +60,15 @@ class RunningMeans:
         if pending is None:
             pending = self._start(name)
         if value.ndim == 0:
-            if not weight:
+            if isinstance(weight, Tensor):
+                pending.weighted.append(_on_one_device(value.detach(), _own_scalar(name, weight)))
+            elif not weight:
                 return
-            pending.scalars.setdefault(weight, []).append(value.detach())
+            else:
+                pending.scalars.setdefault(weight, []).append(value.detach())
+        elif value.numel() == 1:
+            self.add(name, value.reshape(()), weight)
+            return
         else:
             pending.vectors.append(value.detach())
         pending.count += 1
@@ -79,15 +87,17 @@ class RunningMeans:
         """Return the means of what was added since the last call, and add it to the totals."""
         for name, pending in self._pending.items():
             self._sum(name, pending)
-        held = [(name, 0, parts) for name, parts in self._device_sums.items()]
-        held += [(name, 1, parts) for name, parts in self._device_counts.items()]
-        if held:
-            sums = torch.stack([torch.stack(parts).sum() for _, _, parts in held])
-            numbers = sums.tolist()  # SYNC: one read for all names, at log points only
-            for (name, place, _), number in zip(held, numbers, strict=True):
+        held: dict[torch.device, list[tuple[str, int, Tensor]]] = {}
+        for place, parts_by_name in enumerate((self._device_sums, self._device_counts)):
+            for name, parts in parts_by_name.items():
+                for same in _stacks(parts):
+                    held.setdefault(same.device, []).append((name, place, same.sum()))
+            parts_by_name.clear()
+        for entries in held.values():
+            sums = torch.stack([part for _, _, part in entries])
+            numbers = sums.tolist()  # SYNC: one read for all names on a device, at log points only
+            for (name, place, _), number in zip(entries, numbers, strict=True):
                 self._interval[name][place] += number
-            self._device_sums.clear()
-            self._device_counts.clear()
         means = {}
         for name, (total, weight) in self._interval.items():
             if weight > 0:
@@ -125,11 +135,14 @@ class RunningMeans:
                 f"Put the changing part into the value, not into the name."
             )
 
-    def _add_number(self, name: str, value: float, weight: float) -> None:
+    def _add_number(self, name: str, value: float, weight: Tensor | float) -> None:
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise ArgumentError(f"{name}={value!r} cannot be averaged. Log numbers or tensors.") from None
+        if isinstance(weight, Tensor):
+            self.add(name, torch.full((), number, dtype=torch.float64), weight)
+            return
         if not weight:
             return
         self._check_name(name)
@@ -143,13 +156,55 @@ class RunningMeans:
         sums = self._device_sums.setdefault(name, [])
         entry = self._interval.setdefault(name, [0.0, 0.0])
         for weight, values in pending.scalars.items():
-            sums.append(_to_wide(torch.stack(values)).sum() * weight)
+            sums.extend(_to_wide(same).sum() * weight for same in _stacks(values))
             entry[1] += weight * len(values)
-        if pending.vectors:
-            flat = torch.cat([vector.reshape(-1) for vector in pending.vectors])
+        if pending.weighted:
+            values, weights = (_stacks(list(column)) for column in zip(*pending.weighted, strict=True))
+            for value, weight in zip(values, map(_to_wide, weights), strict=True):
+                # Not a product alone: NaN, the mean of no items, times 0 is NaN.
+                sums.append(torch.where(weight == 0, 0.0, _to_wide(value) * weight).sum())
+                self._device_counts.setdefault(name, []).append(weight.sum())
+        for same in _by_device(pending.vectors):
+            flat = torch.cat([vector.reshape(-1) for vector in same])
             sums.append(_to_wide(flat).sum())
             entry[1] += flat.numel()
         self._pending[name] = _Pending()
+
+
+def _stacks(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the scalars in one vector, or in one a device: somebody may log a value from the CPU beside losses on the GPU.
+
+    The attempt is what costs nothing where all are on one device, which is nearly always.
+    """
+    try:
+        return [torch.stack(tensors)]
+    except RuntimeError:
+        return [torch.stack(same) for same in _by_device(tensors)]
+
+
+def _by_device(tensors: list[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.device, []).append(tensor)
+    return list(groups.values())
+
+
+def _own_scalar(name: str, weight: Tensor) -> Tensor:
+    """Return a copy of a weight: a count that is the caller's own may have changed by the time of the sum."""
+    if weight.numel() != 1:
+        raise ArgumentError(
+            f"{name} was given items of shape {tuple(weight.shape)}. A mean is over one number of items: take their sum()."
+        )
+    return weight.detach().reshape(()).clone()
+
+
+def _on_one_device(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both on the device of the one that is not on the CPU: the way there waits for nothing, the way back would."""
+    if value.device == weight.device:
+        return value, weight
+    if value.device.type == "cpu":
+        return value.to(weight.device, non_blocking=True), weight
+    return value, weight.to(value.device, non_blocking=True)
 
 
 def _to_wide(values: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class Labels:
     """each output is a yes or no of its own, also where there are several of them"""
     binary_threshold: float = 0.5
     """above it an output means class 1: 0.5 for probabilities, 0 for logits"""
+    threshold_is_known: bool = False
+    """the loss says what the outputs are; otherwise outputs that are no probabilities are refused"""
     ignore_index: int | None = None
     """class indices of this value count neither as right nor as wrong"""
 
@@ -56,7 +58,7 @@ def named_metric(name: str, labels: Labels) -> SampleMetric:
         ArgumentError: there is none; the nearest name is shown.
     """
     if name == "accuracy":
-        return SampleMetric("accuracy", lambda output, target: correct(output, target, labels))
+        return SampleMetric("accuracy", _Accuracy(labels))
     match = _TOP_K.match(name)
     if match:
         k = int(match[1])
@@ -64,6 +66,39 @@ def named_metric(name: str, labels: Labels) -> SampleMetric:
     raise ArgumentError(
         f"metrics={name!r} is not a known metric. {nearest(name, known_names())} Or give any torchmetrics object."
     )
+
+
+class _Accuracy:
+    """`correct`, with a look at the first values: accuracy of a regression, or of logits taken for probabilities, is no number."""
+
+    def __init__(self, labels: Labels) -> None:
+        self._labels = labels
+        self._is_checked = False
+
+    def __call__(self, output: Any, target: Any) -> Any:
+        hits = correct(output, target, self._labels)
+        if not self._is_checked:
+            self._is_checked = True
+            self._check(output, target)
+        return hits
+
+    def _check(self, output: Tensor, target: Tensor) -> None:
+        is_binary = output.is_floating_point() and (output.ndim < 2 or output.shape[1] == 1 or self._labels.is_binary)
+        if not is_binary or not output.numel():
+            return
+        if bool(((target != 0) & (target != 1)).any()):  # SYNC: once a trainer
+            raise DataError(
+                f"accuracy got targets from {float(target.min()):g} to {float(target.max()):g}, which are not all 0 or 1. "  # SYNC: refused
+                f"It is for classes: leave it out for a regression, or give a torchmetrics object such as MeanAbsoluteError()."
+            )
+        if self._labels.threshold_is_known:
+            return
+        if bool(((output < 0) | (output > 1)).any()):  # SYNC: once a trainer
+            raise DataError(
+                f"accuracy got outputs from {float(output.min()):g} to {float(output.max()):g} and cannot tell where a yes begins, "  # SYNC: refused
+                f'because this loss does not say what outputs are. Name it (loss="bce_with_logits"), or give a function '
+                f"(output, target) as the metric."
+            )
 
 
 def correct(output: Tensor, target: Tensor, labels: Labels) -> Tensor | tuple[Tensor, Tensor]:

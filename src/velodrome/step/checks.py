@@ -12,7 +12,13 @@ from velodrome.errors import ArgumentError, DataError
 if TYPE_CHECKING:
     from velodrome.step.losses import Loss
 
-__all__ = ["check_finite", "check_input_fits_model", "check_loss_value", "check_outcome"]
+__all__ = [
+    "check_finite",
+    "check_input_fits_model",
+    "check_loss_value",
+    "check_outcome",
+    "explain_late_failure",
+]
 
 
 def check_outcome(
@@ -30,6 +36,11 @@ def check_outcome(
         DataError: dtype, shape, range or NaN.
     Cost: a wait for the device, once a run and data set.
     """
+    if not isinstance(output, Tensor) and loss.kind != "other":
+        raise DataError(
+            f"The model returned a {type(output).__name__}; {loss.name} wants a tensor. Return the tensor alone, or give step_fn= "
+            f"with which you compute the loss yourself."
+        )
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return
     output = output.detach()
@@ -41,6 +52,8 @@ def check_outcome(
         _check_numbers(
             loss, output, target, target if all_targets is None else all_targets, role, whole=all_targets is not None
         )
+    if loss.name in ("nll", "kl_div"):
+        _check_log_probabilities(loss, output)
 
 
 def check_loss_value(loss: object, *, origin: str) -> None:
@@ -64,12 +77,12 @@ def check_finite(tensor: Tensor, *, what: str) -> None:
     if not tensor.is_floating_point() or not tensor.numel():
         return
     # A sum is one pass without a mask; only when it is not finite (or overflowed) does the exact search follow.
-    if torch.isfinite(tensor.sum()):
+    if torch.isfinite(tensor.sum()):  # SYNC: checks run once a source
         return
     bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)
-    count = int(bad.sum())
+    count = int(bad.sum())  # SYNC: only when something is wrong
     if count:
-        first = int(bad.nonzero()[0])
+        first = int(bad.nonzero()[0])  # SYNC: only when something is wrong
         raise DataError(
             f"{what} holds NaN or infinity in {count} of {len(tensor)} samples, the first is sample {first}. "
             f"Every number must be finite: clean or drop these samples.",
@@ -127,8 +140,8 @@ def _check_classes(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, 
             f"It wants {tuple(expected)}.{hint}"
         )
     bad = (targets != loss.ignore_index) & ((targets < 0) | (targets >= classes))
-    if bool(bad.any()):
-        position = bad.reshape(len(bad), -1).any(dim=1).nonzero()
+    if bool(bad.any()):  # SYNC: checks run once a source
+        position = bad.reshape(len(bad), -1).any(dim=1).nonzero()  # SYNC: only when something is wrong
         index = int(position[0])
         label = int(targets[index][bad[index]].reshape(-1)[0] if targets.ndim > 1 else targets[index])
         where = f"sample {index}" if whole else f"sample {index} of the first batch"
@@ -136,11 +149,49 @@ def _check_classes(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, 
             f"{role} label {label} at {where} is out of range ({len(position)} of {len(targets)} samples are; "
             f"labels go from {int(targets.min())} to {int(targets.max())}). "
             f"The model has {classes} outputs, so labels must be 0..{classes - 1}: "
-            f"relabel the data, or give the model {max(int(targets.max()) + 1, 2)} outputs.",
+            f"relabel the data{_more_outputs(int(targets.max()), classes)}.",
             index=index,
             label=label,
             num_classes=classes,
         )
+
+
+def _more_outputs(largest: int, classes: int) -> str:
+    return f", or give the model {largest + 1} outputs" if largest >= classes else ""
+
+
+def _check_log_probabilities(loss: Loss, output: Tensor) -> None:
+    """A loss over log-probabilities takes logits without a word, and gives nonsense."""
+    largest = float(output.detach().max()) if output.numel() else 0.0  # SYNC: once a source
+    if largest > 1e-3:
+        raise DataError(
+            f"{loss.name} got outputs up to {largest:g}. It wants log-probabilities, which are never above 0: end the model with "
+            f"LogSoftmax{', or use cross_entropy on the outputs as they are' if loss.name == 'nll' else ''}."
+        )
+
+
+def explain_late_failure(error: Exception, loss: Loss | None, batch: Any, *, where: str) -> DataError | None:
+    """Explain an error of a later batch, when it is one that a first-batch check would have explained; None otherwise.
+
+    Args:
+        error: what the forward pass raised.
+        loss: what is known of it.
+        batch: the one that failed.
+        where: which phase and batch, for the message.
+    """
+    target = batch[-1] if isinstance(batch, (tuple, list)) and batch else None
+    if isinstance(error, IndexError) and "out of bounds" in str(error) and isinstance(target, Tensor):
+        smallest, largest = int(target.min()), int(target.max())  # SYNC: the run has failed
+        return DataError(
+            f"{where}: {str(error).rstrip('.')}; the labels of this batch go from {smallest} to {largest}. "
+            f"Labels must be 0 up to the number of outputs less one: relabel the data, or give the model more outputs."
+        )
+    if isinstance(error, ValueError) and "Expected more than 1 value per channel" in str(error):
+        return DataError(
+            f"{where} has one sample, and BatchNorm cannot train on one. Use another batch_size, so that the last batch has at "
+            f"least two samples, or drop_last=True. ({error})"
+        )
+    return None
 
 
 def _check_numbers(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, role: str, *, whole: bool) -> None:
@@ -162,20 +213,20 @@ def _check_numbers(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, 
         )
     if not target.is_floating_point():
         raise DataError(
-            f"{loss.name} got {target.dtype} {role} targets. It wants floating-point numbers: convert them with .float()."
+            f"{loss.name} got {target.dtype} {role} targets from {int(targets.min())} to {int(targets.max())}. It wants floating-point numbers: convert them with .float()."
         )
     check_finite(targets, what=f"{role} targets")
     if loss.kind == "probability":
         bad = (targets < 0) | (targets > 1)
-        if bool(bad.any()):
-            index = int(bad.reshape(len(bad), -1).any(dim=1).nonzero()[0])
+        if bool(bad.any()):  # SYNC: checks run once a source
+            index = int(bad.reshape(len(bad), -1).any(dim=1).nonzero()[0])  # SYNC: only when something is wrong
             where = f"sample {index}" if whole else f"sample {index} of the first batch"
             raise DataError(
                 f"{loss.name} got {role} targets from {float(targets.min()):g} to {float(targets.max()):g}; the first bad one is {where}. "
                 f"They must lie in 0..1: use labels 0 and 1.",
                 index=index,
             )
-    if loss.wants_probabilities and bool(((output < 0) | (output > 1)).any()):
+    if loss.wants_probabilities and bool(((output < 0) | (output > 1)).any()):  # SYNC: once a source
         raise DataError(
             f"bce got outputs from {float(output.min()):g} to {float(output.max()):g}. They must lie in 0..1: "
             f'end the model with a Sigmoid, or use loss="bce_with_logits".'

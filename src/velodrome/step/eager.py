@@ -19,14 +19,18 @@ _TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 
 
 class Outcome:
-    """What one forward pass gave."""
+    """What one forward pass gave.
 
-    __slots__ = ("loss", "output", "target")
+    `items` is what the loss is a mean over, for exact means of batches that differ in it; None is the batch's samples.
+    """
 
-    def __init__(self, loss: Tensor, output: Any, target: Any) -> None:
+    __slots__ = ("items", "loss", "output", "target")
+
+    def __init__(self, loss: Tensor, output: Any, target: Any, items: Tensor | float | None = None) -> None:
         self.loss = loss
         self.output = output
         self.target = target
+        self.items = items
 
 
 class EagerEngine:
@@ -54,6 +58,8 @@ class EagerEngine:
         self.loss = loss
         self._has_plain_zero_grad = getattr(type(optimizer), "zero_grad", None) is Optimizer.zero_grad
         self._loss_function = None if loss is None else loss.function
+        self._count_items = None if loss is None or loss.divisor == "samples" else loss.count_items
+        self._has_items = loss is not None and loss.divisor == "items"
         self.step_fn = step_fn
 
     def forward(self, batch: Any) -> Outcome:
@@ -67,7 +73,25 @@ class EagerEngine:
             target = batch[1]
         else:
             output, target = self.run_model(batch)
-        return Outcome(self._loss_function(output, target), output, target)
+        if self._count_items is None or (not self._has_items and target.ndim < 2):  # as `compute_loss`, without a call
+            return Outcome(self._loss_function(output, target), output, target)
+        return self.compute_loss(self._loss_function, output, target)
+
+    def compute_loss(self, function: Callable[[Any, Any], Any], output: Any, target: Any) -> Outcome:
+        """Return the outcome for what `run_model` gave."""
+        loss, count = function(output, target), self._count_items
+        # One label a sample and none left out is the common case: then nothing needs to be counted.
+        if count is not None and (self._has_items or target.ndim > 1):
+            return Outcome(loss, output, target, count(output, target))
+        return Outcome(loss, output, target)
+
+    def expect_targets(self, targets: Any) -> None:
+        """Look whether targets to come hold labels that the loss ignores: from then on they are counted. Waits for the device."""
+        loss = self.loss
+        if self._has_items or loss is None or loss.divisor == "samples" or not isinstance(targets, Tensor):
+            return
+        if not targets.is_floating_point():
+            self._has_items = bool((targets == loss.ignore_index).any())  # SYNC: once a source of batches
 
     def run_model(self, batch: Any) -> tuple[Any, Any]:
         """Return output and target of a batch for a loss that is still to be computed."""
@@ -75,9 +99,10 @@ class EagerEngine:
         return self._call_model(inputs), target
 
     def predict(self, batch: Any) -> Any:
-        """Return the model's output for a batch, whose target, if it has one, is left out."""
-        if isinstance(batch, (tuple, list)) and len(batch) > 1 and self._loss_function is None and self.step_fn is None:
-            return self.model(batch[0])
+        """Return the model's output for a batch, without its target: the last element of a tuple of two or more.
+
+        A dict's target is left out when there is a loss to take it; a model that returns its loss is given the whole dict.
+        """
         if isinstance(batch, (tuple, list)):
             return self._call_model(batch if len(batch) == 1 else split_batch(batch)[0])
         if isinstance(batch, Mapping) and self._loss_function is not None and any(key in batch for key in _TARGET_KEYS):
@@ -149,15 +174,16 @@ def _outcome_of(result: Any, *, origin: str, batch: Any = None) -> Outcome:
             )
         return Outcome(result, None, target)
     if isinstance(result, Mapping):
-        loss, output, target = (
+        loss, output, target, items = (
             result.get("loss"),
             result.get("output", result.get("logits")),
             result.get("target", target),
+            result.get("items"),
         )
     else:
-        loss, output = getattr(result, "loss", None), getattr(result, "logits", None)
+        loss, output, items = getattr(result, "loss", None), getattr(result, "logits", None), None
     if isinstance(loss, Tensor):
-        return Outcome(loss, output, target)
+        return Outcome(loss, output, target, items)
     if origin == "step_fn":
         raise ArgumentError(
             f'step_fn returned a {type(result).__name__} without a loss tensor. It must return a scalar tensor or a dict with "loss".'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ class FirstBatch:
 
     def __init__(self, loss: Loss | None) -> None:
         self._loss = loss
-        self._checked: set[int | str] = set()
+        self._checked: WeakSet[object] = WeakSet()  # not their ids, which the next source may get
         self._all_targets: Tensor | None = None
-        self._source_key: int | str = ""
+        self._source: object = None
         self._foreseen: Tensor | None = None
         self._is_loss_checked = False
         self.is_pending = True
@@ -49,16 +50,15 @@ class FirstBatch:
     @contextmanager
     def of(self, source: object, columns: ColumnsLike | None) -> Iterator[None]:
         """Batches come from this source for a while; afterwards the state of before is back."""
-        before = self._source_key, self.is_pending, self._all_targets
-        self._source_key = id(source)
-        self.is_pending = self._source_key not in self._checked
+        before = self._source, self.is_pending, self._all_targets
+        self._source = source
+        self.is_pending = source not in self._checked
         self._all_targets = _targets_of(columns) if self.is_pending and columns is not None else None
         try:
             yield
         finally:
-            key, was_pending, targets = before
-            self._source_key, self._all_targets = key, targets
-            self.is_pending = was_pending and key not in self._checked
+            self._source, was_pending, self._all_targets = before
+            self.is_pending = was_pending and self._source not in self._checked
 
     def foresee(self, columns: ColumnsLike | None) -> None:
         """Validation data that lie in memory are looked at together with the first training batch, not an epoch later."""
@@ -87,8 +87,10 @@ class FirstBatch:
                 raise explained from error
             check_outcome(self._loss, output, target, all_targets=self._all_targets, role=role)
             self._check_foreseen(self._loss, output, target)
-            outcome = Outcome(self._loss.function(output, target), output, target)
-        self._checked.add(self._source_key)
+            engine.expect_targets(target if self._all_targets is None else self._all_targets)
+            outcome = engine.compute_loss(self._loss.function, output, target)
+        if self._source is not None:
+            self._checked.add(self._source)
         self.is_pending = False
         return outcome
 

@@ -20,6 +20,9 @@ __all__ = ["NO_LOSS", "Loss", "known_names", "resolve_loss"]
 Kind = Literal["classes", "equal_shape", "probability", "other"]
 """What targets look like: class indices; numbers shaped like the output; numbers in 0..1 shaped like it; unknown."""
 
+Divisor = Literal["samples", "positions", "items"]
+"""What a loss is a mean over: samples; the positions that are kept, where a sample has several; always what `count_items` says."""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -33,6 +36,8 @@ class Loss:
     wants_probabilities: bool = False
     """the output must lie in 0..1 (BCE without logits)"""
     arguments: dict[str, Any] = field(default_factory=dict)
+    divisor: Divisor = "samples"
+    """what the mean over a batch is divided by"""
 
     @property
     def is_binary(self) -> bool:
@@ -44,9 +49,25 @@ class Loss:
         """Above it an output means class 1."""
         return 0.0 if self.name in ("bce_with_logits", "soft_margin", "multilabel_soft_margin") else 0.5
 
+    def count_items(self, output: Tensor, target: Tensor) -> Tensor | float:
+        """Return what torch's cross entropy or NLL divided by to get its mean: the kept targets, or the sum of their weights.
 
-NO_LOSS = Loss("no_loss", lambda output, target: torch.zeros((), device=target.device))
-"""For an evaluation that wants metrics only."""
+        Label smoothing does not change it. Class probabilities are divided by their number, whatever they weigh.
+
+        Shapes: as the loss has them. Returns a scalar on the device, a plain number where nothing needs to be computed.
+        """
+        if target.is_floating_point():
+            return output.numel() / output.shape[min(1, output.ndim - 1)]
+        is_kept = target != self.ignore_index
+        weight: Tensor | None = getattr(self.function, "weight", None)
+        if weight is None:
+            return is_kept.sum()
+        weights = weight.detach()[target.masked_fill(~is_kept, 0)]
+        return torch.where(is_kept, weights, 0.0).sum(dtype=torch.promote_types(weights.dtype, torch.float32))
+
+
+NO_LOSS = Loss("no_loss", lambda output, target: torch.zeros(()))
+"""For an evaluation that wants metrics only; targets may be anything."""
 
 _BY_NAME: dict[str, tuple[type[nn.Module], Callable[..., Tensor], Kind, dict[str, Any]]] = {
     "cross_entropy": (nn.CrossEntropyLoss, F.cross_entropy, "classes", {}),
@@ -113,9 +134,17 @@ def resolve_loss(loss: object, arguments: dict[str, Any] | None = None) -> Loss 
         raise ArgumentError(
             f"loss arguments {sorted(arguments)} were given with a loss object. They go with a loss given by name."
         )
+    if getattr(loss, "reduction", "mean") in ("sum", "none"):
+        raise ArgumentError(
+            f"loss={loss!r} has reduction={loss.reduction!r}, which is no mean. The loop weights means by their samples: "  # type: ignore[attr-defined]
+            f"leave reduction out, or give step_fn= with which you compute the loss yourself."
+        )
     for name, (module, function, kind, _) in _BY_NAME.items():
         if loss is function or type(loss) is module:
-            return Loss(name, loss, kind, getattr(loss, "ignore_index", -100), wants_probabilities=name == "bce")
+            ignore_index = getattr(loss, "ignore_index", -100)
+            has_items = ignore_index != -100 or getattr(loss, "weight", None) is not None
+            divisor = _divisor(kind, has_items) if getattr(loss, "reduction", "mean") == "mean" else "samples"
+            return Loss(name, loss, kind, ignore_index, wants_probabilities=name == "bce", divisor=divisor)
     return Loss(getattr(loss, "__name__", type(loss).__name__), loss)
 
 
@@ -137,9 +166,23 @@ def _named(name: str, arguments: dict[str, Any]) -> Loss:
         call = module(**merged) if merged else function
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(f"torch.nn.{module.__name__} refused its arguments: {error}") from error
+    has_items = "ignore_index" in merged or merged.get("weight") is not None
     return Loss(
-        name, call, kind, merged.get("ignore_index", -100), wants_probabilities=name == "bce", arguments=arguments
+        name,
+        call,
+        kind,
+        merged.get("ignore_index", -100),
+        wants_probabilities=name == "bce",
+        arguments=arguments,
+        divisor=_divisor(kind, has_items),
     )
+
+
+def _divisor(kind: Kind, has_items: bool) -> Divisor:
+    """Return what the mean is over. Only cross entropy and NLL leave targets out, or divide by weights."""
+    if kind != "classes":
+        return "samples"
+    return "items" if has_items else "positions"
 
 
 def _as_tensor(value: Any) -> Any:

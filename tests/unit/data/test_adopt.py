@@ -107,6 +107,25 @@ def test_generator_is_refused_in_the_second_epoch_and_not_taken_for_an_empty_one
     assert [next(iter(endless)) for _ in range(3)] == [0, 1, 2]  # left early, it goes on
 
 
+def count():
+    n = 0
+    while True:
+        yield n
+        n += 1
+
+
+def test_generator_that_was_left_early_goes_on_in_the_next_epoch():
+    numbers = count()
+    source, _ = adopt(numbers)
+    assert [next(iter(source)) for _ in range(3)] == [0, 1, 2]
+    assert next(numbers) == 3  # and still belongs to the user
+    short, _ = adopt(n for n in range(3))
+    assert next(iter(short)) == 0
+    assert list(short) == [1, 2]
+    with pytest.raises(DataError, match=r"The generator given as data is exhausted: epoch 3 has 0 batches"):
+        list(short)
+
+
 class Told:
     def __init__(self):
         self.epochs = []
@@ -210,7 +229,7 @@ def test_pytorch_loader_is_rebuilt_with_the_same_batches_and_the_same_draws(name
 
 def test_shuffled_pytorch_loader_gets_an_order_of_its_own_every_epoch():
     source, line = adopt(DataLoader(Numbers(50), 50, shuffle=True))
-    source.bind(seed=0, device=torch.device("cpu"))
+    source.set_epoch(0, seed=0)
     epochs = [next(iter(source))[:, 0].tolist() for _ in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert all(a != b for a, b in pairwise(epochs))

@@ -2,7 +2,7 @@ from collections import UserDict, namedtuple
 
 import torch
 
-from velodrome.data.batches import first_tensor, move, num_samples
+from velodrome.data.batches import first_tensor, map_tensors, move, num_samples
 
 Point = namedtuple("Point", ["x", "y"])
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -56,3 +56,19 @@ def test_num_samples_is_the_length_of_the_first_tensor_with_dimensions():
     for batch, expected in cases:
         assert num_samples(batch) == expected
     assert first_tensor({"x": "text"}) is None
+
+
+def test_move_to_the_cpu_waits_for_the_numbers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, *, non_blocking: asked.append(non_blocking))
+    move(torch.zeros(1), CPU)
+    move(torch.zeros(1), META)
+    assert asked == [False, True]
+
+
+def test_map_tensors_keeps_the_nesting():
+    batch = {"a": [Point(torch.zeros(2), "name")], "b": UserDict(c=(torch.ones(1), 5))}
+    mapped = map_tensors(batch, lambda tensor: tensor.sum().item())
+    assert mapped == {"a": [Point(0.0, "name")], "b": UserDict(c=(1.0, 5))}
+    assert type(mapped["a"][0]) is Point
+    assert type(mapped["b"]) is UserDict

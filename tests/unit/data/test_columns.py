@@ -77,6 +77,18 @@ def test_batches_of_samples_without_numbers_and_of_no_samples():
     assert list(Columns(torch.zeros(3)).batches(torch.arange(0), 2)) == []
 
 
+def test_tensors_made_in_inference_mode_are_copied_once_and_can_be_trained_on():
+    with torch.inference_mode():
+        columns = Columns((torch.arange(4.0), torch.zeros(4)))
+    weight = torch.ones(1, requires_grad=True)
+    first = next(columns.batches(torch.arange(4), 2))
+    (first[0] * weight).sum().backward()
+    assert weight.grad.item() == 0 + 1
+    copies = columns.tensors
+    list(columns.batches(torch.arange(4), 2))
+    assert all(tensor is copy and not copy.is_inference() for tensor, copy in zip(columns.tensors, copies, strict=True))
+
+
 def test_size_select_and_samples_by_index():
     columns = Columns((torch.zeros(4, 2), torch.arange(4)))
     assert columns.nbytes == 4 * 2 * 4 + 4 * 8

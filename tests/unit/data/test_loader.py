@@ -201,10 +201,10 @@ def test_seed_is_the_loaders_then_the_bound_one_then_that_of_pytorch():
     torch.manual_seed(2)
     assert order()[1]() == expected[2]
     loader, read = order()
-    loader.bind(seed=1, device=torch.device("cpu"))
+    loader.set_epoch(0, seed=1)
     assert read() == expected[1]
     loader, read = order(seed=2)
-    loader.bind(seed=1, device=torch.device("cpu"))
+    loader.set_epoch(0, seed=1)
     assert read() == expected[2]
 
 
@@ -215,8 +215,7 @@ def test_position_that_was_loaded_is_not_changed_by_the_trainers_seed():
     next(iter(first))
     second = velodrome.DataLoader(torch.arange(50), 10, shuffle=True)
     second.load_state_dict(first.state_dict())
-    second.bind(seed=99, device=torch.device("cpu"))
-    assert_equal(list(second), rest)
+    assert_equal(list(second.iterate(seed=99)), rest)
 
 
 def test_replay_torch_draw_draws_what_pytorch_draws():

@@ -6,7 +6,7 @@ from torch import nn
 
 from velodrome import Callback, Trainer, evaluate, predict
 from velodrome.errors import ArgumentError
-from velodrome.loop.modes import evaluation_mode, training_mode
+from velodrome.loop.modes import evaluation_mode, fetch_outside_of_inference_mode, training_mode
 
 X, Y = torch.randn(8, 3), torch.randint(0, 2, (8,))
 
@@ -218,3 +218,39 @@ def test_modes_as_context_managers_nest():
             assert torch.is_inference_mode_enabled()
         assert all(modes_of(model))
         assert not torch.is_inference_mode_enabled()
+
+
+class Cached:
+    """Makes its batches when they are first asked for."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __iter__(self):
+        if not self.batches:
+            self.batches = [(X * 2, Y)]
+        return iter(self.batches)
+
+
+def test_batches_cached_in_an_evaluation_can_be_trained_on():
+    data, trainer = Cached(), make_trainer(nn.Linear(3, 2))
+    trainer.evaluate(data)
+    trainer.fit(data, epochs=1)
+    assert trainer.progress.steps_done == 1
+
+
+def test_fetching_computes_no_gradients_and_the_body_is_in_the_mode_around():
+    weight = torch.ones(1, requires_grad=True)
+
+    def batches():
+        for _ in range(2):
+            yield weight * 2
+
+    modes = []
+    with torch.inference_mode():
+        for batch in fetch_outside_of_inference_mode(batches()):
+            modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+            assert not batch.requires_grad
+            assert not batch.is_inference()
+    assert modes == [(True, False)] * 2
+    assert [torch.is_grad_enabled() for _ in fetch_outside_of_inference_mode(batches())] == [True, True]

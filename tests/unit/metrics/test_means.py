@@ -118,3 +118,53 @@ def test_endless_names_are_refused(make):
     with pytest.raises(ArgumentError, match="'new' would be metric number 1001. At most 1000 names can be logged"):
         means.add("new", make(1.0), 1)
     assert len(means.means_blocking()) == 1000
+
+
+def test_weights_on_the_device_count_as_numbers_do():
+    means = RunningMeans()
+    for value, weight in ((1.0, 4), (3.5, 1), (math.nan, 0), (math.inf, 0)):
+        means.add("loss", torch.tensor(value), torch.tensor(weight))
+    means.add("loss", 2.0, torch.tensor([3.0]))
+    means.add("loss", torch.tensor(7.0), 2)
+    assert means.means_blocking() == {"loss": (4 * 1.0 + 3.5 + 3 * 2.0 + 2 * 7.0) / 10}
+    assert type(means.means_blocking()["loss"]) is float
+
+
+def test_mean_of_no_items_on_the_device_is_no_value_and_nan_of_some_is_nan():
+    means = RunningMeans()
+    means.add("none", torch.tensor(math.nan), torch.tensor(0))
+    means.add("some", torch.tensor(math.nan), torch.tensor(1))
+    result = means.means_blocking()
+    assert list(result) == ["some"]
+    assert math.isnan(result["some"])
+
+
+def test_weight_that_changes_afterwards_counts_as_it_was():
+    means, count = RunningMeans(), torch.tensor(1)
+    means.add("loss", torch.tensor(1.0), count)
+    count += 2
+    means.add("loss", torch.tensor(2.0), count)
+    assert means.means_blocking() == {"loss": (1 * 1.0 + 3 * 2.0) / 4}
+
+
+def test_single_value_is_a_mean_whatever_its_shape():
+    means = RunningMeans()
+    means.add("loss", torch.tensor([1.0]), 4)
+    means.add("loss", torch.tensor(3.5), 1)
+    assert means.means_blocking() == {"loss": (4 * 1.0 + 3.5) / 5}
+
+
+def test_values_from_two_devices_are_summed_apart():
+    # "meta" stands for a second device: it has shapes and no numbers, so the sums cannot be read.
+    means = RunningMeans()
+    for device in ("cpu", "meta", "cpu"):
+        means.add("scalar", torch.ones((), device=device), 1)
+        means.add("vector", torch.ones(2, device=device), 2)
+        means.add("weighted", torch.ones((), device=device), torch.ones(()))
+    with pytest.raises(NotImplementedError, match="meta"):
+        means.drain_blocking()
+
+
+def test_weight_of_several_numbers_is_refused():
+    with pytest.raises(ArgumentError, match=r"loss was given items of shape \(2,\).*take their sum\(\)"):
+        RunningMeans().add("loss", torch.tensor(1.0), torch.ones(2))

@@ -224,3 +224,19 @@ def test_metric_that_computes_no_number_is_refused():
         feed(make(BinaryROC()), pairs)
     with pytest.raises(ArgumentError, match="cannot be averaged"):
         feed(make(lambda output, target: None), pairs)
+
+
+def test_targets_in_a_buffer_that_is_filled_again_are_those_of_their_batch():
+    metric_set, buffer = make("accuracy", MulticlassAccuracy(2)), torch.zeros(2, dtype=torch.long)
+    for right in ([0, 1], [1, 0]):  # 2 of 2 and 0 of 2
+        buffer.copy_(torch.tensor(right))
+        metric_set.update(torch.eye(2), buffer)
+    assert metric_set.compute_blocking() == {"accuracy": 0.5, "multiclass_accuracy": 0.5}
+
+
+def test_metric_that_was_never_fed_has_no_value():
+    metric_set = make(MulticlassAccuracy(2), "accuracy")
+    assert metric_set.compute_blocking() == {}
+    metric_set.update(torch.eye(2), torch.tensor([0, 1]))
+    metric_set.reset()
+    assert metric_set.compute_blocking() == {}

@@ -28,14 +28,20 @@ def test_accuracy_of_segmentation_has_a_value_a_pixel():
 def test_accuracy_of_binary_labels_compares_with_the_threshold(shape):
     logits = torch.tensor([-2.0, 0.3, 0.7, 3.0]).reshape(shape)
     labels = torch.tensor([0.0, 1.0, 1.0, 0.0]).reshape(shape)
-    at_zero = named_metric("accuracy", Labels(binary_threshold=0.0, is_binary=True)).values(logits, labels)
+    at_zero = named_metric("accuracy", Labels(binary_threshold=0.0, is_binary=True, threshold_is_known=True)).values(
+        logits, labels
+    )
     assert at_zero.flatten().tolist() == [True, True, True, False]
     at_half = named_metric("accuracy", Labels()).values(logits.sigmoid(), labels.long())
     assert at_half.flatten().tolist() == [True, True, True, False]
 
 
 def test_accuracy_of_one_output_against_flat_labels_is_binary_and_not_always_class_0():
-    assert values("accuracy", [[2.0], [-1.0], [3.0]], [1, 0, 0], binary_threshold=0.0) == [True, True, False]
+    assert values("accuracy", [[2.0], [-1.0], [3.0]], [1, 0, 0], binary_threshold=0.0, threshold_is_known=True) == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_accuracy_of_several_yes_or_no_outputs_is_not_that_of_classes():
@@ -92,3 +98,20 @@ def test_unknown_names_are_refused_with_the_known_ones(name):
     with pytest.raises(ArgumentError, match=r"is not a known metric.*Known: accuracy, top5. Or give any torchmetrics"):
         named_metric(name, Labels())
     assert known_names() == ["accuracy", "top5"]
+
+
+def test_accuracy_of_a_regression_is_refused():
+    with pytest.raises(DataError, match="targets from 0.5 to 3, which are not all 0 or 1. It is for classes"):
+        values("accuracy", [[0.1], [0.7]], [[0.5], [3.0]])
+
+
+def test_accuracy_of_logits_under_an_unknown_loss_is_refused_and_under_a_known_one_counted():
+    with pytest.raises(DataError, match="outputs from -2 to 0.3 and cannot tell where a yes begins"):
+        values("accuracy", [[-2.0], [0.3]], [[0.0], [1.0]])
+    assert values("accuracy", [[-2.0], [0.3]], [[0.0], [1.0]], threshold_is_known=True) == [[True], [False]]
+
+
+def test_only_the_first_values_are_looked_at():
+    metric = named_metric("accuracy", Labels())
+    metric.values(torch.tensor([0.2, 0.9]), torch.tensor([0.0, 1.0]))
+    assert metric.values(torch.tensor([7.0]), torch.tensor([1.0])).tolist() == [True]

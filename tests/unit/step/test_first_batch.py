@@ -1,5 +1,7 @@
 """The first batch of every source is checked before the loss sees it."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -108,6 +110,17 @@ def test_second_source_of_training_data_is_checked_too():
     trainer.fit((X, LABELS), batch_size=2, epochs=1)
     with pytest.raises(DataError, match="train label -1 at sample 0"):
         trainer.fit((X, LABELS - 1), batch_size=2, epochs=2)
+
+
+def test_source_that_takes_the_place_of_one_that_is_gone_is_checked():
+    trainer = make_trainer(nn.Linear(3, 3))
+    for _ in range(20):
+        trainer.evaluate([(X, LABELS)])
+        gc.collect()
+    for _ in range(20):
+        with pytest.raises(DataError, match="eval label 9"):
+            trainer.evaluate([(X, LABELS + 9)])
+        gc.collect()
 
 
 def test_validation_data_of_another_size_are_not_measured_by_the_training_output():

@@ -198,7 +198,7 @@ def _split(table: Table, val_fraction: float | None, train_rows: int | None, see
             f"val_fraction={val_fraction} of the {total} rows of {table.path} is {num_val}. "
             f"It must lie between 0 and 1 and leave rows on both sides."
         )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()  # SYNC: on the CPU
     return sorted(order[num_val:]), sorted(order[:num_val])
 
 
@@ -210,7 +210,7 @@ def _fit_numeric(table: Table, names: Sequence[str]) -> dict[str, dict[str, floa
         # be a rounding error above zero, so it is the values that are compared.
         is_constant = values.min() == values.max()
         with numpy.errstate(over="ignore", invalid="ignore"):
-            mean, std = float(values.mean()), float(values.std())
+            mean, std = float(values.mean()), float(values.std())  # SYNC: none, these are NumPy's
         if not (0 < std < math.inf and math.isfinite(mean)) and not is_constant:
             # Squares of tiny values vanish and those of huge ones overflow: compute in another unit.
             scale = numpy.abs(values).max()

@@ -1,0 +1,90 @@
+"""A loader as one trainer runs it: in the order of the trainer's seed, with data in memory on the trainer's device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from velodrome.data.columns import available_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from velodrome.data.columns import Columns
+    from velodrome.data.loader import DataLoader
+
+__all__ = ["BoundLoader"]
+
+# Leave room for the model and its activations when data are put on an accelerator.
+_RESIDENT_FRACTION = 0.4
+
+
+class BoundLoader:
+    """A trainer's view of a loader that it may share with other trainers.
+
+    The seed and the place of the data belong to the view: whichever trainer begins an epoch decides its order. The position
+    is the loader's own, as `DataLoader.state_dict` tells it, and is that of the epoch begun last.
+
+    Args:
+        loader: is not changed but for its position.
+        seed: of the order, when the loader has none of its own.
+        device: where data in memory are put, when they fit; the copy goes when the view goes.
+    """
+
+    def __init__(self, loader: DataLoader, *, seed: int, device: torch.device) -> None:
+        self.loader = loader
+        self._seed = seed
+        self._device = device
+        self._read: Columns | None = None
+        self._placed: Columns | None = None
+
+    @property
+    def columns(self) -> Columns | None:
+        """The whole data when they lie in memory, on the device when they fit there."""
+        read = self.loader.columns
+        if read is not self._read:
+            self._read, self._placed = read, None if read is None else _place(read, self._device)
+        return self._placed
+
+    @property
+    def gives_placed_batches(self) -> bool:
+        """Whether batches are on the device as they come; what a `transform` returns is not known to be."""
+        columns = self.columns
+        return columns is not None and columns.device == self._device and self.loader.transform is None
+
+    def describe(self) -> str:
+        """Say in one line how the data are read."""
+        columns = self.columns
+        return self.loader.describe(device=None if columns is None else columns.device)
+
+    def in_own_order(self) -> BoundLoader:
+        """Return a view whose batches are all samples in the order of the data.
+
+        Raises:
+            ArgumentError: see `DataLoader.in_own_order`.
+        """
+        loader = self.loader.in_own_order()
+        if loader is self.loader:
+            return self
+        view = BoundLoader(loader, seed=self._seed, device=self._device)
+        view._read, view._placed = self._read, self._placed
+        return view
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next `iter()` give the order of this epoch, counted from 0."""
+        self.loader.set_epoch(epoch, seed=self._seed)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.loader.iterate(seed=self._seed, columns=self.columns)
+
+
+def _place(columns: Columns, device: torch.device) -> Columns:
+    """Return the columns on the device, or as they are when they take too much of its free memory."""
+    if columns.device == device:
+        return columns
+    fits = device.type == "cpu" or columns.nbytes < _RESIDENT_FRACTION * available_bytes(device)
+    return columns.to(device) if fits else columns
