@@ -45,10 +45,17 @@ def tutorial_loop(record: Record) -> str:
             f"{our_accuracy:.2%}",
             f"{results['velodrome_test_loss'][-1]:.6f}",
         ],
+        [
+            "the recipe `fashion-mnist-tutorial`",
+            f"{results['recipe_s']['median']:.1f}",
+            f"**{results['recipe_speedup']['median']:.2f}**",
+            f"{results['recipe_accuracy'][-1]:.2%}",
+            f"{results['recipe_test_loss'][-1]:.6f}",
+        ],
     ]
     weights = (
         "final weights are equal bit for bit"
-        if results["weights_equal"]
+        if results["weights_equal"] and results["recipe_weights_equal"]
         else f"final weights differ by at most {results['largest_weight_difference']:.1g}"
     )
     low, high, noise = (results["speedup"]["min"], results["speedup"]["max"], results["noise"]["median"])
