@@ -106,5 +106,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    if not close and len(name) > 1:  # "acc" for "accuracy"
+        close = [known for known in names if known.startswith(name.lower())][:1]
     listing = f"Known: {', '.join(names)}."
     return f'Did you mean "{close[0]}"? {listing}' if close else listing

@@ -9,10 +9,9 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from velodrome.callbacks.base import EVENTS, Callback
+from velodrome.callbacks.base import Callback, listeners
 from velodrome.errors import ArgumentError, NumericsError
+from velodrome.finite import check_finite_mean_loss, check_finite_weights
 from velodrome.loop.host import length_of
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.phases import NO_PHASE, Phase
@@ -23,14 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import torch
     from torch import Tensor
 
     from velodrome.data.adopt import BatchIterable
     from velodrome.data.bound import BoundLoader
+    from velodrome.data_in_use import DataInUse
     from velodrome.keeping import Keeping, Verdict
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
-    from velodrome.sources import Sources
     from velodrome.step.first_batch import FirstBatch
     from velodrome.trainer import Trainer
 
@@ -61,7 +61,7 @@ class Run:
         callbacks: Sequence[Callback],
         files: RunFiles,
         display: ProgressView,
-        sources: Sources,
+        sources: DataInUse,
         first_batch: FirstBatch,
         keeping: Keeping,
         log_every: int,
@@ -78,7 +78,7 @@ class Run:
         self.keeping = keeping
         self.first_batch = first_batch
         self._callbacks = list(callbacks)
-        self._events = _listeners(())
+        self._events = listeners(())
         self._display = display
         self._sources = sources
         self._metrics = metrics
@@ -114,7 +114,7 @@ class Run:
         self._is_under_way = True
         self.stop_requested = self.stop_reason = self._error = None
         self._epochs = budget.epochs
-        self._events = _listeners(self._callbacks)
+        self._events = listeners(self._callbacks)
         try:
             if self._seed is not None and not self.progress.steps_done:
                 seed_everything(self._seed)
@@ -318,7 +318,7 @@ class Run:
         """
         if not self.files.can_save(self.progress):
             return None
-        self._check_finite_weights()
+        check_finite_weights(self.model, step=self.progress.steps_done)
         path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps)
         if path is not None:
             self.keeping.note_save(self.progress)
@@ -369,29 +369,14 @@ class Run:
                 f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
             )
 
-    def _check_finite_weights(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if parameter.is_floating_point() and not torch.isfinite(parameter.sum()):  # SYNC: saving waits anyway
-                if torch.isfinite(parameter).all():  # SYNC: only the sum overflowed
-                    continue
-                raise NumericsError(
-                    f"The weight {name!r} is not finite after step {self.progress.steps_done}. Such weights are never saved; the "
-                    f"checkpoints before are untouched. Try a smaller lr, or look at the gradients of that layer.",
-                    step=self.progress.steps_done,
-                    parameter=name,
-                )
-
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
-        loss = means.get("loss", 0.0)
-        if not math.isfinite(loss):
-            step, lr = self.progress.steps_done, _learning_rate(self.optimizer)
-            raise NumericsError(
-                f"The training loss became {loss} within the last {self._log_every} steps before step {step} (epoch {self._row['epoch']}, lr {lr:g}). "
-                f"A mean over finite losses is finite. Try a smaller lr, or look at the data and at log, sqrt and division in the model; "
-                f"these weights were not saved.",
-                step=step,
-                lr=lr,
-            )
+        check_finite_mean_loss(
+            means.get("loss", 0.0),
+            step=self.progress.steps_done,
+            epoch=self._row["epoch"],
+            lr=_learning_rate(self.optimizer),
+            num_steps=self._log_every,
+        )
 
     def tick(self) -> None:
         """Bring the clock of the progress up to date."""
@@ -400,18 +385,6 @@ class Run:
     def _tell(self, event: str, *details: Any) -> None:
         for call in self._events[event]:
             call(self.trainer, *details)
-
-
-def _listeners(callbacks: Sequence[Callback]) -> dict[str, list[Callable[..., None]]]:
-    """Return, by event, the methods that a callback overrides: an event that nobody listens to is an empty list."""
-    return {
-        event: [
-            getattr(callback, event)
-            for callback in callbacks
-            if event in vars(callback) or getattr(type(callback), event) is not getattr(Callback, event)
-        ]
-        for event in EVENTS
-    }
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer | None) -> float:

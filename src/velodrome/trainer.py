@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from velodrome.callbacks.base import Callback, check_callbacks
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
+from velodrome.data_in_use import DataInUse
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError
 from velodrome.keeping import Keeping
@@ -25,7 +26,6 @@ from velodrome.record.progress import make_progress
 from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
-from velodrome.sources import Sources
 from velodrome.step.checks import explain_late_failure
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
@@ -135,7 +135,7 @@ class Trainer:
         self._first_batch = FirstBatch(resolved_loss)
         display = make_progress(progress)
         self._files = RunFiles(run_dir, loggers=loggers, policy=policy, display=display)
-        self._sources = Sources(device=self.device, seed=seed, say=self._files.say)
+        self._sources = DataInUse(device=self.device, seed=seed, say=self._files.say)
         self._run = Run(
             self,
             metrics=resolved_metrics,

@@ -13,15 +13,8 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "velodrome"
 # The picture of docs/architecture.md. A part may import itself, the errors, and the parts named here.
 PARTS = {"loop", "step", "data", "checkpoint", "metrics", "record", "callbacks"}
 LEAVES = {"seeding", "devices", "report"}
-FRONT_DOOR = {
-    "trainer",
-    "run",
-    "phases",
-    "keeping",
-    "run_files",
-    "sources",
-    "api",
-}  # the trainer and the files that it is made of
+# The trainer and the files that it is made of.
+FRONT_DOOR = {"trainer", "run", "phases", "keeping", "finite", "run_files", "data_in_use", "api"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from velodrome.trainer import Trainer
 
-__all__ = ["EVENTS", "Callback", "check_callbacks"]
+__all__ = ["EVENTS", "Callback", "check_callbacks", "listeners"]
 
 EVENTS = (
     "on_fit_start",
@@ -76,3 +78,15 @@ class Callback:
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """The run is over, however it ended; `trainer.result` is complete."""
+
+
+def listeners(callbacks: Sequence[Callback]) -> dict[str, list[Callable[..., None]]]:
+    """Return, by event, the methods that a callback overrides: an event that nobody listens to is an empty list."""
+    return {
+        event: [
+            getattr(callback, event)
+            for callback in callbacks
+            if event in vars(callback) or getattr(type(callback), event) is not getattr(Callback, event)
+        ]
+        for event in EVENTS
+    }

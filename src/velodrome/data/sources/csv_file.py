@@ -61,7 +61,7 @@ class Table:
         missing = [row for row, cell in enumerate(cells) if _is_missing(cell)]
         if missing:
             raise DataError(
-                f"{self.place(missing[0], name)} is {cells[missing[0]] or 'empty'!r}; {len(missing)} of {len(cells)} cells of this column hold no value. "
+                f"{self.place(missing[0], name)} is {repr(cells[missing[0]]) if cells[missing[0]] else 'empty'}; {len(missing)} of {len(cells)} cells of this column hold no value. "
                 f"Every cell must: fill them in, or drop these rows.",
                 path=self.path,
                 line=self.lines[missing[0]],

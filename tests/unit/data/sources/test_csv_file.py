@@ -145,7 +145,7 @@ def test_columns_by_name_and_position(table):
 @pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "?", "NA", "null", "-"])
 def test_cell_without_a_value_is_refused_with_line_column_and_count(table, cell):
     path = table(f"a,b\n1,2\n3,{cell}\n5,{cell}\n")
-    shown = "'empty'" if not cell.strip() else repr(cell)
+    shown = "empty" if not cell.strip() else repr(cell)
     with pytest.raises(
         DataError, match=re.escape(f"line 3, column 'b' is {shown}; 2 of 3 cells of this column")
     ) as caught:
@@ -162,5 +162,5 @@ def test_cell_that_is_no_finite_number_is_refused_with_line_column_and_count(tab
 
 
 def test_row_of_empty_cells_is_not_left_out_in_silence(table):
-    with pytest.raises(DataError, match="line 3, column 'a' is 'empty'; 1 of 3"):
+    with pytest.raises(DataError, match="line 3, column 'a' is empty; 1 of 3"):
         read_table(table("a,b\n1,2\n,\n3,4\n")).numbers("a")

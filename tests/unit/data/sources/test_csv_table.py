@@ -338,7 +338,7 @@ def test_bad_cell_in_the_first_new_row_is_refused_and_not_taken_for_names(table)
             r"The first row .*\(1, 2\) holds none of the names.*: a, b\.",
         ),
         (["a,b,y", "1,2,0", "3,4,1", "5,6,0"], ["a,c", "3,4"], "has no column 'b'"),
-        (["a,b,y", "1,2,0", "3,4,1", "5,6,0"], ["a,b", "3,"], "line 2, column 'b' is 'empty'; 1 of 1"),
+        (["a,b,y", "1,2,0", "3,4,1", "5,6,0"], ["a,b", "3,"], "line 2, column 'b' is empty; 1 of 1"),
         (["a,b,y", "1,2,0", "3,4,1", "5,6,0"], ["a,b"], "holds names of 2 columns and 0 rows"),
         (["1,2,0", "3,4,1", "5,6,0"], ["1", "2"], "has 1 columns. The training table had 3, its target included"),
         (["1,2,0", "3,4,1", "5,6,0"], ["1,2,3,4"], "has 4 columns. The training table had 3"),

@@ -16,7 +16,7 @@ from velodrome.step.first_batch import check_columns
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["Sources"]
+__all__ = ["DataInUse"]
 
 
 _MAX_KEPT = 8
@@ -48,7 +48,7 @@ def _identity(data: Any) -> Hashable:
     return id(data)
 
 
-class Sources:
+class DataInUse:
     """Remembers which object became which source, so that the second epoch continues what the first one began.
 
     The eight used last are kept, with their data and copies on the device: slices made anew every epoch do not pile up.

@@ -9,8 +9,8 @@ from torch import nn
 
 from velodrome import Callback, DataLoader, Trainer
 from velodrome.data.bound import BoundLoader
+from velodrome.data_in_use import DataInUse
 from velodrome.errors import ArgumentError, DataError
-from velodrome.sources import Sources
 
 X, Y = torch.arange(12.0).reshape(12, 1), torch.zeros(12, 1)
 
@@ -22,7 +22,7 @@ def lines():
 
 @pytest.fixture
 def sources(lines):
-    return Sources(device=torch.device("cpu"), seed=3, say=lines.append)
+    return DataInUse(device=torch.device("cpu"), seed=3, say=lines.append)
 
 
 def make_trainer():
@@ -164,7 +164,7 @@ def test_view_puts_data_in_memory_on_its_device_and_leaves_the_loaders_own_where
 
 
 def test_batches_of_a_transform_are_moved_to_the_device():
-    sources = Sources(device=torch.device("meta"), seed=None, say=lambda line: None)
+    sources = DataInUse(device=torch.device("meta"), seed=None, say=lambda line: None)
     plain = BoundLoader(DataLoader((X, Y), 4), seed=1, device=torch.device("meta"))
     made = BoundLoader(
         DataLoader((X, Y), 4, transform=lambda x: torch.zeros(4, 1)), seed=1, device=torch.device("meta")

@@ -1,0 +1,50 @@
+"""Losses and weights that are not finite end a run, and are never saved."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from velodrome.errors import NumericsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_finite_mean_loss", "check_finite_weights"]
+
+
+def check_finite_mean_loss(loss: float, *, step: int, epoch: int, lr: float, num_steps: int) -> None:
+    """Refuse a mean training loss that was read at a log point and is NaN or infinite.
+
+    Raises:
+        NumericsError: with step, epoch and learning rate.
+    """
+    if not math.isfinite(loss):
+        raise NumericsError(
+            f"The training loss became {loss} within the last {num_steps} steps before step {step} (epoch {epoch}, lr {lr:g}). "
+            f"A mean over finite losses is finite. Try a smaller lr, or look at the data and at log, sqrt and division in the model; "
+            f"these weights were not saved.",
+            step=step,
+            lr=lr,
+        )
+
+
+def check_finite_weights(model: nn.Module, *, step: int) -> None:
+    """Refuse weights that are about to be saved and are not finite: the loss of the step before may have been.
+
+    Raises:
+        NumericsError: names the first such parameter.
+    Cost: a sum and a wait for the device per parameter; only where a checkpoint is written.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter.sum()):  # SYNC: saving waits anyway
+            if torch.isfinite(parameter).all():  # SYNC: only the sum overflowed
+                continue
+            raise NumericsError(
+                f"The weight {name!r} is not finite after step {step}. Such weights are never saved; the checkpoints before are "
+                f"untouched. Try a smaller lr, or look at the gradients of that layer.",
+                step=step,
+                parameter=name,
+            )
