@@ -13,6 +13,7 @@ from velodrome.errors import ArgumentError
 from velodrome.record.csv_sink import CsvSink
 from velodrome.record.journal import Journal
 from velodrome.record.run_directory import RunDirectory
+from velodrome.record.sinks import make_sink
 from velodrome.report.records import read_records
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the faults are made with Linux's own devices")
@@ -95,6 +96,22 @@ def test_csv_on_a_full_disk_is_switched_off_and_the_journal_goes_on(tmp_path):
     assert len(said) == 1
     assert "CsvSink raised IsADirectoryError" in said[0]
     assert sorted(os.listdir(tmp_path)) == ["metrics.csv", "metrics.jsonl"]
+
+
+def test_tensorboard_on_a_full_disk_is_switched_off_with_one_line_and_no_traceback(tmp_path, capfd):
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    said = []
+    sink = make_sink("tensorboard", tmp_path)
+    journal = Journal(None, [sink], say=said.append)
+    journal.write({"kind": "epoch", "step": 1, "train/loss": 1.0})
+    with files_end_at(150):
+        for step in range(2, 30):
+            journal.write({"kind": "epoch", "step": step, "train/loss": 1.0})
+    journal.close()
+    assert len(journal.rows) == 29
+    assert len(said) == 1
+    assert "TensorBoardSink raised OSError" in said[0]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_run_directory_where_a_file_stands_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 import time
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -121,4 +122,11 @@ def _make_writer(log_dir: Path) -> SummaryWriter:
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    return SummaryWriter(str(log_dir), flush_secs=20)
+    before = set(threading.enumerate())
+    writer = SummaryWriter(str(log_dir), flush_secs=20)
+    for thread in set(threading.enumerate()) - before:
+        if type(thread).__module__.startswith("tensorboard."):
+            # On a full disk the writing thread hands us its error, and then prints it again as a page of
+            # traceback. Should Python rename this attribute, that page comes back and nothing else changes.
+            vars(thread)["_invoke_excepthook"] = lambda *_: None
+    return writer
