@@ -84,6 +84,11 @@ class Phase:
             own = value.detach().clone() if isinstance(value, Tensor) else value
             self._means.add(name, own, self.batch_samples)
 
+    @property
+    def num_dropped(self) -> int:
+        """Logged values that were dropped, because there were too many names."""
+        return self._means.num_dropped
+
     def drain_blocking(self) -> dict[str, float]:
         """Return the means since the last call, without the metrics; waits for the device."""
         return self._means.drain_blocking()

@@ -14,6 +14,7 @@ from velodrome.errors import ArgumentError, NumericsError
 from velodrome.finite import check_finite_mean_loss, check_finite_weights
 from velodrome.loop.host import length_of
 from velodrome.loop.progress import Budget, Progress, StopReason
+from velodrome.metrics.means import MAX_NAMES
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
 from velodrome.seeding import seed_everything
@@ -254,6 +255,11 @@ class Run:
             self.phase = outer
         try:
             finish()
+            if phase.num_dropped:
+                self.warn(
+                    f"More than {MAX_NAMES} different names were logged while {phase.name!r} went on; the others were dropped. "
+                    f"Put the changing part into the value, not into the name."
+                )
         except BaseException as error:
             self.note(error)
             raise

@@ -370,3 +370,13 @@ def test_a_model_that_returns_a_tuple_is_explained():
 def test_a_loss_object_that_sums_is_refused():
     with pytest.raises(ArgumentError, match="reduction='sum', which is no mean"):
         make(loss=nn.CrossEntropyLoss(reduction="sum"))
+
+
+def test_too_many_logged_names_are_dropped_with_one_line_and_training_goes_on(capsys):
+    trainer = make()
+    for epoch in trainer.epochs(1):
+        for x, y in epoch.train((X, Y), batch_size=4):
+            trainer.step(F.cross_entropy(trainer.model(x), y))
+            trainer.log(**{f"name{index}": 1.0 for index in range(1005)})
+    assert trainer.progress.epochs_done == 1
+    assert capsys.readouterr().err.count("More than 1000 different names were logged while 'train' went on") == 1

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from velodrome.errors import ArgumentError
 
-__all__ = ["RunningMeans"]
+__all__ = ["MAX_NAMES", "RunningMeans"]
 
 _MAX_PENDING = 64
-_MAX_NAMES = 1000
+MAX_NAMES = 1000
 
 
 @dataclass
@@ -38,6 +38,8 @@ class RunningMeans:
     """
 
     def __init__(self) -> None:
+        self.num_dropped = 0
+        """values that were not counted, because there were more names than `MAX_NAMES`"""
         self._names: set[str] = set()
         self._pending: dict[str, _Pending] = {}
         self._device_sums: dict[str, list[Tensor]] = {}
@@ -51,14 +53,16 @@ class RunningMeans:
         The mean of no items is no value, whatever it says (it is often NaN). A weight on the device stays there.
 
         Raises:
-            ArgumentError: not a number, or one name too many.
+            ArgumentError: not a number.
         """
         if not isinstance(value, Tensor):
             self._add_number(name, value, weight)
             return
+        if name not in self._names and not self._take_name(name):
+            return
         pending = self._pending.get(name)
         if pending is None:
-            pending = self._start(name)
+            pending = self._pending.setdefault(name, _Pending())
         if value.ndim == 0:
             if isinstance(weight, Tensor):
                 pending.weighted.append(_on_one_device(value.detach(), _own_scalar(name, weight)))
@@ -77,8 +81,8 @@ class RunningMeans:
 
     def add_counted(self, name: str, total: Tensor, count: Tensor) -> None:
         """Count a sum over as many items as a tensor on the device says: nothing waits to learn the number."""
-        if name not in self._names:
-            self._check_name(name)
+        if name not in self._names and not self._take_name(name):
+            return
         self._device_sums.setdefault(name, []).append(_to_wide(total))
         self._device_counts.setdefault(name, []).append(_to_wide(count))
         self._interval.setdefault(name, [0.0, 0.0])
@@ -122,18 +126,13 @@ class RunningMeans:
         self._interval.clear()
         self._totals.clear()
 
-    def _start(self, name: str) -> _Pending:
-        self._check_name(name)
-        return self._pending.setdefault(name, _Pending())
-
-    def _check_name(self, name: str) -> None:
-        self._names.add(name)
-        if len(self._names) > _MAX_NAMES:
-            self._names.discard(name)
-            raise ArgumentError(
-                f"{name!r} would be metric number {_MAX_NAMES + 1}. At most {_MAX_NAMES} names can be logged. "
-                f"Put the changing part into the value, not into the name."
-            )
+    def _take_name(self, name: str) -> bool:
+        """Return whether there is room for one more name; what comes after the first thousand is dropped and counted."""
+        if len(self._names) < MAX_NAMES:
+            self._names.add(name)
+            return True
+        self.num_dropped += 1
+        return False
 
     def _add_number(self, name: str, value: float, weight: Tensor | float) -> None:
         try:
@@ -145,7 +144,8 @@ class RunningMeans:
             return
         if not weight:
             return
-        self._check_name(name)
+        if name not in self._names and not self._take_name(name):
+            return
         entry = self._interval.setdefault(name, [0.0, 0.0])
         entry[0] += number * weight
         entry[1] += weight

@@ -143,6 +143,8 @@ def _read_rows(path: Path) -> list[tuple[list[str], int]]:
     """Return every row that is not blank, with the line on which it ends."""
     if "\0" in str(path):
         raise DataError(f"{str(path)!r} is no path: it holds a null character. Give the path of a CSV file.", path=path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would wait for ever
+        raise DataError(f"{path} is no regular file. Give the path of a CSV file.", path=path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)

@@ -1,4 +1,5 @@
 import csv
+import os
 import re
 
 import pytest
@@ -164,3 +165,9 @@ def test_cell_that_is_no_finite_number_is_refused_with_line_column_and_count(tab
 def test_row_of_empty_cells_is_not_left_out_in_silence(table):
     with pytest.raises(DataError, match="line 3, column 'a' is empty; 1 of 3"):
         read_table(table("a,b\n1,2\n,\n3,4\n")).numbers("a")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match="is no regular file"):
+        read_table(tmp_path / "pipe.csv")
