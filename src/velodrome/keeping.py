@@ -55,8 +55,8 @@ class Keeping:
         """The steps whose checkpoints stay because they are among the best."""
         return [step for _, step in self._best_ones]
 
-    def begin(self, progress: Progress) -> None:
-        """A run begins, or goes on."""
+    def count_from(self, progress: Progress) -> None:
+        """Count time and samples until the next save from here on: a run begins or goes on, or a save was made."""
         self._saved_at, self._saved_samples = perf_counter(), progress.samples_done
 
     def is_due_after_step(self, progress: Progress) -> bool:
@@ -74,10 +74,6 @@ class Keeping:
         """Return whether to save after this epoch."""
         every = self._every
         return every is not None and every.unit == "epochs" and progress.epochs_done % int(every.amount) == 0
-
-    def note_save(self, progress: Progress) -> None:
-        """Count time and samples from this save on."""
-        self.begin(progress)
 
     def judge(self, row: Mapping[str, Any], step: int) -> Verdict:
         """Compare an epoch with those before; a value that is missing or NaN is never the best."""

@@ -121,7 +121,7 @@ class Run:
                 seed_everything(self._seed)
             self.optimizer.zero_grad()  # what a computation before the run left there is not this run's gradient
             self._started_at = perf_counter() - self.progress.seconds
-            self.keeping.begin(self.progress)
+            self.keeping.count_from(self.progress)
             self.files.check_model(self.model)
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
@@ -255,11 +255,6 @@ class Run:
             self.phase = outer
         try:
             finish()
-            if phase.num_dropped:
-                self.warn(
-                    f"More than {MAX_NAMES} different names were logged while {phase.name!r} went on; the others were dropped. "
-                    f"Put the changing part into the value, not into the name."
-                )
         except BaseException as error:
             self.note(error)
             raise
@@ -267,17 +262,26 @@ class Run:
     def _new_phase(self, name: str, display: ProgressView) -> Phase:
         return Phase(name, metrics=self._metrics, device=self.trainer.device, display=display)
 
+    def _read_blocking(self, phase: Phase) -> None:
+        """Set the phase's values, and say what is missing there."""
+        phase.finish_blocking()
+        if phase.num_dropped:
+            self.warn(
+                f"More than {MAX_NAMES} different names were logged while {phase.name!r} went on; the others were dropped. "
+                f"Put the changing part into the value, not into the name."
+            )
+
     def _finish_training(self) -> None:
         """Put the means of the training phase into the epoch's row."""
         phase = self._train_phase
-        phase.finish_blocking()
+        self._read_blocking(phase)
         self._check_finite_loss(phase.values)
         self._row.update({f"train/{name}": value for name, value in phase.values.items()})
         self._row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
 
     def _finish_evaluation(self, phase: Phase) -> None:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
-        phase.finish_blocking()
+        self._read_blocking(phase)
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
         if "epoch" in self._row and phase.name not in ("eval", "predict"):
             self._row.update(named)
@@ -327,7 +331,7 @@ class Run:
         check_finite_weights(self.model, step=self.progress.steps_done)
         path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps)
         if path is not None:
-            self.keeping.note_save(self.progress)
+            self.keeping.count_from(self.progress)
             self._tell("on_checkpoint", path)
         return path
 

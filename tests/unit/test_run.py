@@ -380,3 +380,13 @@ def test_too_many_logged_names_are_dropped_with_one_line_and_training_goes_on(ca
             trainer.log(**{f"name{index}": 1.0 for index in range(1005)})
     assert trainer.progress.epochs_done == 1
     assert capsys.readouterr().err.count("More than 1000 different names were logged while 'train' went on") == 1
+
+
+def test_dropped_names_are_said_also_when_the_phase_was_left_early(capsys):
+    trainer = make()
+    for epoch in trainer.epochs(1):
+        for x, y in epoch.train((X, Y), batch_size=4):
+            trainer.step(F.cross_entropy(trainer.model(x), y))
+            trainer.log(**{f"name{index}": 1.0 for index in range(1005)})
+            break
+    assert "More than 1000 different names were logged" in capsys.readouterr().err
