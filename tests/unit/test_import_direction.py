@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "velodrome"
 
 # The picture of docs/architecture.md. A part may import itself, the errors, and the parts named here.
-PARTS = {"loop", "step", "data", "checkpoint", "metrics", "record", "callbacks"}
+PARTS = {"loop", "step", "data", "checkpoint", "distributed", "metrics", "record", "callbacks"}
 LEAVES = {"seeding", "devices", "report"}
 # The trainer and the files that it is made of.
 FRONT_DOOR = {"trainer", "run", "phases", "keeping", "finite", "run_files", "data_in_use", "api"}
