@@ -1,6 +1,7 @@
 """Each process's part of the data: together they are what one process gets, batch by batch."""
 
 import random
+from contextlib import suppress
 
 import numpy
 import pytest
@@ -55,7 +56,8 @@ def batches(loader, rank=0, size=1, epoch=0):
     for batch in source:
         torch.rand(rank + 1), random.random()  # a process's own dropout and augmentation
         result.append([] if batch is EMPTY else torch.as_tensor(batch).reshape(-1).tolist())
-    assert len(source) == len(result)
+    with suppress(TypeError):  # a stream does not know
+        assert len(source) == len(result)
     return result
 
 
