@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from velodrome.keeping import Keeping, Verdict
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
+    from velodrome.step.compiled import NotCompiled
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
@@ -56,6 +57,7 @@ class Run:
         keeping: when to save, and which epochs are the best.
         windows: of the optimizers; empty in a trainer that only evaluates.
         precision: in which batches go through the model.
+        compilation: of the model, or none.
         log_every: a number of steps.
         seed: or None.
     """
@@ -73,6 +75,7 @@ class Run:
         keeping: Keeping,
         windows: Windows,
         precision: Precision,
+        compilation: NotCompiled,
         log_every: int,
         seed: int | None,
     ) -> None:
@@ -92,6 +95,7 @@ class Run:
         self._sources = sources
         self._metrics = metrics
         self._precision = precision
+        self._compilation = compilation
         self._log_every = log_every
         self._seed = seed
         self._train_phase = NO_PHASE
@@ -214,7 +218,11 @@ class Run:
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
-        return self._sources.placer(source)
+        return self._compilation.watch(self._sources.placer(source), self._micro_batch_in_training)
+
+    def _micro_batch_in_training(self) -> int | None:
+        """Return the number of the training micro-batch that comes; None in an evaluation."""
+        return self.progress.micro_batches_done if self.phase.is_training else None
 
     @contextmanager
     def training(self, source: Any) -> Iterator[Phase]:
@@ -265,6 +273,7 @@ class Run:
         finally:
             phase.leave()
             self.phase = outer
+            self._compilation.leave_phase()
         try:
             finish()
         except BaseException as error:

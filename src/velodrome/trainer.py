@@ -29,6 +29,7 @@ from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.step.checks import explain_late_failure
 from velodrome.step.clipping import Clipping, layer_names
+from velodrome.step.compiled import resolve_compilation
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
@@ -73,6 +74,8 @@ class Trainer:
         scaler_args: arguments of `torch.amp.GradScaler`, for "fp16".
         accumulate: micro-batches an update. Their gradients are summed and divided once by the items of all of them.
         clip_norm: largest norm of the gradients of an update; clip_value: largest absolute value of one of them.
+        compile: True, "default", "reduce-overhead", ... or a dict of arguments: `torch.compile` for the model, in place. The odd last
+            batch is run without; cost and break-even are said after the first few steps.
         grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
@@ -103,6 +106,7 @@ class Trainer:
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
         grad_norms: bool = False,
         device: str | torch.device = "auto",
         seed: int | None = None,
@@ -176,6 +180,7 @@ class Trainer:
             keeping=keeping,
             windows=self._windows,
             precision=self._precision,
+            compilation=resolve_compilation(compile, self.model, device=self.device, say=self._files.say),
             log_every=int(interval.amount),
             seed=seed,
         )
