@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "fit", "predict"]
 
-_OWN = ("epochs", "steps", "seconds", "batch_size", "eval_batch_size", "shuffle")
+_OWN = ("epochs", "steps", "seconds", "batch_size", "micro_batch", "eval_batch_size", "shuffle")
 
 
 def fit(
@@ -31,6 +31,7 @@ def fit(
     steps: int | None = None,
     seconds: float | None = None,
     batch_size: int | None = None,
+    micro_batch: int | None = None,
     eval_batch_size: int | None = None,
     shuffle: bool = True,
     **trainer_arguments: Any,
@@ -59,6 +60,7 @@ def fit(
         steps=steps,
         seconds=seconds,
         batch_size=batch_size,
+        micro_batch=micro_batch,
         eval_batch_size=eval_batch_size,
         shuffle=shuffle,
     )

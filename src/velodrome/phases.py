@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from velodrome.errors import ArgumentError
@@ -13,8 +14,6 @@ from velodrome.metrics.metric_set import MetricSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
     from velodrome.record.progress import ProgressView
 
@@ -72,6 +71,11 @@ class Phase:
         elif not isinstance(items, Tensor):
             items = float(items)
         self._means.add("loss", loss, items)
+
+    def count_norms(self, norms: Mapping[str, Tensor], *, prefix: str = "") -> None:
+        """Count the gradient norms of an update; one that overflowed counts nothing."""
+        for name, norm in norms.items():
+            self._means.add(prefix + name, norm, torch.isfinite(norm).double())
 
     def measure(self, output: Any, target: Any) -> None:
         """Feed the metrics."""

@@ -9,6 +9,8 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from velodrome.callbacks.base import Callback, listeners
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.finite import check_finite_mean_loss, check_finite_weights
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import Tensor
 
     from velodrome.data.adopt import BatchIterable
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
     from velodrome.step.first_batch import FirstBatch
+    from velodrome.step.precision import Precision
+    from velodrome.step.updates import Updates
+    from velodrome.step.windows import Windows
     from velodrome.trainer import Trainer
 
 __all__ = ["Run"]
@@ -50,6 +54,8 @@ class Run:
         sources: turns data into batches.
         first_batch: checks.
         keeping: when to save, and which epochs are the best.
+        windows: of the optimizers; empty in a trainer that only evaluates.
+        precision: in which batches go through the model.
         log_every: a number of steps.
         seed: or None.
     """
@@ -65,12 +71,14 @@ class Run:
         sources: DataInUse,
         first_batch: FirstBatch,
         keeping: Keeping,
+        windows: Windows,
+        precision: Precision,
         log_every: int,
         seed: int | None,
     ) -> None:
         self.trainer = trainer
         self.model = trainer.model
-        self.optimizer = trainer.optimizer
+        self.windows = windows
         self.progress = Progress()
         self.phase = NO_PHASE
         self.stop_requested: StopReason | None = None
@@ -83,6 +91,7 @@ class Run:
         self._display = display
         self._sources = sources
         self._metrics = metrics
+        self._precision = precision
         self._log_every = log_every
         self._seed = seed
         self._train_phase = NO_PHASE
@@ -91,6 +100,7 @@ class Run:
         self._epochs: int | None = None
         self._started_at = 0.0
         self._interval = (0.0, 0)
+        self._skipped_before = 0
         self._is_under_way = False
         self._error: BaseException | None = None
         self._warned: set[str] = set()
@@ -108,7 +118,7 @@ class Run:
             raise ArgumentError(
                 "A run of this trainer is under way already. Finish its loop first, or make another Trainer."
             )
-        if self.optimizer is None:
+        if not self.windows:
             raise ArgumentError(
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
@@ -119,7 +129,7 @@ class Run:
         try:
             if self._seed is not None and not self.progress.steps_done:
                 seed_everything(self._seed)
-            self.optimizer.zero_grad()  # what a computation before the run left there is not this run's gradient
+            self.windows.discard()  # what a computation before the run left there is not this run's gradient
             self._started_at = perf_counter() - self.progress.seconds
             self.keeping.count_from(self.progress)
             self.files.check_model(self.model)
@@ -147,6 +157,7 @@ class Run:
         row = {**self._coordinates("epoch", epoch), **self._row}
         self.files.write(row)
         row.pop("kind")
+        self._warn_of_skipped_updates()
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self._warn_of(verdict, row)
         if verdict.is_kept or self.keeping.is_due_after_epoch(self.progress):
@@ -217,8 +228,9 @@ class Run:
             raise ArgumentError(
                 "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
-        with self._inside(self._train_phase, source, self._finish_training):
+        with self._inside(self._train_phase, source, self._finish_training), self.windows.training():
             yield self._train_phase
+            self._close_windows()
 
     @contextmanager
     def evaluation(self, name: str, source: Any) -> Iterator[Phase]:
@@ -230,7 +242,7 @@ class Run:
             )
         # Inside of the training phase, from a callback say, the bar goes on showing that one.
         phase = self._new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
-        with self._inside(phase, source, partial(self._finish_evaluation, phase)):
+        with self._inside(phase, source, partial(self._finish_evaluation, phase)), self.windows.evaluating():
             yield phase
 
     @contextmanager
@@ -240,7 +252,7 @@ class Run:
         columns = getattr(source, "columns", None)
         phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source), batches_are_new=columns is not None)
         try:
-            with self.first_batch.of(source, columns):
+            with self.first_batch.of(source, columns), self._precision.around(self.model):
                 yield
         except GeneratorExit:
             # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was
@@ -274,6 +286,7 @@ class Run:
     def _finish_training(self) -> None:
         """Put the means of the training phase into the epoch's row."""
         phase = self._train_phase
+        self.windows.settle_blocking()
         self._read_blocking(phase)
         self._check_finite_loss(phase.values)
         self._row.update({f"train/{name}": value for name, value in phase.values.items()})
@@ -291,17 +304,39 @@ class Run:
         """Finish a phase whose loop was left by `break`."""
         finish, self._left_phase = self._left_phase, None
         if finish is not None:
+            if finish == self._finish_training and self.windows.open_ones:
+                with self.windows.training():
+                    self._close_windows()
             finish()
+
+    def _close_windows(self) -> None:
+        """Make the update of a window that the data ended in: a short one is divided by what it has."""
+        outer, self.phase = self.phase, self._train_phase
+        try:
+            for updates in self.windows.open_ones:
+                updates.update()
+                self.after_update(updates)
+        finally:
+            self.phase = outer
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def after_step(self, loss: Tensor, items: Tensor | float | None) -> None:
+    def after_micro_batch(self, loss: Tensor, items: Tensor | float) -> None:
+        """Count a loss that was backpropagated."""
+        self.progress.micro_batches_done += 1
+        self._error = None  # whatever it was, the user's loop went on
+        if self._precision.needs_scaler:
+            # Overflow is part of fp16: its update is skipped and counted, and its loss is no number for a mean.
+            items = torch.where(torch.isfinite(loss.detach()), torch.as_tensor(items, device=loss.device), 0)
+        self.phase.count_loss(loss, items)
+
+    def after_update(self, updates: Updates) -> None:
         """Count an update; every so often write a row or save."""
         progress = self.progress
         progress.steps_done += 1
         progress.steps_in_epoch += 1
-        self._error = None  # whatever it was, the user's loop went on
-        self.phase.count_loss(loss, items)
+        if updates.norms:
+            self.phase.count_norms(updates.norms, prefix=self.windows.prefix_of(updates))
         for call in self._events["on_step_end"]:
             call(self.trainer)
         save_is_due = self.keeping.is_due_after_step(progress)
@@ -328,8 +363,9 @@ class Run:
         """
         if not self.files.can_save(self.progress):
             return None
-        check_finite_weights(self.model, step=self.progress.steps_done)
-        path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps)
+        with self.windows.evaluating():
+            check_finite_weights(self.model, step=self.progress.steps_done)
+            path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps)
         if path is not None:
             self.keeping.count_from(self.progress)
             self._tell("on_checkpoint", path)
@@ -340,6 +376,7 @@ class Run:
     def _log_interval(self) -> None:
         """Write a row with the means since the last one."""
         self.tick()
+        self.windows.settle_blocking()
         means = self._train_phase.drain_blocking()  # SYNC: log point
         self._check_finite_loss(means)
         now, (then, samples_then) = perf_counter(), self._interval
@@ -359,7 +396,8 @@ class Run:
             "step": progress.steps_done,
             "samples": progress.samples_done,
             "seconds": progress.seconds,
-            "lr": _learning_rate(self.optimizer),
+            **self.windows.learning_rates,
+            **({"skipped_steps": self.windows.skipped} if self._precision.needs_scaler else {}),
         }
 
     def warn(self, line: str) -> None:
@@ -379,12 +417,21 @@ class Run:
                 f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
             )
 
+    def _warn_of_skipped_updates(self) -> None:
+        """Say how many updates fp16 skipped in this epoch."""
+        skipped, self._skipped_before = self.windows.skipped - self._skipped_before, self.windows.skipped
+        if skipped:
+            self.files.say(
+                f"fp16: {skipped} of {self.progress.steps_in_epoch} updates overflowed and were skipped in epoch "
+                f"{self.progress.epochs_done}; the loss scale is adapted."
+            )
+
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
         check_finite_mean_loss(
             means.get("loss", 0.0),
             step=self.progress.steps_done,
             epoch=self._row["epoch"],
-            lr=_learning_rate(self.optimizer),
+            lr=self.windows.learning_rates["lr"],
             num_steps=self._log_every,
         )
 
@@ -395,9 +442,3 @@ class Run:
     def _tell(self, event: str, *details: Any) -> None:
         for call in self._events[event]:
             call(self.trainer, *details)
-
-
-def _learning_rate(optimizer: torch.optim.Optimizer | None) -> float:
-    return (
-        math.nan if optimizer is None else float(optimizer.param_groups[0].get("lr", math.nan))
-    )  # SYNC: where lr is a tensor

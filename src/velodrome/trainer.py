@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,13 +28,17 @@ from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.step.checks import explain_late_failure
+from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
-from velodrome.step.optimizers import resolve_optimizer
+from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
+from velodrome.step.precision import make_scaler, resolve_precision
+from velodrome.step.updates import Updates, check_accumulate, num_micro_batches
+from velodrome.step.windows import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torch.optim import Optimizer
@@ -54,8 +59,9 @@ class Trainer:
 
     Args:
         model: moved to the device in place.
-        optimizer: an instance, a factory `parameters -> Optimizer`, or a name: any `torch.optim` class in lower case;
-            None for a trainer that only evaluates and predicts.
+        optimizer: an instance, a factory `parameters -> Optimizer`, or a name: any `torch.optim` class in lower case; a dict of
+            them for a model with several, a GAN say (a factory or name gets the submodule of the dict's key); None for a trainer
+            that only evaluates and predicts.
         lr: learning rate, for an optimizer given by name or factory.
         optimizer_args: further arguments for an optimizer given by name, such as `{"momentum": 0.9}`.
         loss: `(output, target) -> scalar`, a name such as "cross_entropy", or None for a model that returns its loss.
@@ -63,6 +69,11 @@ class Trainer:
             batches of one label a sample, not in memory, may hold it: else it is looked for in the first batch only.
         step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
+        precision: "fp32"; "tf32"; "bf16" or "fp16" by autocast, fp16 with a scaled loss. Losses, sums and updates are fp32 always.
+        scaler_args: arguments of `torch.amp.GradScaler`, for "fp16".
+        accumulate: micro-batches an update. Their gradients are summed and divided once by the items of all of them.
+        clip_norm: largest norm of the gradients of an update; clip_value: largest absolute value of one of them.
+        grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
         run_dir: a new folder for everything that the run writes; None writes nothing.
@@ -79,7 +90,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | Callable[..., Optimizer] | str | None = "adam",
+        optimizer: Optimizer | Callable[..., Optimizer] | str | Mapping[str, Any] | None = "adam",
         *,
         lr: float | None = None,
         optimizer_args: Mapping[str, Any] | None = None,
@@ -87,6 +98,12 @@ class Trainer:
         loss_args: Mapping[str, Any] | None = None,
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
         metrics: Sequence[Any] | Mapping[str, Any] = (),
+        precision: str = "fp32",
+        scaler_args: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        grad_norms: bool = False,
         device: str | torch.device = "auto",
         seed: int | None = None,
         run_dir: str | Path | None = None,
@@ -126,12 +143,24 @@ class Trainer:
         loss_function: object = None if resolved_loss is None else resolved_loss.function
         if isinstance(loss_function, nn.Module):
             loss_function.to(self.device)  # class weights
-        self.optimizer = (
-            None
-            if optimizer is None
-            else resolve_optimizer(optimizer, self.model, lr=lr, arguments=dict(optimizer_args or {}))
+        optimizers = _resolve_optimizers(optimizer, self.model, lr=lr, arguments=dict(optimizer_args or {}))
+        self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
+        self._precision = resolve_precision(precision, self.device, map_tensors)
+        layers = layer_names(self.model) if grad_norms else {}
+        self._windows = Windows(
+            {
+                name: Updates(
+                    each,
+                    accumulate=check_accumulate(accumulate),
+                    clipping=Clipping(norm=clip_norm, value=clip_value, layers=layers, keep_norms=grad_norms),
+                    precision=self._precision,
+                    scaler=make_scaler(self._precision, self.device, scaler_args or {}),
+                    is_only=len(optimizers) == 1,
+                )
+                for name, each in optimizers.items()
+            }
         )
-        self._engine = EagerEngine(self.model, self.optimizer, loss=resolved_loss, step_fn=step_fn)
+        self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._first_batch = FirstBatch(resolved_loss)
         display = make_progress(progress)
         self._files = RunFiles(run_dir, loggers=loggers, policy=policy, display=display)
@@ -145,6 +174,8 @@ class Trainer:
             sources=self._sources,
             first_batch=self._first_batch,
             keeping=keeping,
+            windows=self._windows,
+            precision=self._precision,
             log_every=int(interval.amount),
             seed=seed,
         )
@@ -179,32 +210,46 @@ class Trainer:
                 raise explained from error
             raise
 
-    def step(self, loss: Tensor, *, items: Tensor | float | None = None) -> None:
-        """Backpropagate a loss, update the parameters, free their gradients.
+    def step(
+        self, loss: Tensor, *, items: Tensor | float | None = None, optimizer: Optimizer | str | None = None
+    ) -> None:
+        """Backpropagate a loss; at the end of an accumulation window update the parameters and free their gradients.
+
+        A window that the data end in, or that a loop is left in, is shorter: its update is made then, divided by what it has.
 
         Args:
-            loss: a scalar, the mean over the batch.
-            items: what the loss is a mean over, for the exact mean in the records: a number, or a scalar tensor, for
-                which nothing waits; the batch's samples when left out. `outcome.items` when `forward` computed the loss.
+            loss: a scalar, the mean over the (micro-)batch.
+            items: what the loss is a mean over: a number, or a scalar tensor, for which nothing waits; the batch's samples when
+                left out. `outcome.items` when `forward` computed the loss. Gradients of a window and means in the records are
+                weighted with it.
+            optimizer: which one, by name or as an object, where there are several; the loss then gives gradients to its
+                parameters only.
         Raises:
             ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
-            NumericsError: at a log point, when the mean loss is not finite any more.
+            NumericsError: at a log point, when the mean loss is not finite any more; fp16 cannot find a scale.
         """
+        run = self._run
         try:
-            if not self._run.phase.is_training:
+            if not run.phase.is_training:
                 raise ArgumentError(
                     "step() was called outside of epoch.train(...). Call it inside that loop, once a batch."
                 )
             if self._first_batch.loss_is_unchecked:
                 self._first_batch.check_loss(loss)
+            updates = self._windows.of(optimizer)
+            if items is None:
+                items = run.phase.batch_samples
             try:
-                self._engine.update(loss)
+                updates.backward(loss, items)
             except RuntimeError:
                 self._first_batch.check_loss(loss)  # no scalar, or without a gradient: says so; another error goes on
                 raise
-            self._run.after_step(loss, items)
+            run.after_micro_batch(loss, items)
+            if updates.is_full:
+                updates.update()
+                run.after_update(updates)
         except BaseException as error:
-            self._run.note(error)
+            run.note(error)
             raise
 
     def measure(self, outcome: Any) -> None:
@@ -240,6 +285,7 @@ class Trainer:
         steps: int | None = None,
         seconds: float | None = None,
         batch_size: int | None = None,
+        micro_batch: int | None = None,
         eval_batch_size: int | None = None,
         shuffle: bool = True,
     ) -> FitResult:
@@ -249,12 +295,16 @@ class Trainer:
             train: a loader, an iterable of batches, or a dataset or tensors with `batch_size`.
             val: the same, or None.
             epochs, steps, seconds: the run ends with the first of these that is used up, counted from the trainer's first epoch.
-            batch_size: samples a batch, for a dataset or tensors.
+            batch_size: samples a batch, for a dataset or tensors; samples an update where `micro_batch` is given.
+            micro_batch: samples that go through the model at once; sets `accumulate` to batch_size / micro_batch.
             eval_batch_size: the same for `val`; when left out `batch_size`, or 1000 where there is none.
             shuffle: draw a new order of a dataset or tensors every epoch.
         """
         try:
-            train = self._sources.get(train, role="train", batch_size=batch_size, shuffle=shuffle)
+            size = batch_size
+            if micro_batch is not None:
+                size = self._split_batch_size(batch_size, micro_batch)
+            train = self._sources.get(train, role="train", batch_size=size, shuffle=shuffle)
             if val is not None:
                 size = eval_batch_size or (batch_size if self._sources.needs_batch_size(val) else None)
                 val = self._sources.get(val, role="val", batch_size=size, default_batch_size=1000)
@@ -285,6 +335,18 @@ class Trainer:
         source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000, keep=False)
         return run_prediction(self._run, source, self._engine.predict, map_tensors)
 
+    def _split_batch_size(self, batch_size: int | None, micro_batch: int) -> int:
+        """Make the windows of as many micro-batches as a batch needs; return the size of one."""
+        accumulate = num_micro_batches(batch_size, micro_batch)
+        for updates in self._windows.by_name.values():
+            if updates.accumulate not in (1, accumulate):
+                raise ArgumentError(
+                    f"accumulate={updates.accumulate} was given to the trainer, and batch_size={batch_size} with micro_batch={micro_batch} "
+                    f"to fit, which makes {accumulate}. Give one of the two."
+                )
+            updates.accumulate = accumulate
+        return micro_batch
+
     # -- what has come out ------------------------------------------------------------------------------------------
 
     @property
@@ -307,6 +369,17 @@ class Trainer:
     def run_dir(self) -> Path | None:
         """The run's folder, or None when nothing is written."""
         return self._files.path
+
+
+def _resolve_optimizers(
+    optimizer: Any, model: nn.Module, *, lr: float | None, arguments: dict[str, Any]
+) -> dict[str, Optimizer]:
+    """Return the optimizers by name: none, the only one, or those of a dict."""
+    if optimizer is None:
+        return {}
+    if isinstance(optimizer, Mapping):
+        return resolve_optimizers(optimizer, model, lr=lr, arguments=arguments)
+    return {"optimizer": resolve_optimizer(optimizer, model, lr=lr, arguments=arguments)}
 
 
 def _labels(loss: Loss | None) -> Labels:

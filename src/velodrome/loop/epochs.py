@@ -57,7 +57,7 @@ class Epoch:
         self._budget = budget
         self._batches_done = 0
         self._evaluated: set[str] = set()
-        self._steps_before = host.progress.steps_done
+        self._micro_batches_before = host.progress.micro_batches_done
 
     def train(self, data: Any, *, batch_size: int | None = None, shuffle: bool = True) -> Iterator[Any]:
         """Yield the training batches, on the device; the model is in training mode meanwhile.
@@ -130,8 +130,8 @@ class Epoch:
                 yield from evaluation_batches(host, phase, source)
 
     def check_trained(self) -> None:
-        """Refuse an epoch that handed out batches and saw no update."""
-        if self._batches_done and self._host.progress.steps_done == self._steps_before:
+        """Refuse an epoch that handed out batches and was given no loss."""
+        if self._batches_done and self._host.progress.micro_batches_done == self._micro_batches_before:
             raise ArgumentError(
                 f"Epoch {self.index + 1} handed out {self._batches_done} training batches, but trainer.step(loss) was never called. "
                 f"Nothing was trained: call it once a batch."

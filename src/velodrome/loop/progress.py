@@ -27,10 +27,11 @@ class StopReason(Enum):
 
 @dataclass
 class Progress:
-    """Counters of what is done so far; a step is one optimizer update."""
+    """Counters of what is done so far; a step is one optimizer update, a micro-batch one forward and backward pass."""
 
     epochs_done: int = 0
     steps_done: int = 0
+    micro_batches_done: int = 0
     samples_done: int = 0
     steps_in_epoch: int = 0
     samples_in_epoch: int = 0

@@ -1,4 +1,4 @@
-"""The eager engine: forward, loss, backward and update as plain PyTorch runs them."""
+"""The eager engine: forward and loss as plain PyTorch runs them. Backward and update are in `updates.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from velodrome.errors import ArgumentError, DataError
 
@@ -34,11 +33,10 @@ class Outcome:
 
 
 class EagerEngine:
-    """Runs one batch through the model and one update through the optimizer; holds no other state.
+    """Runs one batch through the model and the loss; holds no other state.
 
     Args:
         model: on its device.
-        optimizer: over the model's parameters.
         loss: of (output, target); None when the model or `step_fn` returns the loss.
         step_fn: `(model, batch) -> loss or {"loss": ..., ...}` in place of forward and loss.
     """
@@ -46,17 +44,12 @@ class EagerEngine:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | None,
         *,
         loss: Loss | None,
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         self.model = model
-        self._optimizer: Any = (
-            optimizer  # Any: None in a trainer that only evaluates: the loop refuses to train with it
-        )
         self.loss = loss
-        self._has_plain_zero_grad = getattr(type(optimizer), "zero_grad", None) is Optimizer.zero_grad
         self._loss_function = None if loss is None else loss.function
         self._count_items = None if loss is None or loss.divisor == "samples" else loss.count_items
         self._has_items = loss is not None and loss.divisor == "items"
@@ -108,25 +101,6 @@ class EagerEngine:
         if isinstance(batch, Mapping) and self._loss_function is not None and any(key in batch for key in _TARGET_KEYS):
             return self._call_model(split_batch(batch)[0])
         return self._call_model(batch)
-
-    def update(self, loss: Tensor) -> None:
-        """Backpropagate, update the parameters, and free their gradients."""
-        loss.backward()
-        self._optimizer.step()
-        self.free_gradients()
-
-    def free_gradients(self) -> None:
-        """Set every gradient to None, as `zero_grad()` does.
-
-        Rather than calling it: torch wraps `zero_grad` in a profiler range and a compiler guard, 20 microseconds a step of a
-        small model, several times what the work takes. An optimizer with a `zero_grad` of its own is asked to do it.
-        """
-        if not self._has_plain_zero_grad:
-            self._optimizer.zero_grad()
-            return
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
 
     def _call_model(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):

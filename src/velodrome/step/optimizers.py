@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from velodrome.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["known_names", "resolve_optimizer"]
+__all__ = ["known_names", "resolve_optimizer", "resolve_optimizers"]
 
 _NOT_PLAIN = {
     "Optimizer",
@@ -74,6 +74,50 @@ def resolve_optimizer(
     raise ArgumentError(
         f"optimizer={optimizer!r} is no optimizer. Give a name, a torch.optim.Optimizer, or a function parameters -> Optimizer."
     )
+
+
+def resolve_optimizers(
+    optimizers: Mapping[str, object],
+    model: nn.Module,
+    *,
+    lr: float | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> dict[str, Optimizer]:
+    """Turn several optimizers of one model into instances, by name.
+
+    Args:
+        optimizers: an instance, or, where the name is that of a submodule (a `ModuleDict`'s key, say), a factory or an
+            optimizer's name, which then gets that submodule's parameters.
+        model: already on its device.
+        lr, arguments: for all that are given by name or factory.
+    Raises:
+        ArgumentError: see `resolve_optimizer`; a parameter that two of them hold, or a name without a submodule.
+    """
+    if not optimizers:
+        raise ArgumentError("optimizer={} holds no optimizer. Give at least one, or None for a trainer that evaluates.")
+    resolved: dict[str, Optimizer] = {}
+    holder: dict[int, str] = {}
+    children = dict(model.named_modules())
+    for name, given in optimizers.items():
+        if isinstance(given, Optimizer):
+            made = resolve_optimizer(given, model)
+        elif name in children:
+            made = resolve_optimizer(given, children[name], lr=lr, arguments=dict(arguments or {}))
+        else:
+            raise ArgumentError(
+                f"optimizer[{name!r}] is no instance, and the model has no submodule {name!r} whose parameters it could get. "
+                f"{nearest(name, [child for child in children if child])} Or give a torch.optim.Optimizer."
+            )
+        for group in made.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in holder:
+                    raise ArgumentError(
+                        f"optimizer[{name!r}] and optimizer[{holder[id(parameter)]!r}] hold the same parameter, of shape "
+                        f"{tuple(parameter.shape)}. Give each parameter to one optimizer."
+                    )
+                holder[id(parameter)] = name
+        resolved[name] = made
+    return resolved
 
 
 def _named(name: str, parameters: list[nn.Parameter], lr: float | None, arguments: dict[str, Any]) -> Optimizer:

@@ -1,0 +1,340 @@
+"""From losses to updates: the accumulation window of one optimizer.
+
+```text
+for every micro-batch:
+    (loss * items) backward         items: what the loss is a mean over
+at the window's end:
+    sum the gradients over processes, with the number of items beside them
+    unscale                         fp16 only
+    divide by the items of all micro-batches of all processes
+    clip
+    update, free the gradients
+    advance the schedule            unless fp16 skipped the update
+```
+
+Gradients are summed and divided once: micro-batches of unequal size, a short last window and a changing number of tokens
+then give the gradient of one big batch without a special case.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from velodrome.errors import ArgumentError, NumericsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from velodrome.step.clipping import Clipping
+    from velodrome.step.precision import Precision
+
+__all__ = [
+    "NO_SCHEDULE",
+    "ONE_PROCESS",
+    "GradientWorld",
+    "ScheduleLike",
+    "Updates",
+    "check_accumulate",
+    "num_micro_batches",
+]
+
+
+class GradientWorld(Protocol):
+    """What an update asks of the processes that train together."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        ...
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
+        """Sum the gradients over all processes in place, and return the sum of a few numbers that travel with them."""
+        ...
+
+
+class OneProcess:
+    """A world of one process."""
+
+    size = 1
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
+        """Return the numbers: there is nobody to add anything."""
+        del parameters
+        return extras
+
+
+class ScheduleLike(Protocol):
+    """What an update tells the schedule of the learning rate."""
+
+    def after_update(self) -> None:
+        """An update was made, and not skipped."""
+        ...
+
+
+class _NoSchedule:
+    def after_update(self) -> None:
+        """Leave the learning rate alone."""
+
+
+ONE_PROCESS = OneProcess()
+NO_SCHEDULE = _NoSchedule()
+
+
+class Updates:
+    """Makes the updates of one optimizer.
+
+    Args:
+        optimizer: over parameters that are on their device.
+        accumulate: micro-batches an update.
+        clipping: of the gradients before the update.
+        precision: of the forward passes whose losses come in.
+        scaler: of the losses; disabled where the precision needs none.
+        is_only: no other optimizer shares the model; else gradients are computed for this one's parameters only, so that
+            the generator's loss leaves nothing in the window of the discriminator.
+        world: the processes that train together.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        clipping: Clipping,
+        precision: Precision,
+        scaler: torch.amp.GradScaler,
+        accumulate: int = 1,
+        is_only: bool = True,
+        world: GradientWorld = ONE_PROCESS,
+    ) -> None:
+        self.optimizer = optimizer
+        self.accumulate = accumulate
+        self.scaler = scaler
+        self.world = world
+        self.schedule: ScheduleLike = NO_SCHEDULE
+        self.on_update: list[Callable[[], None]] = []
+        """called after every update that was really made"""
+        self.skipped = 0
+        """updates that fp16 skipped, as far as they are settled"""
+        self.norms: dict[str, Tensor] = {}
+        """gradient norms of the last update, before clipping; on the device"""
+        self.micro_batches = 0
+        """of the open window"""
+        self._clipping = clipping
+        self._precision = precision
+        self._is_scaled = scaler.is_enabled()
+        self._is_only = is_only
+        self._has_plain_zero_grad = type(optimizer).zero_grad is Optimizer.zero_grad
+        self._base = 1.0
+        self._token_base: float | None = None
+        self._items: Tensor | float = 0.0
+        self._scale = scaler.get_scale() if self._is_scaled else 1.0
+        self._is_settled = True
+        self._rate: Tensor | float | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the window has all its micro-batches."""
+        return self.micro_batches >= self.accumulate
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters of the optimizer."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    @property
+    def learning_rate(self) -> float:
+        """What the last update was made with, of the first group; what the next one will be made with before the first."""
+        rate = self.optimizer.param_groups[0].get("lr", math.nan) if self._rate is None else self._rate
+        return float(rate)  # SYNC: where lr is a tensor, at log points
+
+    # -- a micro-batch ----------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor, items: Tensor | float) -> None:
+        """Add the gradient of a loss, the mean over so many items, to the window."""
+        self.micro_batches += 1
+        with self._precision.outside():
+            loss = self._precision.to_float32(loss)
+            if self.accumulate > 1 or self.world.size > 1:
+                weighted = self._weigh(loss, items)
+                if weighted is None:
+                    return
+                loss = weighted
+            # Else: a window of one micro-batch, whose mean has the right gradient as it is.
+            if self._is_scaled:
+                loss = self.scaler.scale(loss)
+            if self._is_only:
+                loss.backward()
+            else:
+                torch.autograd.backward(loss, inputs=self.parameters)
+
+    def _weigh(self, loss: Tensor, items: Tensor | float) -> Tensor | None:
+        """Count the items, and return the loss with their weight; None when they are none.
+
+        Weights are relative to a base near the usual number of items: near 1, where fp16 has its digits.
+        """
+        if isinstance(items, Tensor):
+            items = items.detach().to(loss.device, torch.promote_types(loss.dtype, torch.float32))
+            if self._is_scaled and self._token_base is None:
+                first = max(1.0, items.item())  # SYNC: once a run
+                self._token_base = 2.0 ** round(math.log2(first))  # a power of two changes no digit of any gradient
+            if self.micro_batches == 1:
+                self._base, self._items = self._token_base or 1.0, 0.0
+            self._items = self._items + items.double() if loss.device.type != "mps" else self._items + items
+            # The mean of no items is NaN, and counts nothing.
+            return torch.where(items > 0, loss * (items / self._base), 0.0)
+        if self.micro_batches == 1:
+            self._base, self._items = float(items) or 1.0, 0.0
+        self._items = self._items + items
+        if not items:
+            return None
+        return loss if items == self._base else loss * (items / self._base)
+
+    # -- the window's end -------------------------------------------------------------------------------------------
+
+    def update(self) -> None:
+        """Update the parameters with the gradients of the window, and free them."""
+        self.settle_blocking()  # the learning rate of this update may depend on whether the last one was made
+        if self.schedule is not NO_SCHEDULE:
+            rate = self.optimizer.param_groups[0].get("lr", math.nan)
+            self._rate = rate.clone() if isinstance(rate, Tensor) else rate
+        with self._precision.outside():
+            divisor = self._sum_over_processes()
+            if self._is_scaled:
+                self.scaler.unscale_(self.optimizer)
+            if not isinstance(divisor, float) or divisor != 1.0:
+                _divide(self.parameters, divisor)
+            if self._clipping.is_on:
+                self.norms = self._clipping.apply(self.parameters)
+            if self._is_scaled:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                self.optimizer.step()
+        self.free_gradients()
+        self._precision.forget_casts()
+        self._is_settled = False
+        # Weight averaging wants the weights and statistics of this very update; the schedule has time until the next one.
+        if not self._is_scaled or self.on_update:
+            self.settle_blocking()
+
+    def settle_blocking(self) -> None:
+        """Advance what counts updates, now that it is known whether the last one was made.
+
+        fp16 decides that on the device. It is read as late as possible: just before the next update, whose forward and
+        backward passes are queued by then, so that the device does not run dry.
+
+        Raises:
+            NumericsError: the scale fell so far that overflow cannot be the reason.
+        """
+        if self._is_settled:
+            return
+        self._is_settled = True
+        if self._is_scaled:
+            scale = self.scaler.get_scale()  # SYNC: fp16 only: was the update before this one made?
+            was_skipped, self._scale = scale < self._scale, scale
+            if was_skipped:
+                self.skipped += 1
+                if scale < _LEAST_SCALE:
+                    raise NumericsError(
+                        f"fp16 skipped {self.skipped} updates, and the loss scale fell to {scale:g}: not the range of fp16 is the "
+                        f"reason, but a loss or gradients that are not finite. Look at the data and at log, sqrt and division in "
+                        f'the model, or try precision="bf16" or "fp32".'
+                    )
+                return
+        self.schedule.after_update()
+        for call in self.on_update:
+            call()
+
+    def free_gradients(self) -> None:
+        """Set every gradient to None, as `zero_grad()` does, and begin a new window.
+
+        Rather than calling it: torch wraps `zero_grad` in a profiler range and a compiler guard, 20 microseconds a step of a
+        small model, several times what the work takes. An optimizer with a `zero_grad` of its own is asked to do it.
+        """
+        self.micro_batches = 0
+        if not self._has_plain_zero_grad:
+            self.optimizer.zero_grad()
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def _sum_over_processes(self) -> Tensor | float:
+        """Sum gradients and items over all processes, and return what the gradients are to be divided by."""
+        items = self._items
+        if self.world.size > 1:
+            parameters = self.parameters
+            if self._base != 1.0:
+                _divide(parameters, 1.0 / self._base)
+            device = parameters[0].device
+            items = torch.as_tensor(items, dtype=torch.float64, device=device)
+            items = self.world.sum_gradients(parameters, items.reshape(1))[0]
+            return torch.where(items > 0, items, 1.0)
+        if self.accumulate == 1:
+            return 1.0
+        if isinstance(items, Tensor):
+            return torch.where(items > 0, items / self._base, 1.0)
+        return items / self._base if items else 1.0
+
+
+def check_accumulate(accumulate: object) -> int:
+    """Return the number of micro-batches an update.
+
+    Raises:
+        ArgumentError: it is no whole number of at least 1.
+    """
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise ArgumentError(
+            f"accumulate={accumulate!r} is not a number of micro-batches. It must be a whole number of at least 1."
+        )
+    return accumulate
+
+
+def num_micro_batches(batch_size: int | None, micro_batch: int) -> int:
+    """Return how many micro-batches make a batch.
+
+    Raises:
+        ArgumentError: no batch size, or one that is no multiple.
+    """
+    if batch_size is None:
+        raise ArgumentError(
+            f"micro_batch={micro_batch} was given without batch_size, the samples an update. Give both; for data that make their "
+            f"own batches give the trainer accumulate= instead."
+        )
+    if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
+        raise ArgumentError(
+            f"micro_batch={micro_batch!r} is not a batch size. It must be a whole number of at least 1."
+        )
+    if batch_size % micro_batch:
+        below = next(size for size in range(min(micro_batch, batch_size), 0, -1) if batch_size % size == 0)
+        above = next((size for size in range(micro_batch, batch_size + 1) if batch_size % size == 0), batch_size)
+        raise ArgumentError(
+            f"micro_batch={micro_batch} does not divide batch_size={batch_size} ({batch_size} % {micro_batch} = {batch_size % micro_batch}). "
+            f"Use {below} or {above}."
+        )
+    return batch_size // micro_batch
+
+
+_LEAST_SCALE = 2.0**-16
+"""32 halvings below where torch's scaler begins"""
+
+
+def _divide(parameters: Sequence[nn.Parameter], divisor: Tensor | float) -> None:
+    """Divide all gradients in place."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if grad.is_sparse:
+            grad.div_(divisor)
+        else:
+            groups.setdefault((grad.device, grad.dtype), []).append(grad)
+    for (device, dtype), grads in groups.items():
+        # Any: what torch's own optimizers are built on is not among its typed names.
+        foreach: Any = torch
+        foreach._foreach_div_(grads, divisor.to(device, dtype) if isinstance(divisor, Tensor) else divisor)
