@@ -188,12 +188,12 @@ class SWA:
         return float(match[1]) / 100
 
 
-def find_average(ema: object, callbacks: object) -> tuple[EMA | SWA | None, list[Any]]:
+def find_average(ema: object, callbacks: Any) -> tuple[EMA | SWA | None, Any]:
     """Return the average that was asked for, by argument or among the callbacks, and the callbacks without it.
 
     Args:
         ema: None, a decay, an `EMA` or an `SWA`.
-        callbacks: what the user gave; anything but a list or tuple is left for `check_callbacks`.
+        callbacks: what the user gave; anything but a list or tuple comes back as it is, for `check_callbacks`.
     Raises:
         ArgumentError: no average, or more than one.
     """
@@ -203,14 +203,15 @@ def find_average(ema: object, callbacks: object) -> tuple[EMA | SWA | None, list
         raise ArgumentError(
             f"ema={ema!r} is no average of weights. Give a decay such as 0.999, EMA(...), SWA(...) or None."
         )
-    given = list(callbacks) if isinstance(callbacks, (list, tuple)) else []
+    given: Any = callbacks if isinstance(callbacks, (list, tuple)) else []
     averages = [*([] if ema is None else [ema]), *(each for each in given if isinstance(each, (EMA, SWA)))]
     if len(averages) > 1:
         raise ArgumentError(
             f"{len(averages)} averages of the weights were given: {' and '.join(map(repr, averages))}. A trainer keeps one: leave the "
             f"others out."
         )
-    return (averages[0] if averages else None), [each for each in given if not isinstance(each, (EMA, SWA))]
+    others = [each for each in given if not isinstance(each, (EMA, SWA))]
+    return (averages[0] if averages else None), (others if given else callbacks)
 
 
 def _read_start(start: int | str, unit: str = "steps", example: str = "2 epochs") -> tuple[int, int]:

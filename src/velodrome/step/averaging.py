@@ -99,7 +99,7 @@ class NoAveraging:
         """Get ready for a run of this budget."""
 
     def after_update(self) -> None:
-        """Tell of an update that really happened; waits for nothing."""
+        """Tell of an update that really happened, not one that fp16 skipped; waits for nothing."""
 
     def after_epoch(self, epoch: int) -> bool:
         """Tell that an epoch's training is over; return whether statistics must be recomputed now."""
@@ -132,7 +132,7 @@ class NoAveraging:
         """Return the averaged model's state by the model's own names; empty before the first averaging."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], *, num_averaged: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from a saved average.
 
         Raises:
@@ -140,7 +140,8 @@ class NoAveraging:
         """
         if state:
             raise ArgumentError(
-                f"An average of {num_averaged} weights is to be loaded, and this trainer has none. Give it ema=EMA(...) or SWA(...)."
+                f"An average of {notes['num_averaged']} weights is to be loaded, and this trainer has none. Give it ema=EMA(...) or "
+                f"SWA(...)."
             )
 
     def describe(self) -> dict[str, object]:
@@ -157,7 +158,7 @@ class Averaging(NoAveraging):
     Args:
         model: the one that is trained; wrapped by `torch.compile` or for several processes, the model inside is meant.
         rule: when and how.
-        counts: how far the run is, read at every call.
+        counts: how far the run is.
     Cost: memory for a second copy of the model; an EMA adds one read and one write of all weights to each update.
     """
 
@@ -168,6 +169,7 @@ class Averaging(NoAveraging):
         self._counts = counts
         self._average: AveragedModel | None = None
         self._start = (0, 0)
+        self._num_updates = 0
         self._last_step = -1
         self._is_applied = False
         self._swapped: list[tuple[_Place, Tensor, Tensor]] = []
@@ -194,11 +196,12 @@ class Averaging(NoAveraging):
 
     def after_update(self) -> None:
         """Average, if it is time; waits for nothing."""
+        self._num_updates += 1
         steps_between = self._rule.steps_between
         if steps_between is None:
             return
         first_step, first_epoch = self._start
-        done = self._counts.steps_done - first_step
+        done = self._num_updates - first_step
         if done > 0 and done % steps_between == 0 and self._counts.epochs_done >= first_epoch:
             self._average_now()
 
@@ -258,12 +261,12 @@ class Averaging(NoAveraging):
         with self.raw():  # the tensors returned are views of the storages that the average has now
             return self._average.module.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Tensor], *, num_averaged: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from a saved average.
 
         Args:
             state: what `state_dict` gave.
-            num_averaged: averagings done until then.
+            notes: what `describe` gave.
         Raises:
             ArgumentError: names or shapes are not those of the model.
         """
@@ -273,12 +276,12 @@ class Averaging(NoAveraging):
                 average.module.load_state_dict(state)
             except RuntimeError as error:
                 raise ArgumentError(f"The saved average does not fit the model. {error}") from error
-        self.num_averaged = num_averaged
-        average.n_averaged.fill_(num_averaged)
+        self.num_averaged, self._num_updates = notes["num_averaged"], notes["num_updates"]
+        average.n_averaged.fill_(self.num_averaged)
 
     def describe(self) -> dict[str, object]:
-        """Return what it is and how many weights went into it, for the records."""
-        return {"kind": self._rule.kind, "num_averaged": self.num_averaged}
+        """Return what it is, how many weights went into it and how many updates there were, for the records."""
+        return {"kind": self._rule.kind, "num_averaged": self.num_averaged, "num_updates": self._num_updates}
 
     # -- inner works ------------------------------------------------------------------------------------------------
 

@@ -329,24 +329,28 @@ def test_layers_without_a_shape_are_averaged_from_their_first_update_on():
 def test_state_goes_on_where_it_was():
     first = Driver(one_weight(), EMA(0.5)).update(8, 4)
     second = Driver(one_weight(), EMA(0.5))
-    second.averaging.load_state_dict(first.averaging.state_dict(), num_averaged=first.averaging.num_averaged)
-    assert second.averaging.describe() == first.averaging.describe() == {"kind": "ema", "num_averaged": 2}
+    second.averaging.load_state_dict(first.averaging.state_dict(), first.averaging.describe())
+    assert (
+        second.averaging.describe()
+        == first.averaging.describe()
+        == {"kind": "ema", "num_averaged": 2, "num_updates": 2}
+    )
     assert second.update(2).mean == first.update(2).mean == 4
 
 
 def test_state_of_another_model_is_refused():
     driver = Driver(one_weight(), EMA(0.5))
     with pytest.raises(ArgumentError, match="does not fit the model"):
-        driver.averaging.load_state_dict({"bias": torch.zeros(1)}, num_averaged=1)
+        driver.averaging.load_state_dict({"bias": torch.zeros(1)}, {"num_averaged": 1, "num_updates": 1})
 
 
 def test_no_averaging_does_nothing_and_takes_no_state():
     assert NO_AVERAGING.after_update() is None
     assert not NO_AVERAGING.after_epoch(1)
     assert NO_AVERAGING.tensors() == NO_AVERAGING.describe() == {}
-    NO_AVERAGING.load_state_dict({}, num_averaged=0)
+    NO_AVERAGING.load_state_dict({}, {})
     with pytest.raises(ArgumentError, match=r"Give it ema=EMA"):
-        NO_AVERAGING.load_state_dict({"weight": torch.zeros(1)}, num_averaged=3)
+        NO_AVERAGING.load_state_dict({"weight": torch.zeros(1)}, {"num_averaged": 3})
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------
