@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from velodrome.averages import EMA, SWA, find_average
 from velodrome.callbacks.base import Callback, check_callbacks
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
@@ -27,6 +28,7 @@ from velodrome.record.progress import make_progress
 from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
+from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
 from velodrome.step.checks import explain_late_failure
 from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.compiled import resolve_compilation
@@ -76,6 +78,8 @@ class Trainer:
         clip_norm: largest norm of the gradients of an update; clip_value: largest absolute value of one of them.
         compile: True, "default", "reduce-overhead", ... or a dict of arguments: `torch.compile` for the model, in place. The odd last
             batch is run without; cost and break-even are said after the first few steps.
+        ema: an average of the weights to keep, evaluate and save beside them: a decay such as 0.999, an `EMA` or an `SWA`. With
+            several optimizers the updates of the first one count.
         grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
@@ -108,11 +112,12 @@ class Trainer:
         clip_value: float | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         grad_norms: bool = False,
+        ema: EMA | SWA | float | None = None,
         device: str | torch.device = "auto",
         seed: int | None = None,
         run_dir: str | Path | None = None,
         checkpoint: str | Checkpointing | None = "every epoch",
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback | EMA | SWA] = (),
         loggers: Sequence[Any] | None = None,
         progress: bool = True,
         log_every: str | Duration = "50 steps",
@@ -125,7 +130,8 @@ class Trainer:
             raise ArgumentError(
                 "loss and step_fn were both given. step_fn returns the loss itself: leave one of them out."
             )
-        check_callbacks(callbacks)
+        average, other_callbacks = find_average(ema, callbacks)
+        check_callbacks(other_callbacks)
         interval = parse_duration(log_every, name="log_every")
         if interval.unit != "steps":
             raise ArgumentError(
@@ -164,6 +170,8 @@ class Trainer:
                 for name, each in optimizers.items()
             }
         )
+        if average is not None:
+            self._windows.refuse_averaging()
         self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._first_batch = FirstBatch(resolved_loss)
         display = make_progress(progress)
@@ -172,7 +180,7 @@ class Trainer:
         self._run = Run(
             self,
             metrics=resolved_metrics,
-            callbacks=callbacks,
+            callbacks=other_callbacks,
             files=self._files,
             display=display,
             sources=self._sources,
@@ -181,9 +189,15 @@ class Trainer:
             windows=self._windows,
             precision=self._precision,
             compilation=resolve_compilation(compile, self.model, device=self.device, say=self._files.say),
+            averaging=NO_AVERAGING,
+            engine=self._engine,
             log_every=int(interval.amount),
             seed=seed,
         )
+        if average is not None:
+            averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
+            if average.steps_between is not None:  # with fp16, being told of each update waits for the device
+                next(iter(self._windows.by_name.values())).on_update.append(averaging.after_update)
 
     # -- your own loop ----------------------------------------------------------------------------------------------
 
@@ -364,6 +378,11 @@ class Trainer:
             best=run.keeping.best,
             run_dir=self._files.path,
         )
+
+    @property
+    def averaging(self) -> NoAveraging:
+        """The average of the weights: inside of `with trainer.averaging.applied():` the model carries it."""
+        return self._run.averaging
 
     @property
     def progress(self) -> Progress:
