@@ -36,7 +36,11 @@ def parse_override(text: str) -> tuple[str, object] | Problem:
     table, dot, field = key.partition(".")
     if not dot or not table or not all(field.split(".")):
         homes = [f"{name}.{key}" for name, fields in KNOWN_FIELDS.items() if name and key in fields]
-        hint = f"Did you mean {' or '.join(filter(None, [', '.join(homes[:-1]), homes[-1]]))}?" if homes else "Write it as table.field=value."
+        hint = (
+            f"Did you mean {' or '.join(filter(None, [', '.join(homes[:-1]), homes[-1]]))}?"
+            if homes
+            else "Write it as table.field=value."
+        )
         return _mistake(key, f"does not name a table and a field. {hint}", value)
     try:
         read = tomllib.loads(f"value = {value}")
