@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -15,14 +16,17 @@ from velodrome.callbacks.base import Callback, listeners
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.finite import check_finite_mean_loss, check_finite_weights
 from velodrome.loop.host import length_of
+from velodrome.loop.modes import training_mode
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.metrics.means import MAX_NAMES
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
-from velodrome.seeding import seed_everything
+from velodrome.seeding import random_state_kept, seed_everything
+from velodrome.step.batch_norm import recompute_statistics
+from velodrome.step.schedules import NO_SCHEDULE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     from velodrome.keeping import Keeping, Verdict
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
+    from velodrome.step.averaging import NoAveraging
+    from velodrome.step.compiled import NotCompiled
+    from velodrome.step.eager import EagerEngine
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
@@ -56,6 +63,9 @@ class Run:
         keeping: when to save, and which epochs are the best.
         windows: of the optimizers; empty in a trainer that only evaluates.
         precision: in which batches go through the model.
+        compilation: of the model, or none.
+        averaging: of the weights.
+        engine: passes batches through the model.
         log_every: a number of steps.
         seed: or None.
     """
@@ -73,6 +83,9 @@ class Run:
         keeping: Keeping,
         windows: Windows,
         precision: Precision,
+        compilation: NotCompiled,
+        averaging: NoAveraging,
+        engine: EagerEngine,
         log_every: int,
         seed: int | None,
     ) -> None:
@@ -92,12 +105,17 @@ class Run:
         self._sources = sources
         self._metrics = metrics
         self._precision = precision
+        self._compilation = compilation
+        self.averaging = averaging
+        self._engine = engine
+        self._train_source: Any = ()
         self._log_every = log_every
         self._seed = seed
         self._train_phase = NO_PHASE
         self._left_phase: Callable[[], None] | None = None
         self._row: dict[str, Any] = {}
-        self._epochs: int | None = None
+        self._budget = Budget()
+        self._has_begun_schedules = False
         self._started_at = 0.0
         self._interval = (0.0, 0)
         self._skipped_before = 0
@@ -124,7 +142,8 @@ class Run:
             )
         self._is_under_way = True
         self.stop_requested = self.stop_reason = self._error = None
-        self._epochs = budget.epochs
+        self._budget = budget
+        self._has_begun_schedules = False
         self._events = listeners(self._callbacks)
         try:
             if self._seed is not None and not self.progress.steps_done:
@@ -132,6 +151,7 @@ class Run:
             self.windows.discard()  # what a computation before the run left there is not this run's gradient
             self._started_at = perf_counter() - self.progress.seconds
             self.keeping.count_from(self.progress)
+            self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
             self.files.check_model(self.model)
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
@@ -152,11 +172,14 @@ class Run:
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
         self._finish_left_phase()
+        self._average_epoch()
         self.tick()
         epoch = self._row.pop("epoch")
         row = {**self._coordinates("epoch", epoch), **self._row}
         self.files.write(row)
         row.pop("kind")
+        for updates in self.windows.by_name.values():
+            updates.schedule.after_epoch(row)
         self._warn_of_skipped_updates()
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self._warn_of(verdict, row)
@@ -178,6 +201,8 @@ class Run:
                 error = numerics_error
         if error is None:
             self.stop_reason = reason
+            if self.averaging.describe() and not self.averaging.num_averaged:
+                self.warn("The run ended before its weights were averaged once. Give a smaller start, or a longer run.")
             self.files.finish(reason, self.progress, self.keeping.best)
             self._tell("on_fit_end")
             return
@@ -214,7 +239,11 @@ class Run:
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
-        return self._sources.placer(source)
+        return self._compilation.watch(self._sources.placer(source), self._micro_batch_in_training)
+
+    def _micro_batch_in_training(self) -> int | None:
+        """Return the number of the training micro-batch that comes; None in an evaluation."""
+        return self.progress.micro_batches_done if self.phase.is_training else None
 
     @contextmanager
     def training(self, source: Any) -> Iterator[Phase]:
@@ -228,9 +257,31 @@ class Run:
             raise ArgumentError(
                 "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
+        self._train_source = source
+        self._begin_schedules(source)
         with self._inside(self._train_phase, source, self._finish_training), self.windows.training():
             yield self._train_phase
             self._close_windows()
+
+    def _begin_schedules(self, source: Any) -> None:
+        """Tell the learning-rate schedules how long the run is, once its data are known."""
+        if self._has_begun_schedules:
+            return
+        self._has_begun_schedules = True
+        batches, several = length_of(source), len(self.windows)
+        try:
+            for name, updates in self.windows.by_name.items():
+                per_epoch = None if batches is None else -(-batches // updates.accumulate)
+                # The budget counts the updates of all optimizers, which take turns.
+                steps = None if self._budget.steps is None else -(-self._budget.steps // several)
+                updates.schedule.start(steps_per_epoch=per_epoch, epochs=self._budget.epochs, steps=steps)
+                if updates.schedule is not NO_SCHEDULE:
+                    self.files.say(
+                        f"learning rate{f' of {name}' if several > 1 else ''}: {updates.schedule.describe()}"
+                    )
+        except BaseException as error:
+            self.note(error)
+            raise
 
     @contextmanager
     def evaluation(self, name: str, source: Any) -> Iterator[Phase]:
@@ -240,9 +291,12 @@ class Run:
             raise ArgumentError(
                 f"The evaluation {name!r} was started inside of the evaluation {self.phase.name!r}. Finish that loop first."
             )
+        if self.phase is NO_PHASE:
+            self._average_epoch()
         # Inside of the training phase, from a callback say, the bar goes on showing that one.
         phase = self._new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
-        with self._inside(phase, source, partial(self._finish_evaluation, phase)), self.windows.evaluating():
+        inside = self._inside(phase, source, partial(self._finish_evaluation, phase))
+        with inside, self.windows.evaluating(), self.averaging.evaluating():
             yield phase
 
     @contextmanager
@@ -250,7 +304,9 @@ class Run:
         """Make the phase the one under way; finish it when its loop has come to its end."""
         outer, self.phase = self.phase, phase
         columns = getattr(source, "columns", None)
-        phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source), batches_are_new=columns is not None)
+        phase.enter(
+            self._row.get("epoch", 0), self._budget.epochs, length_of(source), batches_are_new=columns is not None
+        )
         try:
             with self.first_batch.of(source, columns), self._precision.around(self.model):
                 yield
@@ -265,6 +321,7 @@ class Run:
         finally:
             phase.leave()
             self.phase = outer
+            self._compilation.leave_phase()
         try:
             finish()
         except BaseException as error:
@@ -319,6 +376,28 @@ class Run:
         finally:
             self.phase = outer
 
+    def _average_epoch(self) -> None:
+        """Average the weights at the end of an epoch's training, if it is time: before they are evaluated and saved."""
+        if "epoch" in self._row and self.progress.steps_in_epoch and self.averaging.after_epoch(self._row["epoch"]):
+            self._recompute_statistics()
+
+    def _recompute_statistics(self) -> None:
+        """Pass the training data through the averaged model; the run goes on as if that had not been."""
+        source, engine = self._train_source, self._engine
+        if isinstance(getattr(source, "data", None), Iterator):
+            self.warn(
+                "The training data can be read only once, so the BatchNorm statistics of the averaged weights are those of the "
+                "weights before averaging. Give data that can be read again, such as a DataLoader."
+            )
+            return
+        place = self.placer(source)
+        # A loop of one's own may compute its loss outside: then the batch goes through the model without its target.
+        forward = engine.forward if self.first_batch.has_seen(source) else engine.predict
+        as_in_training = training_mode(self.model), self._precision.around(self.model)
+        with self.averaging.applied(), random_state_kept(self.trainer.device), as_in_training[0], as_in_training[1]:
+            batches = (place(batch)[0] for batch in source)
+            recompute_statistics(self.model, batches, forward)
+
     # -- steps ------------------------------------------------------------------------------------------------------
 
     def after_micro_batch(self, loss: Tensor, items: Tensor | float) -> None:
@@ -363,9 +442,11 @@ class Run:
         """
         if not self.files.can_save(self.progress):
             return None
-        with self.windows.evaluating():
-            check_finite_weights(self.model, step=self.progress.steps_done)
-            path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps)
+        step, averaging = self.progress.steps_done, self.averaging
+        with averaging.raw(), self.windows.evaluating():
+            check_finite_weights(self.model.named_parameters(), step=step)
+            check_finite_weights(averaging.named_parameters(), step=step, what="averaged weight")
+            path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps, averaging=averaging)
         if path is not None:
             self.keeping.count_from(self.progress)
             self._tell("on_checkpoint", path)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.record.progress import ProgressView
     from velodrome.record.sink import Sink
+    from velodrome.step.averaging import NoAveraging
 
 __all__ = ["RunFiles"]
 
@@ -134,13 +135,21 @@ class RunFiles:
         """Return whether a checkpoint of this step can be written: there is a folder, a step was done, and it has none yet."""
         return self._store is not None and progress.steps_done > 0 and progress.steps_done != self._saved_step
 
-    def save(self, model: nn.Module, progress: Progress, *, keep: Collection[int]) -> Path | None:
-        """Write the weights as a checkpoint of this step, and remove those that need not be kept.
+    def save(
+        self, model: nn.Module, progress: Progress, *, keep: Collection[int], averaging: NoAveraging
+    ) -> Path | None:
+        """Write the weights, and their average where there is one, as a checkpoint of this step; remove those that need not be kept.
 
         A disk that fails is told and does not stop the run: None then, and the next save tries again.
         """
         try:
-            path = self._store.save(progress.steps_done, {"model": model.state_dict()}, {"progress": asdict(progress)})
+            tensors = {"model": model.state_dict(), **averaging.tensors()}
+            state = {
+                "progress": asdict(progress),
+                "evaluated_weights": averaging.evaluates,
+                "averaging": averaging.describe(),
+            }
+            path = self._store.save(progress.steps_done, tensors, state)
         except CheckpointError as error:
             self.warn(f"warning: {error} Training goes on; the next save tries again.")
             return None

@@ -63,6 +63,22 @@ class Windows:
             return ""
         return next(f"{name}/" for name, each in self.by_name.items() if each is updates)
 
+    def refuse_averaging(self) -> None:
+        """Refuse an average of weights that an optimizer averages itself.
+
+        Raises:
+            ArgumentError: one has modes for training and evaluation, as schedule-free ones do; or there is no optimizer.
+        """
+        if not self.by_name:
+            raise ArgumentError(
+                "An average of the weights was asked of a trainer with optimizer=None, which never changes them. Give it an optimizer."
+            )
+        if self._modal:
+            raise ArgumentError(
+                f"{type(self._modal[0]).__name__} shows other weights in evaluation than in training: it averages them itself. Leave ema out, "
+                f"or take another optimizer."
+            )
+
     @property
     def open_ones(self) -> list[Updates]:
         """Those with micro-batches that no update was made of yet."""
