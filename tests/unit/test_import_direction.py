@@ -25,6 +25,7 @@ FRONT_DOOR = {
     "api",
     "averages",
     "optimization",
+    "together",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

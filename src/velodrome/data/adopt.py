@@ -83,6 +83,10 @@ class BatchIterable:
         """
         if isinstance(self.data, TorchDataLoader):
             check_own_order(self.data)
+        return self.whole()
+
+    def whole(self) -> BatchIterable:
+        """Return all batches, for every process; itself where there is one process, or the data divide themselves."""
         return self if self._share.size == 1 else BatchIterable(self.data)
 
     def __len__(self) -> int:

@@ -75,9 +75,17 @@ class BoundLoader:
             ArgumentError: see `DataLoader.in_own_order`.
         """
         loader = self.loader.in_own_order()
-        if loader is self.loader and self._share.size == 1:
-            return self
+        if loader is self.loader:
+            return self.whole()
         view = BoundLoader(loader, seed=self._seed, device=self._device)
+        view._read, view._placed = self._read, self._placed
+        return view
+
+    def whole(self) -> BoundLoader:
+        """Return a view of all samples in the same order, for every process; itself where there is one process."""
+        if self._share.size == 1:
+            return self
+        view = BoundLoader(self.loader, seed=self._seed, device=self._device)
         view._read, view._placed = self._read, self._placed
         return view
 

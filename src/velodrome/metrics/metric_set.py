@@ -12,10 +12,10 @@ from torch import Tensor
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.metrics.means import RunningMeans
-from velodrome.metrics.merging import ALONE, MetricWorld, merged_states
+from velodrome.metrics.merging import ALONE, MetricWorld, check_mergeable, merged_states
 from velodrome.metrics.named import Labels, SampleMetric, named_metric
 
-__all__ = ["MetricSet", "StatefulMetric", "resolve_metrics"]
+__all__ = ["MetricSet", "StatefulMetric", "check_metrics_mergeable", "resolve_metrics"]
 
 _MAX_HELD_BATCHES = 32
 _MAX_HELD_NUMBERS = 1 << 18
@@ -78,6 +78,17 @@ def resolve_metrics(metrics: object, *, labels: Labels | None = None) -> dict[st
     return resolved
 
 
+def check_metrics_mergeable(metrics: Mapping[str, SampleMetric | StatefulMetric]) -> None:
+    """Refuse metrics that several processes cannot put together.
+
+    Raises:
+        ArgumentError: names the metric.
+    """
+    for name, metric in metrics.items():
+        if not isinstance(metric, SampleMetric):
+            check_mergeable(name, metric)
+
+
 class MetricSet:
     """The metrics of one phase, with state of their own.
 
@@ -132,7 +143,7 @@ class MetricSet:
             others: the processes whose batches count too; each calls this, also one that had no batch.
         """
         self._flush()
-        if not others.any(self.was_fed):
+        if not others.any(self.was_fed):  # SYNC: the end of a phase; other processes are asked, if any
             return {}  # a stateful metric would say 0
         values = self._means.means_blocking(others.merge_sums)
         for name, metric in self._stateful.items():
