@@ -23,6 +23,7 @@ from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
 from velodrome.seeding import random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
+from velodrome.step.schedules import NO_SCHEDULE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
     from velodrome.step.averaging import NoAveraging
+    from velodrome.step.compiled import NotCompiled
     from velodrome.step.eager import EagerEngine
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.precision import Precision
@@ -61,6 +63,7 @@ class Run:
         keeping: when to save, and which epochs are the best.
         windows: of the optimizers; empty in a trainer that only evaluates.
         precision: in which batches go through the model.
+        compilation: of the model, or none.
         averaging: of the weights.
         engine: passes batches through the model.
         log_every: a number of steps.
@@ -80,6 +83,7 @@ class Run:
         keeping: Keeping,
         windows: Windows,
         precision: Precision,
+        compilation: NotCompiled,
         averaging: NoAveraging,
         engine: EagerEngine,
         log_every: int,
@@ -101,6 +105,7 @@ class Run:
         self._sources = sources
         self._metrics = metrics
         self._precision = precision
+        self._compilation = compilation
         self.averaging = averaging
         self._engine = engine
         self._train_source: Any = ()
@@ -109,7 +114,8 @@ class Run:
         self._train_phase = NO_PHASE
         self._left_phase: Callable[[], None] | None = None
         self._row: dict[str, Any] = {}
-        self._epochs: int | None = None
+        self._budget = Budget()
+        self._has_begun_schedules = False
         self._started_at = 0.0
         self._interval = (0.0, 0)
         self._skipped_before = 0
@@ -136,7 +142,8 @@ class Run:
             )
         self._is_under_way = True
         self.stop_requested = self.stop_reason = self._error = None
-        self._epochs = budget.epochs
+        self._budget = budget
+        self._has_begun_schedules = False
         self._events = listeners(self._callbacks)
         try:
             if self._seed is not None and not self.progress.steps_done:
@@ -171,6 +178,8 @@ class Run:
         row = {**self._coordinates("epoch", epoch), **self._row}
         self.files.write(row)
         row.pop("kind")
+        for updates in self.windows.by_name.values():
+            updates.schedule.after_epoch(row)
         self._warn_of_skipped_updates()
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self._warn_of(verdict, row)
@@ -230,7 +239,11 @@ class Run:
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
-        return self._sources.placer(source)
+        return self._compilation.watch(self._sources.placer(source), self._micro_batch_in_training)
+
+    def _micro_batch_in_training(self) -> int | None:
+        """Return the number of the training micro-batch that comes; None in an evaluation."""
+        return self.progress.micro_batches_done if self.phase.is_training else None
 
     @contextmanager
     def training(self, source: Any) -> Iterator[Phase]:
@@ -245,9 +258,30 @@ class Run:
                 "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
         self._train_source = source
+        self._begin_schedules(source)
         with self._inside(self._train_phase, source, self._finish_training), self.windows.training():
             yield self._train_phase
             self._close_windows()
+
+    def _begin_schedules(self, source: Any) -> None:
+        """Tell the learning-rate schedules how long the run is, once its data are known."""
+        if self._has_begun_schedules:
+            return
+        self._has_begun_schedules = True
+        batches, several = length_of(source), len(self.windows)
+        try:
+            for name, updates in self.windows.by_name.items():
+                per_epoch = None if batches is None else -(-batches // updates.accumulate)
+                # The budget counts the updates of all optimizers, which take turns.
+                steps = None if self._budget.steps is None else -(-self._budget.steps // several)
+                updates.schedule.start(steps_per_epoch=per_epoch, epochs=self._budget.epochs, steps=steps)
+                if updates.schedule is not NO_SCHEDULE:
+                    self.files.say(
+                        f"learning rate{f' of {name}' if several > 1 else ''}: {updates.schedule.describe()}"
+                    )
+        except BaseException as error:
+            self.note(error)
+            raise
 
     @contextmanager
     def evaluation(self, name: str, source: Any) -> Iterator[Phase]:
@@ -270,7 +304,9 @@ class Run:
         """Make the phase the one under way; finish it when its loop has come to its end."""
         outer, self.phase = self.phase, phase
         columns = getattr(source, "columns", None)
-        phase.enter(self._row.get("epoch", 0), self._epochs, length_of(source), batches_are_new=columns is not None)
+        phase.enter(
+            self._row.get("epoch", 0), self._budget.epochs, length_of(source), batches_are_new=columns is not None
+        )
         try:
             with self.first_batch.of(source, columns), self._precision.around(self.model):
                 yield
@@ -285,6 +321,7 @@ class Run:
         finally:
             phase.leave()
             self.phase = outer
+            self._compilation.leave_phase()
         try:
             finish()
         except BaseException as error:

@@ -25,20 +25,19 @@ from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
 from velodrome.metrics.metric_set import resolve_metrics
 from velodrome.metrics.named import Labels
+from velodrome.optimization import Optimization
 from velodrome.record.progress import make_progress
 from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
 from velodrome.step.checks import explain_late_failure
-from velodrome.step.clipping import Clipping, layer_names
+from velodrome.step.compiled import resolve_compilation
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
-from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
-from velodrome.step.precision import make_scaler, resolve_precision
-from velodrome.step.updates import Updates, check_accumulate, num_micro_batches
-from velodrome.step.windows import Windows
+from velodrome.step.precision import resolve_precision
+from velodrome.step.updates import num_micro_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -72,10 +71,17 @@ class Trainer:
             batches of one label a sample, not in memory, may hold it: else it is looked for in the first batch only.
         step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
+        scheduler: of the learning rate: any of `torch.optim.lr_scheduler`, built on the optimizer; a factory `optimizer -> scheduler`;
+            or a name with a warm-up in `scheduler_args`: "cosine", "linear", "one_cycle", "wsd", "plateau", ... Lengths are the
+            run's where they are not given. With several optimizers a dict, or one name or factory for all.
+        scheduler_every: "step" or "epoch": how often it moves on. Names, OneCycleLR and CyclicLR move per update, others per epoch.
+        scheduler_monitor: the value of an epoch that "plateau" and ReduceLROnPlateau follow; "val/loss" when left out.
         precision: "fp32"; "tf32"; "bf16" or "fp16" by autocast, fp16 with a scaled loss. Losses, sums and updates are fp32 always.
         scaler_args: arguments of `torch.amp.GradScaler`, for "fp16".
         accumulate: micro-batches an update. Their gradients are summed and divided once by the items of all of them.
         clip_norm: largest norm of the gradients of an update; clip_value: largest absolute value of one of them.
+        compile: True, "default", "reduce-overhead", ... or a dict of arguments: `torch.compile` for the model, in place. The odd last
+            batch is run without; cost and break-even are said after the first few steps.
         ema: an average of the weights to keep, evaluate and save beside them: a decay such as 0.999, an `EMA` or an `SWA`. With
             several optimizers the updates of the first one count.
         grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
@@ -103,11 +109,16 @@ class Trainer:
         loss_args: Mapping[str, Any] | None = None,
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
         metrics: Sequence[Any] | Mapping[str, Any] = (),
+        scheduler: Any = None,
+        scheduler_args: Mapping[str, Any] | None = None,
+        scheduler_every: str | None = None,
+        scheduler_monitor: str | None = None,
         precision: str = "fp32",
         scaler_args: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
         grad_norms: bool = False,
         ema: EMA | SWA | float | None = None,
         device: str | torch.device = "auto",
@@ -141,32 +152,28 @@ class Trainer:
         self.device = resolve_device(device)
         resolved_loss = resolve_loss(loss, dict(loss_args or {}))
         resolved_metrics = resolve_metrics(metrics, labels=_labels(resolved_loss))
-        if optimizer is None and (lr is not None or optimizer_args):
-            extras = ", ".join((["lr"] if lr is not None else []) + sorted(optimizer_args or ()))
-            raise ArgumentError(
-                f'{extras} was given together with optimizer=None, a trainer that does not train. Give an optimizer, such as "adam".'
-            )
         self.model = model.to(self.device)
         loss_function: object = None if resolved_loss is None else resolved_loss.function
         if isinstance(loss_function, nn.Module):
             loss_function.to(self.device)  # class weights
-        optimizers = _resolve_optimizers(optimizer, self.model, lr=lr, arguments=dict(optimizer_args or {}))
-        self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
         self._precision = resolve_precision(precision, self.device, map_tensors)
-        layers = layer_names(self.model) if grad_norms else {}
-        self._windows = Windows(
-            {
-                name: Updates(
-                    each,
-                    accumulate=check_accumulate(accumulate),
-                    clipping=Clipping(norm=clip_norm, value=clip_value, layers=layers, keep_norms=grad_norms),
-                    precision=self._precision,
-                    scaler=make_scaler(self._precision, self.device, scaler_args or {}),
-                    is_only=len(optimizers) == 1,
-                )
-                for name, each in optimizers.items()
-            }
+        optimization = Optimization(
+            optimizer=optimizer,
+            lr=lr,
+            optimizer_args=optimizer_args or {},
+            scheduler=scheduler,
+            scheduler_args=scheduler_args or {},
+            scheduler_every=scheduler_every,
+            scheduler_monitor=scheduler_monitor,
+            scaler_args=scaler_args or {},
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            grad_norms=grad_norms,
         )
+        self._windows = optimization.make_windows(self.model, precision=self._precision, device=self.device)
+        optimizers = {name: updates.optimizer for name, updates in self._windows.by_name.items()}
+        self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
         if average is not None:
             self._windows.refuse_averaging()
         self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
@@ -185,6 +192,7 @@ class Trainer:
             keeping=keeping,
             windows=self._windows,
             precision=self._precision,
+            compilation=resolve_compilation(compile, self.model, device=self.device, say=self._files.say),
             averaging=NO_AVERAGING,
             engine=self._engine,
             log_every=int(interval.amount),
@@ -397,17 +405,6 @@ class Trainer:
     def run_dir(self) -> Path | None:
         """The run's folder, or None when nothing is written."""
         return self._files.path
-
-
-def _resolve_optimizers(
-    optimizer: Any, model: nn.Module, *, lr: float | None, arguments: dict[str, Any]
-) -> dict[str, Optimizer]:
-    """Return the optimizers by name: none, the only one, or those of a dict."""
-    if optimizer is None:
-        return {}
-    if isinstance(optimizer, Mapping):
-        return resolve_optimizers(optimizer, model, lr=lr, arguments=arguments)
-    return {"optimizer": resolve_optimizer(optimizer, model, lr=lr, arguments=arguments)}
 
 
 def _labels(loss: Loss | None) -> Labels:

@@ -14,7 +14,18 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "velodrome"
 PARTS = {"loop", "step", "data", "checkpoint", "metrics", "record", "callbacks"}
 LEAVES = {"seeding", "devices", "report", "monitor"}
 # The trainer and the files that it is made of.
-FRONT_DOOR = {"trainer", "run", "phases", "keeping", "finite", "run_files", "data_in_use", "api", "averages"}
+FRONT_DOOR = {
+    "trainer",
+    "run",
+    "phases",
+    "keeping",
+    "finite",
+    "run_files",
+    "data_in_use",
+    "api",
+    "averages",
+    "optimization",
+}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},

@@ -32,17 +32,17 @@ NAMES = {
 }
 # Positional arguments first, then keywords; renaming one breaks somebody's script.
 SIGNATURES = {
-    "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics device seed run_dir checkpoint"
-    " callbacks loggers progress log_every",
-    "Trainer.fit": "train val epochs steps seconds batch_size eval_batch_size shuffle",
+    "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics precision scaler_args accumulate"
+    " clip_norm clip_value compile grad_norms device seed run_dir checkpoint callbacks loggers progress log_every",
+    "Trainer.fit": "train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle",
     "Trainer.evaluate": "data batch_size",
     "Trainer.predict": "data batch_size",
     "Trainer.epochs": "epochs steps seconds",
     "Trainer.forward": "batch",
-    "Trainer.step": "loss items",
+    "Trainer.step": "loss items optimizer",
     "Trainer.measure": "outcome",
     "Trainer.log": "values",
-    "fit": "model train val epochs steps seconds batch_size eval_batch_size shuffle trainer_arguments",
+    "fit": "model train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle trainer_arguments",
     "evaluate": "model data loss metrics step_fn batch_size device progress",
     "predict": "model data batch_size device progress",
     "DataLoader": "dataset batch_size shuffle drop_last num_workers transform seed sampler batch_sampler collate_fn"

@@ -114,9 +114,8 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
 def _next_recipe(ready: Ready, recipe: str, run_dir: Path, *, changed: bool) -> str:
     """Return the option that the next verb needs: a run's own recipe is not trusted to name the user's code."""
     from velodrome.recipes.registry import is_user_code
-    from velodrome.recipes.schema import NAMED_TABLES
 
-    names = [*(getattr(ready.recipe, table).name for table in NAMED_TABLES), *ready.recipe.train.metrics]
+    names = [*(table.name for table in ready.recipe.named_tables().values()), *ready.recipe.train.metrics]
     if not any(map(is_user_code, names)):
         return ""
     # With changes on the command line only the saved recipe says what was trained.

@@ -41,7 +41,7 @@ def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code
         name = section.get("name", "adam" if table == "optimizer" else None)
         if not isinstance(name, str) or not name:
             continue  # the schema has said so
-        arguments = {key: value for key, value in section.items() if key not in ("name", "lr")}
+        arguments = {key: value for key, value in section.items() if key not in ("name", "lr", "groups")}
         try:
             if not registry.is_user_code(name):
                 problems += _check_known(table, name, arguments, origins)
@@ -54,6 +54,8 @@ def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code
             # The other mistakes of the table are found as well, when it is clear which name was meant.
             for meant in get_close_matches(name.lower(), _known_names(table), n=1, cutoff=0.6):
                 problems += _check_known(table, meant, arguments, origins)
+    problems += _check_groups(tables, origins)
+    problems += _check_scheduler(tables, origins, import_user_code=import_user_code)
     problems += _check_sparse(tables, origins)
     problems += _check_metrics(tables, origins, import_user_code=import_user_code)
     problems += _check_durations(tables, origins)
@@ -156,6 +158,46 @@ def _check_optimizer(name: str, arguments: dict[str, Any], origins: Origins) -> 
     # One weight matrix is enough for torch to judge momentum, betas and the rest.
     model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
     return _refusals("optimizer", arguments, lambda given: resolve_optimizer(name, model, arguments=given), origins)
+
+
+def _check_groups(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    """Check the options of each pattern as the optimizer's own; `lr` is one of them here."""
+    from torch import nn
+
+    from velodrome.step.optimizers import known_names, resolve_optimizer
+
+    optimizer = tables.get("optimizer")
+    groups = optimizer.get("groups") if isinstance(optimizer, dict) else None
+    if not isinstance(optimizer, dict) or not isinstance(groups, dict):
+        return []
+    name = optimizer.get("name", "adam")
+    if name not in known_names():
+        return []  # the user's own, or said already
+    model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
+    problems = []
+    for pattern, options in groups.items():
+        if not isinstance(options, dict):
+            continue  # the schema has said so
+        message = _message(lambda given: resolve_optimizer(name, model, arguments=given), options)
+        if message:
+            field = f'optimizer.groups."{pattern}"'
+            rule = f"is refused: {message}"
+            problems.append(Problem(field=field, rule=rule, value=options, origin=origins.of("optimizer.groups")))
+    return problems
+
+
+def _check_scheduler(tables: Mapping[str, Any], origins: Origins, *, import_user_code: bool) -> list[Problem]:
+    """Check a callable of the user's own; names of ours are the trainer's to judge, which knows the run's length."""
+    section = tables.get("scheduler")
+    name = section.get("name") if isinstance(section, dict) else None
+    if not isinstance(name, str) or not registry.is_user_code(name) or not import_user_code:
+        return []
+    try:
+        registry.import_callable(name)
+    except RecipeError as error:
+        origin, cause = origins.of("scheduler.name"), error.__cause__
+        return [Problem(field="scheduler.name", rule=error.message, value=name, origin=origin, cause=cause)]
+    return []
 
 
 def _check_sparse(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:

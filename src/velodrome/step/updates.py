@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from velodrome.errors import ArgumentError, NumericsError
+from velodrome.step.schedules import NO_SCHEDULE, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,10 +35,8 @@ if TYPE_CHECKING:
     from velodrome.step.precision import Precision
 
 __all__ = [
-    "NO_SCHEDULE",
     "ONE_PROCESS",
     "GradientWorld",
-    "ScheduleLike",
     "Updates",
     "check_accumulate",
     "num_micro_batches",
@@ -68,21 +67,7 @@ class OneProcess:
         return extras
 
 
-class ScheduleLike(Protocol):
-    """What an update tells the schedule of the learning rate."""
-
-    def after_update(self) -> None:
-        """An update was made, and not skipped."""
-        ...
-
-
-class _NoSchedule:
-    def after_update(self) -> None:
-        """Leave the learning rate alone."""
-
-
 ONE_PROCESS = OneProcess()
-NO_SCHEDULE = _NoSchedule()
 
 
 class Updates:
@@ -94,6 +79,7 @@ class Updates:
         clipping: of the gradients before the update.
         precision: of the forward passes whose losses come in.
         scaler: of the losses; disabled where the precision needs none.
+        schedule: of the learning rates.
         is_only: no other optimizer shares the model; else gradients are computed for this one's parameters only, so that
             the generator's loss leaves nothing in the window of the discriminator.
         world: the processes that train together.
@@ -106,6 +92,7 @@ class Updates:
         clipping: Clipping,
         precision: Precision,
         scaler: torch.amp.GradScaler,
+        schedule: Schedule = NO_SCHEDULE,
         accumulate: int = 1,
         is_only: bool = True,
         world: GradientWorld = ONE_PROCESS,
@@ -114,7 +101,7 @@ class Updates:
         self.accumulate = accumulate
         self.scaler = scaler
         self.world = world
-        self.schedule: ScheduleLike = NO_SCHEDULE
+        self.schedule = schedule
         self.on_update: list[Callable[[], None]] = []
         """called after every update that was really made"""
         self.skipped = 0

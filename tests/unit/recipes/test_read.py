@@ -88,7 +88,7 @@ def test_load_recipe_many_mistakes_reports_all_at_once_with_origin_and_nearest_n
         ("loss.reduction=sum", "is no mean"),
         ("checkpoint.monitor=val/beauty", "does not say whether smaller is better"),
         ("checkpoint.keep_last=1", "greater than or equal to 2"),
-        ("scheduler.name=cosine", "is no part of a recipe, which holds tables of these names only"),
+        ("schedule.name=cosine", 'tables of these names only. Did you mean "scheduler"?'),
     ],
 )
 def test_load_recipe_wrong_value_says_the_rule(recipe_file, override, rule):
