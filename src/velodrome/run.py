@@ -222,7 +222,7 @@ class Run:
         self._warn_of_skipped_updates()
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self._warn_of(verdict, row)
-        if verdict.is_kept or self.keeping.is_due_after_epoch(self.progress):
+        if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
             self.save()
         if verdict.is_best and verdict.is_kept:
             self.files.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)

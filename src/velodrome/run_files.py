@@ -193,7 +193,8 @@ class RunFiles:
         if self._directory is not None:
             status = (
                 "done"
-                if reason in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.REQUESTED)
+                if reason
+                in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.EARLY, StopReason.REQUESTED)
                 else "stopped"
             )
             self._directory.finish(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from velodrome.averages import EMA, SWA, find_average
 from velodrome.callbacks.base import Callback, check_callbacks
+from velodrome.callbacks.best_checkpoint import BestCheckpoint
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
@@ -146,7 +147,7 @@ class Trainer:
                 f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
             )
         policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
-        keeping = Keeping(policy)
+        keeping = Keeping(policy, [each for each in other_callbacks if isinstance(each, BestCheckpoint)])
         if seed is not None:
             check_seed(seed)
         self.device = resolve_device(local_device(device))
@@ -305,13 +306,20 @@ class Trainer:
         """
         self._run.log(values)
 
-    def stop(self, reason: StopReason = StopReason.REQUESTED) -> None:
+    def stop(self, reason: StopReason | str = StopReason.REQUESTED) -> None:
         """End the run after this step, in good order: evaluation, row and last save still happen.
 
         Where several processes train together they stop at the same step: the next one at which `log_every` has them read the loss,
         or the end of the epoch. It is enough that one of them asks.
+
+        Args:
+            reason: what the records say; a `StopReason` or its name in lower case, such as "early".
         """
-        self._run.request_stop(reason)
+        self._run.request_stop(StopReason.of(reason))
+
+    def say(self, line: str) -> None:
+        """Show a line to people, and keep it in the run's log."""
+        self._files.say(line)
 
     def save(self) -> Path | None:
         """Write a checkpoint of the weights into the run directory now; None when there is none, or it was just saved."""

@@ -13,6 +13,10 @@ import pytest
 import velodrome as vd
 
 NAMES = {
+    "EMA",
+    "SWA",
+    "BestCheckpoint",
+    "EarlyStopping",
     "Callback",
     "Checkpointing",
     "DataLoader",
@@ -43,7 +47,13 @@ SIGNATURES = {
     "predict": "model data batch_size device progress",
     "DataLoader": "dataset batch_size shuffle drop_last num_workers transform seed sampler batch_sampler collate_fn"
     " generator torch_arguments",
-    "load_model": "path model weights",
+    "load_model": "path model weights kind",
+    "EMA": "decay every start warmup evaluate",
+    "SWA": "start every evaluate",
+    "EarlyStopping": "monitor mode patience min_delta restore_best",
+    "BestCheckpoint": "monitor mode keep",
+    "Trainer.stop": "reason",
+    "Trainer.say": "line",
     "seed_everything": "seed",
 }
 HEAVY = (
