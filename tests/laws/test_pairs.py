@@ -25,7 +25,11 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "custom_step": (False, True),
     "iterable": (False, True),
 }
-BATCH, SAMPLES, EPOCHS = 6, 46, 3  # 8 batches: windows of three are 3, 3 and a short 2; each process has two samples of the last batch
+BATCH, SAMPLES, EPOCHS = (
+    6,
+    46,
+    3,
+)  # 8 batches: windows of three are 3, 3 and a short 2; each process has two samples of the last batch
 
 
 def covering_rows() -> list[dict[str, Any]]:
