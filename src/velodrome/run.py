@@ -23,6 +23,7 @@ from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
 from velodrome.seeding import random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
+from velodrome.step.parameters import held_in_vain, unheld_parameters
 from velodrome.step.schedules import NO_SCHEDULE
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class Run:
             self.keeping.count_from(self.progress)
             self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
             self.files.check_model(self.model)
+            self._warn_of_parameters()
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
             self._tell("on_fit_start")
@@ -498,6 +500,22 @@ class Run:
                 f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
             )
 
+    def _warn_of_parameters(self) -> None:
+        """Say which parameters will not change although they could, and what the optimizers hold for nothing."""
+        optimizers = [updates.optimizer for updates in self.windows.by_name.values()]
+        unheld, vain = unheld_parameters(self.model, optimizers), held_in_vain(self.model, optimizers)
+        if unheld:
+            self.warn(
+                f"{_listed(unheld)} can be trained, but no optimizer holds them: they will not change. Give them to the optimizer, or "
+                f"name them in freeze=."
+            )
+        if vain.foreign:
+            self.warn(
+                f"{_listed(vain.foreign)} of an optimizer belong to another model: training does not change this one through them."
+            )
+        if vain.frozen:
+            self.files.say(f"{_listed(vain.frozen)} are held by an optimizer, but frozen: they will not change.")
+
     def _warn_of_skipped_updates(self) -> None:
         """Say how many updates fp16 skipped in this epoch."""
         skipped, self._skipped_before = self.windows.skipped - self._skipped_before, self.windows.skipped
@@ -523,3 +541,9 @@ class Run:
     def _tell(self, event: str, *details: Any) -> None:
         for call in self._events[event]:
             call(self.trainer, *details)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first few of many names."""
+    shown = ", ".join(names[:5])
+    return f"{len(names)} parameters ({shown}{', ...' if len(names) > 5 else ''})"

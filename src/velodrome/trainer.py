@@ -36,7 +36,9 @@ from velodrome.step.compiled import resolve_compilation
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
+from velodrome.step.parameters import freeze as freeze_parameters
 from velodrome.step.precision import resolve_precision
+from velodrome.step.recompute import recompute_activations
 from velodrome.step.updates import num_micro_batches
 
 if TYPE_CHECKING:
@@ -71,6 +73,10 @@ class Trainer:
             batches of one label a sample, not in memory, may hold it: else it is looked for in the first batch only.
         step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
+        parameter_groups: options of an optimizer given by name or factory, by patterns of parameter or module names:
+            `{"head": {"lr": 1e-3}, "*.bias": {"weight_decay": 0.0}}`.
+        freeze: patterns of parameter or module names that are not trained.
+        gradient_checkpointing: patterns of module names whose activations are computed again in the backward pass instead of kept.
         scheduler: of the learning rate: any of `torch.optim.lr_scheduler`, built on the optimizer; a factory `optimizer -> scheduler`;
             or a name with a warm-up in `scheduler_args`: "cosine", "linear", "one_cycle", "wsd", "plateau", ... Lengths are the
             run's where they are not given. With several optimizers a dict, or one name or factory for all.
@@ -109,6 +115,9 @@ class Trainer:
         loss_args: Mapping[str, Any] | None = None,
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
         metrics: Sequence[Any] | Mapping[str, Any] = (),
+        parameter_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        freeze: Sequence[str] = (),
+        gradient_checkpointing: Sequence[str] = (),
         scheduler: Any = None,
         scheduler_args: Mapping[str, Any] | None = None,
         scheduler_every: str | None = None,
@@ -156,11 +165,16 @@ class Trainer:
         loss_function: object = None if resolved_loss is None else resolved_loss.function
         if isinstance(loss_function, nn.Module):
             loss_function.to(self.device)  # class weights
+        if freeze:
+            freeze_parameters(self.model, freeze)
+        if gradient_checkpointing:
+            recompute_activations(self.model, gradient_checkpointing)
         self._precision = resolve_precision(precision, self.device, map_tensors)
         optimization = Optimization(
             optimizer=optimizer,
             lr=lr,
             optimizer_args=optimizer_args or {},
+            parameter_groups=parameter_groups or {},
             scheduler=scheduler,
             scheduler_args=scheduler_args or {},
             scheduler_every=scheduler_every,

@@ -14,7 +14,7 @@ from velodrome.errors import ArgumentError, nearest
 from velodrome.step.parameters import parameter_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 __all__ = ["known_names", "resolve_optimizer", "resolve_optimizers"]
 
