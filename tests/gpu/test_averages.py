@@ -7,7 +7,10 @@ from torch import nn
 from velodrome import EMA, SWA, Trainer
 from velodrome.step.averaging import Averaging
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
 
 X, Y = torch.randn(64, 5, 3), torch.randn(64, 1)
 
