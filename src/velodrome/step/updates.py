@@ -120,6 +120,7 @@ class Updates:
         self._items: Tensor | float = 0.0
         self._scale = scaler.get_scale() if self._is_scaled else 1.0
         self._is_settled = True
+        self._is_plain = False
         self._rate: Tensor | float | None = None
 
     @property
@@ -138,10 +139,27 @@ class Updates:
         rate = self.optimizer.param_groups[0].get("lr", math.nan) if self._rate is None else self._rate
         return float(rate)  # SYNC: where lr is a tensor, at log points
 
+    def prepare(self) -> None:
+        """Look what is switched on, before a phase of training: where nothing is, a step costs what the plain loop's costs."""
+        self._is_plain = (
+            self.accumulate == 1
+            and self.world.size == 1
+            and self._is_only
+            and self._precision.is_plain
+            and not self._is_scaled
+            and not self._clipping.is_on
+            and not self.on_update
+            and self.schedule is NO_SCHEDULE
+        )
+
     # -- a micro-batch ----------------------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor, items: Tensor | float) -> None:
         """Add the gradient of a loss, the mean over so many items, to the window."""
+        if self._is_plain:
+            self.micro_batches = 1
+            loss.backward()
+            return
         self.micro_batches += 1
         with self._precision.outside():
             loss = self._precision.to_float32(loss)
@@ -184,6 +202,10 @@ class Updates:
 
     def update(self) -> None:
         """Update the parameters with the gradients of the window, and free them."""
+        if self._is_plain:
+            self.optimizer.step()
+            self.free_gradients()
+            return
         self.settle_blocking()  # the learning rate of this update may depend on whether the last one was made
         if self.schedule is not NO_SCHEDULE:
             rate = self.optimizer.param_groups[0].get("lr", math.nan)

@@ -112,6 +112,8 @@ class Windows:
 
         Source: A. Defazio et al., "The Road Less Scheduled", 2024; https://github.com/facebookresearch/schedule_free
         """
+        for updates in self.by_name.values():
+            updates.prepare()
         if not self._modal:
             yield
             return
