@@ -20,6 +20,7 @@ from velodrome.metrics.means import MAX_NAMES
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
 from velodrome.seeding import seed_everything
+from velodrome.step.coverage import describe_uncovered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,6 +140,10 @@ class Run:
             self.files.check_model(self.model)
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
+            for line in describe_uncovered(
+                self.model, (updates.optimizer for updates in self.windows.by_name.values())
+            ):
+                self.warn(line)
             self._tell("on_fit_start")
         except BaseException as error:
             self.note(error)
