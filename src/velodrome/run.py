@@ -505,13 +505,14 @@ class Run:
         optimizers = [updates.optimizer for updates in self.windows.by_name.values()]
         unheld, vain = unheld_parameters(self.model, optimizers), held_in_vain(self.model, optimizers)
         if unheld:
+            # Alone the others are no mistake: a loss may have parameters of its own.
+            foreign = (
+                f" {_listed(vain.foreign)} that the optimizer holds are none of the model's: if layers were replaced after it was made, "
+                f"make it anew from model.parameters()."
+            )
             self.warn(
                 f"{_listed(unheld)} can be trained, but no optimizer holds them: they will not change. Give them to the optimizer, or "
-                f"name them in freeze=."
-            )
-        if vain.foreign:
-            self.warn(
-                f"{_listed(vain.foreign)} of an optimizer belong to another model: training does not change this one through them."
+                f"name them in freeze=.{foreign if vain.foreign else ''}"
             )
         if vain.frozen:
             self.files.say(f"{_listed(vain.frozen)} are held by an optimizer, but frozen: they will not change.")
