@@ -55,6 +55,11 @@ class Keeping:
         return self._policy.monitor
 
     @property
+    def counts_steps(self) -> bool:
+        """Whether saves are due by the number of steps, which is the same in every process."""
+        return self._every is not None and self._every.unit == "steps"
+
+    @property
     def kept_steps(self) -> list[int]:
         """The steps whose checkpoints stay because they are among the best."""
         return [step for _, step in self._best_ones] + [step for other in self._others for step in other.kept_steps]

@@ -13,7 +13,7 @@ from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
 from velodrome.step.precision import Precision, make_scaler
 from velodrome.step.schedules import resolve_scheduler
-from velodrome.step.updates import Updates, check_accumulate
+from velodrome.step.updates import GradientWorld, Updates, check_accumulate
 from velodrome.step.windows import Windows
 
 if TYPE_CHECKING:
@@ -42,13 +42,16 @@ class Optimization:
     clip_value: float | None = None
     grad_norms: bool = False
 
-    def make_windows(self, model: nn.Module, *, precision: Precision, device: torch.device) -> Windows:
+    def make_windows(
+        self, model: nn.Module, *, precision: Precision, device: torch.device, world: GradientWorld
+    ) -> Windows:
         """Return the accumulation windows of all optimizers: none, the only one, or those of a dict.
 
         Args:
             model: on its device.
             precision: of the forward passes.
             device: the model's.
+            world: the processes that train together.
         Raises:
             ArgumentError: an argument is wrong, or goes with another one that is not there.
         """
@@ -74,6 +77,7 @@ class Optimization:
                 scaler=make_scaler(precision, device, self.scaler_args),
                 schedule=schedule,
                 is_only=len(optimizers) == 1,
+                world=world,
             )
         return Windows(windows)
 

@@ -15,6 +15,7 @@ from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
 from velodrome.devices import resolve_device
+from velodrome.distributed.world import join_world, local_device
 from velodrome.errors import ArgumentError
 from velodrome.keeping import Keeping
 from velodrome.loop.durations import Duration, parse_duration
@@ -23,7 +24,7 @@ from velodrome.loop.evaluate import run_evaluation, run_prediction
 from velodrome.loop.fit import fit
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
-from velodrome.metrics.metric_set import resolve_metrics
+from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metrics
 from velodrome.metrics.named import Labels
 from velodrome.optimization import Optimization
 from velodrome.record.progress import make_progress
@@ -158,9 +159,12 @@ class Trainer:
         keeping = Keeping(policy, [each for each in other_callbacks if isinstance(each, BestCheckpoint)])
         if seed is not None:
             check_seed(seed)
-        self.device = resolve_device(device)
+        self.device = resolve_device(local_device(device))
+        self._world = world = join_world(self.device)
         resolved_loss = resolve_loss(loss, dict(loss_args or {}))
         resolved_metrics = resolve_metrics(metrics, labels=_labels(resolved_loss))
+        if world.size > 1:
+            check_metrics_mergeable(resolved_metrics)
         self.model = model.to(self.device)
         loss_function: object = None if resolved_loss is None else resolved_loss.function
         if isinstance(loss_function, nn.Module):
@@ -185,16 +189,28 @@ class Trainer:
             clip_value=clip_value,
             grad_norms=grad_norms,
         )
-        self._windows = optimization.make_windows(self.model, precision=self._precision, device=self.device)
+        self._windows = optimization.make_windows(
+            self.model, precision=self._precision, device=self.device, world=world
+        )
         optimizers = {name: updates.optimizer for name, updates in self._windows.by_name.items()}
         self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
         if average is not None:
             self._windows.refuse_averaging()
         self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._first_batch = FirstBatch(resolved_loss)
-        display = make_progress(progress)
-        self._files = RunFiles(run_dir, loggers=loggers, policy=policy, display=display)
-        self._sources = DataInUse(device=self.device, seed=seed, say=self._files.say)
+        # One process shows and writes, whatever the others are told to.
+        display = make_progress(progress and world.is_main)
+        self._files = RunFiles(
+            run_dir if world.is_main else None, loggers=loggers, policy=policy, display=display, is_main=world.is_main
+        )
+        self._sources = DataInUse(
+            device=self.device,
+            seed=seed,
+            say=self._files.say,
+            rank=world.rank,
+            size=world.size,
+            take_seed=lambda own: world.gather(own)[0],
+        )
         self._run = Run(
             self,
             metrics=resolved_metrics,
@@ -211,6 +227,7 @@ class Trainer:
             engine=self._engine,
             log_every=int(interval.amount),
             seed=seed,
+            world=world,
         )
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
@@ -283,7 +300,7 @@ class Trainer:
                 raise
             run.after_micro_batch(loss, items)
             if updates.is_full:
-                updates.update()
+                self._windows.update(updates)
                 run.after_update(updates)
         except BaseException as error:
             run.note(error)
@@ -306,10 +323,13 @@ class Trainer:
     def stop(self, reason: StopReason | str = StopReason.REQUESTED) -> None:
         """End the run after this step, in good order: evaluation, row and last save still happen.
 
+        Where several processes train together they stop at the same step: the next one at which `log_every` has them read the loss,
+        or the end of the epoch. It is enough that one of them asks.
+
         Args:
             reason: what the records say; a `StopReason` or its name in lower case, such as "early".
         """
-        self._run.stop_requested = StopReason.of(reason)
+        self._run.request_stop(StopReason.of(reason))
 
     def say(self, line: str) -> None:
         """Show a line to people, and keep it in the run's log."""

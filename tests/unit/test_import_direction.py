@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "velodrome"
 
 # The picture of docs/architecture.md. A part may import itself, the errors, and the parts named here.
-PARTS = {"loop", "step", "data", "checkpoint", "metrics", "record", "callbacks"}
+PARTS = {"loop", "step", "data", "checkpoint", "distributed", "metrics", "record", "callbacks"}
 LEAVES = {"seeding", "devices", "report", "monitor"}
 # The trainer and the files that it is made of.
 FRONT_DOOR = {
@@ -25,6 +25,7 @@ FRONT_DOOR = {
     "api",
     "averages",
     "optimization",
+    "together",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
