@@ -10,7 +10,9 @@ import torch
 from velodrome.errors import NumericsError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Iterable
+
+    from torch import Tensor
 
 __all__ = ["check_finite_mean_loss", "check_finite_weights"]
 
@@ -31,19 +33,19 @@ def check_finite_mean_loss(loss: float, *, step: int, epoch: int, lr: float, num
         )
 
 
-def check_finite_weights(model: nn.Module, *, step: int) -> None:
+def check_finite_weights(named: Iterable[tuple[str, Tensor]], *, step: int, what: str = "weight") -> None:
     """Refuse weights that are about to be saved and are not finite: the loss of the step before may have been.
 
     Raises:
         NumericsError: names the first such parameter.
     Cost: a sum and a wait for the device per parameter; only where a checkpoint is written.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if parameter.is_floating_point() and not torch.isfinite(parameter.sum()):  # SYNC: saving waits anyway
             if torch.isfinite(parameter).all():  # SYNC: only the sum overflowed
                 continue
             raise NumericsError(
-                f"The weight {name!r} is not finite after step {step}. Such weights are never saved; the checkpoints before are "
+                f"The {what} {name!r} is not finite after step {step}. Such weights are never saved; the checkpoints before are "
                 f"untouched. Try a smaller lr, or look at the gradients of that layer.",
                 step=step,
                 parameter=name,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.record.progress import ProgressView
     from velodrome.record.sink import Sink
+    from velodrome.step.averaging import NoAveraging
 
 __all__ = ["RunFiles"]
 
@@ -44,18 +45,26 @@ class RunFiles:
         loggers: names out of "csv", "tensorboard" and "curves", or sinks; None is all three, as far as they are installed.
         policy: which checkpoints to keep.
         display: shows lines to people.
+        is_main: whether this process speaks for all that train together; the others keep their history and say nothing.
     Raises:
         ArgumentError: an unknown logger, or a folder that cannot be written to.
         RefusedError: the folder holds a run already.
     """
 
     def __init__(
-        self, run_dir: str | Path | None, *, loggers: Sequence[Any] | None, policy: Checkpointing, display: ProgressView
+        self,
+        run_dir: str | Path | None,
+        *,
+        loggers: Sequence[Any] | None,
+        policy: Checkpointing,
+        display: ProgressView,
+        is_main: bool = True,
     ) -> None:
         for logger in loggers or ():
             if isinstance(logger, str) and logger not in _LOGGERS:
                 raise ArgumentError(f"loggers contains {logger!r}, which is unknown. {nearest(logger, _LOGGERS)}")
         self._display = display
+        self._is_main = is_main
         self._policy = policy
         self._asked = loggers
         self.history: list[dict[str, Any]] = []
@@ -88,6 +97,8 @@ class RunFiles:
 
     def warn(self, line: str) -> None:
         """Show a line that must be seen, also when nothing else is shown."""
+        if not self._is_main:
+            return
         (say_on_stderr if isinstance(self._display, NoProgress) else self._display.say)(line)
         if self._directory is not None and not self._is_discarded:
             self._directory.log(line)
@@ -134,13 +145,21 @@ class RunFiles:
         """Return whether a checkpoint of this step can be written: there is a folder, a step was done, and it has none yet."""
         return self._store is not None and progress.steps_done > 0 and progress.steps_done != self._saved_step
 
-    def save(self, model: nn.Module, progress: Progress, *, keep: Collection[int]) -> Path | None:
-        """Write the weights as a checkpoint of this step, and remove those that need not be kept.
+    def save(
+        self, model: nn.Module, progress: Progress, *, keep: Collection[int], averaging: NoAveraging
+    ) -> Path | None:
+        """Write the weights, and their average where there is one, as a checkpoint of this step; remove those that need not be kept.
 
         A disk that fails is told and does not stop the run: None then, and the next save tries again.
         """
         try:
-            path = self._store.save(progress.steps_done, {"model": model.state_dict()}, {"progress": asdict(progress)})
+            tensors = {"model": model.state_dict(), **averaging.tensors()}
+            state = {
+                "progress": asdict(progress),
+                "evaluated_weights": averaging.evaluates,
+                "averaging": averaging.describe(),
+            }
+            path = self._store.save(progress.steps_done, tensors, state)
         except CheckpointError as error:
             self.warn(f"warning: {error} Training goes on; the next save tries again.")
             return None
@@ -174,7 +193,8 @@ class RunFiles:
         if self._directory is not None:
             status = (
                 "done"
-                if reason in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.REQUESTED)
+                if reason
+                in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.EARLY, StopReason.REQUESTED)
                 else "stopped"
             )
             self._directory.finish(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 
 from velodrome.errors import ArgumentError
 
-__all__ = ["check_seed", "seed_everything"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["check_seed", "random_state_kept", "seed_everything", "seed_of_rank"]
 
 
 def seed_everything(seed: int) -> None:
@@ -24,6 +30,29 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """Return the seed of one of several processes that train together: rank 0 has the run's own, the others streams apart.
+
+    Hashed: `seed + rank` would make rank 1 of run 0 equal rank 0 of run 1.
+    """
+    if not rank:
+        return seed
+    digest = hashlib.sha256(f"rank:{seed}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Put the generators of Python, NumPy, PyTorch and a CUDA device back as they were: what is drawn inside was never drawn."""
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
 
 
 def check_seed(seed: object) -> None:

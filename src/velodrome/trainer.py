@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from velodrome.averages import EMA, SWA, find_average
 from velodrome.callbacks.base import Callback, check_callbacks
+from velodrome.callbacks.best_checkpoint import BestCheckpoint
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
 from velodrome.devices import resolve_device
+from velodrome.distributed.world import join_world, local_device
 from velodrome.errors import ArgumentError
 from velodrome.keeping import Keeping
 from velodrome.loop.durations import Duration, parse_duration
@@ -21,22 +24,23 @@ from velodrome.loop.evaluate import run_evaluation, run_prediction
 from velodrome.loop.fit import fit
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
-from velodrome.metrics.metric_set import resolve_metrics
+from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metrics
 from velodrome.metrics.named import Labels
+from velodrome.optimization import Optimization
 from velodrome.record.progress import make_progress
 from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
+from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
 from velodrome.step.checks import explain_late_failure
-from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.compiled import resolve_compilation
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
-from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
-from velodrome.step.precision import make_scaler, resolve_precision
-from velodrome.step.updates import Updates, check_accumulate, num_micro_batches
-from velodrome.step.windows import Windows
+from velodrome.step.parameters import freeze as freeze_parameters
+from velodrome.step.precision import resolve_precision
+from velodrome.step.recompute import recompute_activations
+from velodrome.step.updates import num_micro_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -70,12 +74,23 @@ class Trainer:
             batches of one label a sample, not in memory, may hold it: else it is looked for in the first batch only.
         step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
+        parameter_groups: options of an optimizer given by name or factory, by patterns of parameter or module names:
+            `{"head": {"lr": 1e-3}, "*.bias": {"weight_decay": 0.0}}`.
+        freeze: patterns of parameter or module names that are not trained.
+        gradient_checkpointing: patterns of module names whose activations are computed again in the backward pass instead of kept.
+        scheduler: of the learning rate: any of `torch.optim.lr_scheduler`, built on the optimizer; a factory `optimizer -> scheduler`;
+            or a name with a warm-up in `scheduler_args`: "cosine", "linear", "one_cycle", "wsd", "plateau", ... Lengths are the
+            run's where they are not given. With several optimizers a dict, or one name or factory for all.
+        scheduler_every: "step" or "epoch": how often it moves on. Names, OneCycleLR and CyclicLR move per update, others per epoch.
+        scheduler_monitor: the value of an epoch that "plateau" and ReduceLROnPlateau follow; "val/loss" when left out.
         precision: "fp32"; "tf32"; "bf16" or "fp16" by autocast, fp16 with a scaled loss. Losses, sums and updates are fp32 always.
         scaler_args: arguments of `torch.amp.GradScaler`, for "fp16".
         accumulate: micro-batches an update. Their gradients are summed and divided once by the items of all of them.
         clip_norm: largest norm of the gradients of an update; clip_value: largest absolute value of one of them.
         compile: True, "default", "reduce-overhead", ... or a dict of arguments: `torch.compile` for the model, in place. The odd last
             batch is run without; cost and break-even are said after the first few steps.
+        ema: an average of the weights to keep, evaluate and save beside them: a decay such as 0.999, an `EMA` or an `SWA`. With
+            several optimizers the updates of the first one count.
         grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
@@ -101,6 +116,13 @@ class Trainer:
         loss_args: Mapping[str, Any] | None = None,
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
         metrics: Sequence[Any] | Mapping[str, Any] = (),
+        parameter_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        freeze: Sequence[str] = (),
+        gradient_checkpointing: Sequence[str] = (),
+        scheduler: Any = None,
+        scheduler_args: Mapping[str, Any] | None = None,
+        scheduler_every: str | None = None,
+        scheduler_monitor: str | None = None,
         precision: str = "fp32",
         scaler_args: Mapping[str, Any] | None = None,
         accumulate: int = 1,
@@ -108,11 +130,12 @@ class Trainer:
         clip_value: float | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         grad_norms: bool = False,
+        ema: EMA | SWA | float | None = None,
         device: str | torch.device = "auto",
         seed: int | None = None,
         run_dir: str | Path | None = None,
         checkpoint: str | Checkpointing | None = "every epoch",
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback | EMA | SWA] = (),
         loggers: Sequence[Any] | None = None,
         progress: bool = True,
         log_every: str | Duration = "50 steps",
@@ -125,54 +148,73 @@ class Trainer:
             raise ArgumentError(
                 "loss and step_fn were both given. step_fn returns the loss itself: leave one of them out."
             )
-        check_callbacks(callbacks)
+        average, other_callbacks = find_average(ema, callbacks)
+        check_callbacks(other_callbacks)
         interval = parse_duration(log_every, name="log_every")
         if interval.unit != "steps":
             raise ArgumentError(
                 f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
             )
         policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
-        keeping = Keeping(policy)
+        keeping = Keeping(policy, [each for each in other_callbacks if isinstance(each, BestCheckpoint)])
         if seed is not None:
             check_seed(seed)
-        self.device = resolve_device(device)
+        self.device = resolve_device(local_device(device))
+        self._world = world = join_world(self.device)
         resolved_loss = resolve_loss(loss, dict(loss_args or {}))
         resolved_metrics = resolve_metrics(metrics, labels=_labels(resolved_loss))
-        if optimizer is None and (lr is not None or optimizer_args):
-            extras = ", ".join((["lr"] if lr is not None else []) + sorted(optimizer_args or ()))
-            raise ArgumentError(
-                f'{extras} was given together with optimizer=None, a trainer that does not train. Give an optimizer, such as "adam".'
-            )
+        if world.size > 1:
+            check_metrics_mergeable(resolved_metrics)
         self.model = model.to(self.device)
         loss_function: object = None if resolved_loss is None else resolved_loss.function
         if isinstance(loss_function, nn.Module):
             loss_function.to(self.device)  # class weights
-        optimizers = _resolve_optimizers(optimizer, self.model, lr=lr, arguments=dict(optimizer_args or {}))
-        self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
+        if freeze:
+            freeze_parameters(self.model, freeze)
+        if gradient_checkpointing:
+            recompute_activations(self.model, gradient_checkpointing)
         self._precision = resolve_precision(precision, self.device, map_tensors)
-        layers = layer_names(self.model) if grad_norms else {}
-        self._windows = Windows(
-            {
-                name: Updates(
-                    each,
-                    accumulate=check_accumulate(accumulate),
-                    clipping=Clipping(norm=clip_norm, value=clip_value, layers=layers, keep_norms=grad_norms),
-                    precision=self._precision,
-                    scaler=make_scaler(self._precision, self.device, scaler_args or {}),
-                    is_only=len(optimizers) == 1,
-                )
-                for name, each in optimizers.items()
-            }
+        optimization = Optimization(
+            optimizer=optimizer,
+            lr=lr,
+            optimizer_args=optimizer_args or {},
+            parameter_groups=parameter_groups or {},
+            scheduler=scheduler,
+            scheduler_args=scheduler_args or {},
+            scheduler_every=scheduler_every,
+            scheduler_monitor=scheduler_monitor,
+            scaler_args=scaler_args or {},
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            grad_norms=grad_norms,
         )
+        self._windows = optimization.make_windows(
+            self.model, precision=self._precision, device=self.device, world=world
+        )
+        optimizers = {name: updates.optimizer for name, updates in self._windows.by_name.items()}
+        self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
+        if average is not None:
+            self._windows.refuse_averaging()
         self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._first_batch = FirstBatch(resolved_loss)
-        display = make_progress(progress)
-        self._files = RunFiles(run_dir, loggers=loggers, policy=policy, display=display)
-        self._sources = DataInUse(device=self.device, seed=seed, say=self._files.say)
+        # One process shows and writes, whatever the others are told to.
+        display = make_progress(progress and world.is_main)
+        self._files = RunFiles(
+            run_dir if world.is_main else None, loggers=loggers, policy=policy, display=display, is_main=world.is_main
+        )
+        self._sources = DataInUse(
+            device=self.device,
+            seed=seed,
+            say=self._files.say,
+            rank=world.rank,
+            size=world.size,
+            take_seed=lambda own: world.gather(own)[0],
+        )
         self._run = Run(
             self,
             metrics=resolved_metrics,
-            callbacks=callbacks,
+            callbacks=other_callbacks,
             files=self._files,
             display=display,
             sources=self._sources,
@@ -181,9 +223,16 @@ class Trainer:
             windows=self._windows,
             precision=self._precision,
             compilation=resolve_compilation(compile, self.model, device=self.device, say=self._files.say),
+            averaging=NO_AVERAGING,
+            engine=self._engine,
             log_every=int(interval.amount),
             seed=seed,
+            world=world,
         )
+        if average is not None:
+            averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
+            if average.steps_between is not None:  # with fp16, being told of each update waits for the device
+                next(iter(self._windows.by_name.values())).on_update.append(averaging.after_update)
 
     # -- your own loop ----------------------------------------------------------------------------------------------
 
@@ -251,7 +300,7 @@ class Trainer:
                 raise
             run.after_micro_batch(loss, items)
             if updates.is_full:
-                updates.update()
+                self._windows.update(updates)
                 run.after_update(updates)
         except BaseException as error:
             run.note(error)
@@ -271,9 +320,20 @@ class Trainer:
         """
         self._run.log(values)
 
-    def stop(self, reason: StopReason = StopReason.REQUESTED) -> None:
-        """End the run after this step, in good order: evaluation, row and last save still happen."""
-        self._run.stop_requested = reason
+    def stop(self, reason: StopReason | str = StopReason.REQUESTED) -> None:
+        """End the run after this step, in good order: evaluation, row and last save still happen.
+
+        Where several processes train together they stop at the same step: the next one at which `log_every` has them read the loss,
+        or the end of the epoch. It is enough that one of them asks.
+
+        Args:
+            reason: what the records say; a `StopReason` or its name in lower case, such as "early".
+        """
+        self._run.request_stop(StopReason.of(reason))
+
+    def say(self, line: str) -> None:
+        """Show a line to people, and keep it in the run's log."""
+        self._files.say(line)
 
     def save(self) -> Path | None:
         """Write a checkpoint of the weights into the run directory now; None when there is none, or it was just saved."""
@@ -366,6 +426,11 @@ class Trainer:
         )
 
     @property
+    def averaging(self) -> NoAveraging:
+        """The average of the weights: inside of `with trainer.averaging.applied():` the model carries it."""
+        return self._run.averaging
+
+    @property
     def progress(self) -> Progress:
         """Counters of epochs, steps and samples done."""
         return self._run.progress
@@ -374,17 +439,6 @@ class Trainer:
     def run_dir(self) -> Path | None:
         """The run's folder, or None when nothing is written."""
         return self._files.path
-
-
-def _resolve_optimizers(
-    optimizer: Any, model: nn.Module, *, lr: float | None, arguments: dict[str, Any]
-) -> dict[str, Optimizer]:
-    """Return the optimizers by name: none, the only one, or those of a dict."""
-    if optimizer is None:
-        return {}
-    if isinstance(optimizer, Mapping):
-        return resolve_optimizers(optimizer, model, lr=lr, arguments=arguments)
-    return {"optimizer": resolve_optimizer(optimizer, model, lr=lr, arguments=arguments)}
 
 
 def _labels(loss: Loss | None) -> Labels:

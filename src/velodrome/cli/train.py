@@ -77,7 +77,8 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
     from velodrome.devices import resolve_device
 
     device = str(resolve_device(ready.recipe.train.device))
-    steps = _num_batches(ready.train)
+    batches, accumulate = _num_batches(ready.train), ready.trainer_arguments.get("accumulate", 1)
+    steps = None if batches is None else -(-batches // accumulate)  # a last window that is short is a step too
     budget = {key: value for key, value in ready.fit_arguments.items() if value is not None}
     epochs = budget.get("epochs")
     total = steps * epochs if steps is not None and epochs is not None else budget.get("steps")
@@ -114,9 +115,8 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
 def _next_recipe(ready: Ready, recipe: str, run_dir: Path, *, changed: bool) -> str:
     """Return the option that the next verb needs: a run's own recipe is not trusted to name the user's code."""
     from velodrome.recipes.registry import is_user_code
-    from velodrome.recipes.schema import NAMED_TABLES
 
-    names = [*(getattr(ready.recipe, table).name for table in NAMED_TABLES), *ready.recipe.train.metrics]
+    names = [*(table.name for table in ready.recipe.named_tables().values()), *ready.recipe.train.metrics]
     if not any(map(is_user_code, names)):
         return ""
     # With changes on the command line only the saved recipe says what was trained.

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from velodrome.data.columns import columns_from
 from velodrome.data.loader import DataLoader
 from velodrome.data.own_order import check_own_order
+from velodrome.data.share import WHOLE, Share, describe_sharded, draw_together, is_sharded
 from velodrome.errors import ArgumentError, DataError
 
 __all__ = ["BatchIterable", "adopt", "needs_batch_size"]
@@ -61,9 +62,25 @@ class BatchIterable:
     def __init__(self, data: Iterable[Any]) -> None:
         self.data = data
         self._epochs_begun = 0
+        self._epoch = 0
+        self._share = WHOLE
+        self._seed = 0
+        self._is_sharded = False
+
+    def deal_out(self, *, rank: int, size: int, seed: int) -> None:
+        """From now on give this process its batches only: every `size`-th one, or all where the data divide themselves.
+
+        Args:
+            rank, size: of this process among those that train together.
+            seed: of what the data draw while they are iterated over; the same in every process.
+        """
+        self._is_sharded = size > 1 and is_sharded(self.data)
+        self._share = WHOLE if self._is_sharded else Share(rank, size)
+        self._seed = seed
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the iterable, or its sampler, which epoch comes, when it wants to know."""
+        self._epoch = epoch
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)  # type: ignore[attr-defined]
             return
@@ -75,12 +92,20 @@ class BatchIterable:
     def describe(self) -> str:
         """Say in one line how the data are read."""
         try:
-            count = f"{len(self):,} batches"
+            count = f"{len(self.data):,} batches"  # type: ignore[arg-type]
         except TypeError:  # PyTorch's loader has a length only when its dataset has
             count = "batches of unknown number"
+        line = f"{count} from {type(self.data).__name__}, used as it is"
         if isinstance(self.data, Restarting):
-            return f"{count} from {self.data.name}(), called every epoch"
-        return f"{count} from {type(self.data).__name__}, used as it is"
+            line = f"{count} from {self.data.name}(), called every epoch"
+        if self._is_sharded:
+            return f"{line}, {describe_sharded(self.data)}"
+        if self._share.size > 1:
+            return (
+                f"{line}, dealt out batch by batch among {self._share.size} processes, each of which reads them all "
+                f"(data that divide themselves say so with is_sharded = True)"
+            )
+        return line
 
     def in_own_order(self) -> BatchIterable:
         """Return the iterable itself.
@@ -90,13 +115,23 @@ class BatchIterable:
         """
         if isinstance(self.data, TorchDataLoader):
             check_own_order(self.data)
-        return self
+        return self.whole()
+
+    def whole(self) -> BatchIterable:
+        """Return all batches, for every process; itself where there is one process, or the data divide themselves."""
+        return self if self._share.size == 1 else BatchIterable(self.data)
 
     def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
+        return -(-len(self.data) // self._share.size)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
         self._epochs_begun += 1
+        if self._share.size > 1:
+            sized = ((1, batch) for batch in draw_together(self._iterate(), seed=self._seed, epoch=self._epoch))
+            return (batch for _, batch in self._share.deal(sized))
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Any]:
         iterator = iter(self.data)
         if iterator is self.data and self._epochs_begun > 1:
             first = next(iterator, _NOTHING)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
-from velodrome.recipes.schema import DURATIONS, NAMED_TABLES, NEVER, Recipe
+from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
+from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,7 @@ class Ready:
     val: DataLoader | Any
     trainer_arguments: dict[str, Any]
     fit_arguments: dict[str, Any]
+    callbacks: Sequence[Callback] = ()  # those that the recipe asks for
 
     def make_trainer(
         self, *, run_dir: Path | None = None, callbacks: Sequence[Callback] = (), **changes: Any
@@ -72,7 +74,7 @@ class Ready:
             arguments |= {"checkpoint": None, "loggers": ()}
         else:
             own.append(SaveRecipe(self))
-        return Trainer(self.model, run_dir=run_dir, callbacks=[*own, *callbacks], **arguments)
+        return Trainer(self.model, run_dir=run_dir, callbacks=[*own, *self.callbacks, *callbacks], **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,8 @@ def try_out(ready: Ready) -> Trial | None:
     """Train one step and evaluate one batch on a copy of the model, in memory: nothing is changed or written.
 
     Everything that the loop refuses (labels out of range, NaN, shapes that do not fit) is refused here, before there
-    is a run directory. Loaders are made anew, so that the run's own ones stay at their first epoch.
+    is a run directory. Loaders are made anew, so that the run's own ones stay at their first epoch. What is about a whole
+    run is left out: schedule, average of weights, early stopping, and compilation, which would be paid twice.
 
     Returns:
         None when the data are the user's own iterable: trying it would use it up.
@@ -96,9 +99,12 @@ def try_out(ready: Ready) -> Trial | None:
     """
     if not _is_indexed(ready.data.train):
         return None
-    trainer = replace(ready, model=copy.deepcopy(ready.model)).make_trainer(progress=False)
+    arguments = {key: value for key, value in ready.trainer_arguments.items() if key not in WHOLE_RUN}
+    once = replace(ready, model=copy.deepcopy(ready.model), trainer_arguments=arguments, callbacks=())
+    trainer = once.make_trainer(progress=False)
     size = ready.recipe.train
-    result = trainer.fit(_loader(ready.data.train, ready.recipe, batch_size=size.batch_size, training=True), steps=1)
+    loader = _loader(ready.data.train, ready.recipe, batch_size=size.loader_batch_size, training=True)
+    result = trainer.fit(loader, steps=1)
     val: dict[str, float] = {}
     if ready.data.val is not None and _is_indexed(ready.data.val):
         loader = _loader(ready.data.val, ready.recipe, batch_size=size.eval_batch_size, training=False)
@@ -120,17 +126,23 @@ def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable
     """
     from velodrome.seeding import seed_everything
 
-    for table in NAMED_TABLES:
+    for table in loaded.recipe.named_tables():
         refuse_untrusted(loaded, table)
     for metric in loaded.recipe.train.metrics:
         if registry.is_user_code(metric) and not loaded.trusted:
             raise RecipeError(_untrusted_message("train.metrics", metric), problems=())
     data = load_data(loaded.recipe, say=say) if data is None else data
     check_task(loaded.recipe, data)
-    recipe = resolve_sizes(loaded.recipe, data.train)
+    recipe = resolve_sizes(loaded.recipe, data.train, num_classes=len(data.class_names))
     seed_everything(recipe.train.seed)
     model = build_model(recipe, trusted=loaded.trusted)
-    train = _loader(data.train, recipe, batch_size=recipe.train.batch_size, training=True)
+    if recipe.train.micro_batch is not None and not _is_indexed(data.train):
+        raise RecipeError(
+            f'train.micro_batch={recipe.train.micro_batch} cuts tensors and datasets into batches, and data.name="{recipe.data.name}" '
+            f"gives a {type(data.train).__name__} of batches as they are. Use train.accumulate, the number of them an update.",
+            problems=(),
+        )
+    train = _loader(data.train, recipe, batch_size=recipe.train.loader_batch_size, training=True)
     val = None
     if data.val is not None:
         val = _loader(data.val, recipe, batch_size=recipe.train.eval_batch_size, training=False)
@@ -143,6 +155,7 @@ def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable
         val=val,
         trainer_arguments=_trainer_arguments(recipe),
         fit_arguments={name: getattr(recipe.train, name) for name in DURATIONS},
+        callbacks=early_stopping(recipe),
     )
 
 
@@ -234,6 +247,7 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         "loggers": loggers,
         "log_every": recipe.logging.every,
         "progress": recipe.logging.progress,
+        **training_switches(recipe),
     }
 
 
@@ -280,27 +294,52 @@ def _is_indexed(data: Any) -> bool:
     return isinstance(data, (tuple, dict, Dataset)) and not isinstance(data, IterableDataset)
 
 
-def resolve_sizes(recipe: Recipe, data: Any) -> Recipe:
-    """Replace `sizes = ["auto", ...]` of the built-in MLP by the number of inputs that a sample has.
+def resolve_sizes(recipe: Recipe, data: Any, *, num_classes: int = 0) -> Recipe:
+    """Replace each "auto" of a built-in model by the number that the data have.
+
+    `sizes = ["auto", ...]` of the MLP becomes the numbers of a sample; `vocab_size = "auto"` of the GPT, which is also
+    its default, the number of different tokens, and `context = "auto"` the positions of a sample.
 
     Args:
         recipe: as read.
         data: inputs as one tensor, a tuple of tensors with the inputs first, or a dataset.
+        num_classes: how many classes, or tokens, the data have; 0 where they do not say.
     Raises:
-        RecipeError: the data are an iterable, whose first sample cannot be looked at without using it up.
+        RecipeError: the data are an iterable, whose first sample cannot be looked at without using it up; or they do not
+            say how many tokens there are.
     """
-    sizes = recipe.model.arguments.get("sizes")
-    if recipe.model.name != "mlp" or not sizes or sizes[0] != "auto":
+    wanted = _auto_sizes(recipe)
+    if not wanted:
         return recipe
+    field = next(iter(wanted))
     if not _is_indexed(data) or isinstance(data, dict):
-        raise RecipeError('model.sizes begins with "auto", which works for tensors and datasets. Write the number.')
+        begins = "begins with" if field == "sizes" else "is"
+        raise RecipeError(f'model.{field} {begins} "auto", which works for tensors and datasets. Write the number.')
     sample = data[0][:1] if isinstance(data, tuple) else data[0][0]
-    num_inputs = math.prod(sample.shape[1:] if isinstance(data, tuple) else sample.shape)
-    if num_inputs == 0:
+    shape = sample.shape[1:] if isinstance(data, tuple) else sample.shape
+    numbers = {"sizes": math.prod(shape), "vocab_size": num_classes, "context": math.prod(shape[-1:])}
+    if "vocab_size" in wanted and not num_classes:
+        raise RecipeError(
+            f'model.vocab_size is "auto", and data.name="{recipe.data.name}" does not say how many tokens there are. '
+            "Write the number."
+        )
+    if not numbers["sizes"]:
         raise DataError(f"The samples have shape {tuple(sample.shape)}, which holds no number for the model to read.")
     tables = recipe.to_tables()
-    tables["model"]["sizes"] = [num_inputs, *sizes[1:]]
+    for field, others in wanted.items():
+        tables["model"][field] = [numbers[field], *others] if field == "sizes" else numbers[field]
     return Recipe.model_validate(tables)
+
+
+def _auto_sizes(recipe: Recipe) -> dict[str, list[Any]]:  # Any: what TOML can hold; the rest of a list
+    """Return the sizes of a built-in model that are to be measured."""
+    given = recipe.model.arguments
+    sizes = given.get("sizes")
+    if recipe.model.name == "mlp" and sizes and sizes[0] == "auto":
+        return {"sizes": sizes[1:]}
+    if recipe.model.name == "gpt":
+        return {field: [] for field in ("vocab_size", "context") if given.get(field, "auto") == "auto"}
+    return {}
 
 
 def _call(function: Callable[..., Any], arguments: dict[str, Any], *, table: str, name: str) -> Any:

@@ -61,3 +61,19 @@ def csv(
         task=task,
         say=say,
     )
+
+
+def text(
+    path: str = "",
+    window: PositiveInt = 128,
+    stride: PositiveInt | None = None,
+    train_fraction: Fraction = 0.9,
+    vocabulary: Literal["train", "text"] = "train",
+    say: Say = print,
+) -> Splits:
+    """Return windows of a text's characters and of those that follow them; without a path, a novel that comes along."""
+    from velodrome.data.sources import load_text
+
+    return load_text(
+        path or None, window=window, stride=stride, train_fraction=train_fraction, vocabulary=vocabulary, say=say
+    )

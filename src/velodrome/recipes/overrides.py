@@ -36,7 +36,11 @@ def parse_override(text: str) -> tuple[str, object] | Problem:
     table, dot, field = key.partition(".")
     if not dot or not table or not all(field.split(".")):
         homes = [f"{name}.{key}" for name, fields in KNOWN_FIELDS.items() if name and key in fields]
-        hint = f"Did you mean {' or '.join(homes)}?" if homes else "Write it as table.field=value."
+        hint = (
+            f"Did you mean {' or '.join(filter(None, [', '.join(homes[:-1]), homes[-1]]))}?"
+            if homes
+            else "Write it as table.field=value."
+        )
         return _mistake(key, f"does not name a table and a field. {hint}", value)
     try:
         read = tomllib.loads(f"value = {value}")
@@ -74,8 +78,8 @@ def apply_overrides(
     """Return the tables with the overrides in place, who gave what, and the overrides that cannot be read.
 
     Two rules keep a short override from leaving a contradiction behind: a new length (`train.steps=100`) takes the
-    place of the file's epochs or seconds, and a new `name` for a table drops the arguments that the file gave to the
-    old name (an optimizer keeps its `lr`).
+    place of the file's epochs or seconds, and a new `name` for a table (of an average: a new `kind`) drops the
+    arguments that the file gave to the old one (an optimizer keeps its `lr`).
     """
     result: dict[str, Any] = copy.deepcopy(dict(tables))
     given: dict[str, object] = {}
@@ -105,10 +109,10 @@ def _clear_what_is_replaced(tables: dict[str, Any], given: Mapping[str, object])
     if isinstance(train, dict) and any(f"train.{name}" in given for name in DURATIONS):
         for name in DURATIONS:
             train.pop(name, None)
-    for name in NAMED_TABLES:
+    for name, key in (*((name, "name") for name in NAMED_TABLES), ("ema", "kind")):
         table = tables.get(name)
-        new = given.get(f"{name}.name")
-        if isinstance(table, dict) and new is not None and new != table.get("name"):
+        new = given.get(f"{name}.{key}")
+        if isinstance(table, dict) and new is not None and new != table.get(key):
             tables[name] = {"lr": table["lr"]} if name == "optimizer" and "lr" in table else {}
 
 

@@ -25,6 +25,7 @@ _RULES = {
     "bool_type": "must be true or false.",
     "model_type": "must be a table.",
     "model_attributes_type": "must be a table.",
+    "dict_type": "must be a table.",
 }
 
 
@@ -88,8 +89,9 @@ def from_validation(
     problems: list[Problem] = []
     for item in error.errors(include_url=False):
         loc = item["loc"]
-        if prefix:  # behind a field's name come list positions, and pydantic's names for the branches of a union
-            loc = (prefix, *loc[:1], *(part for part in loc[1:] if isinstance(part, int)))
+        loc = (prefix, *loc) if prefix else loc
+        # Behind a field's name come list positions, and pydantic's names for the branches of a union.
+        loc = (*loc[:2], *(part for part in loc[2:] if isinstance(part, int)))
         path = ".".join(str(part) for part in loc)
         table, _, last = path.rpartition(".")
         value, has_value = item["input"], True

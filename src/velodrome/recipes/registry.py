@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Plain text, so that a name can be listed or refused without importing what stands behind it.
-BUILTIN_MODELS = {"mlp": "velodrome.recipes.models:mlp"}
+BUILTIN_MODELS = {
+    "cnn": "velodrome.recipes.models.convolution:cnn",
+    "gpt": "velodrome.recipes.models.transformer:gpt",
+    "mlp": "velodrome.recipes.models.perceptron:mlp",
+}
 BUILTIN_DATA = {
     "fashion-mnist": "velodrome.recipes.data:fashion_mnist",
     "mnist": "velodrome.recipes.data:mnist",
     "csv": "velodrome.recipes.data:csv",
+    "text": "velodrome.recipes.data:text",
 }
+BUILTIN_AVERAGES = {"ema": "velodrome.averages:EMA", "swa": "velodrome.averages:SWA"}
+EARLY_STOPPING = "velodrome.callbacks.early_stopping:EarlyStopping"
 
 
 def is_user_code(name: str) -> bool:

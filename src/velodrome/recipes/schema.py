@@ -1,18 +1,31 @@
 """The tables of a recipe. What a recipe may say is exactly what stands here.
 
-`[model] [data] [loss] [optimizer]` carry a `name` and that name's own arguments, which `check.py` compares with the
-signature behind the name; the other tables are closed.
+`[model] [data] [loss] [optimizer] [scheduler]` carry a `name` and that name's own arguments, which `check.py` compares
+with the signature behind the name; the other tables are closed.
+
+A field that is None was left out: the trainer's own default holds, and nothing is passed on.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from velodrome.recipes.problems import Origins, Problem, from_validation
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML gives lists; a frozen model keeps tuples
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class Table(BaseModel):
@@ -35,11 +48,11 @@ class NamedTable(Table):
 
 
 class ModelTable(NamedTable):
-    """Which model: "mlp" or "package.module:callable", and its arguments."""
+    """Which model: "mlp", "cnn", "gpt" or "package.module:callable", and its arguments."""
 
 
 class DataTable(NamedTable):
-    """Which data: "fashion-mnist", "mnist", "csv" or "package.module:callable", and its arguments."""
+    """Which data: "fashion-mnist", "mnist", "csv", "text" or "package.module:callable", and its arguments."""
 
 
 class LossTable(NamedTable):
@@ -51,6 +64,15 @@ class OptimizerTable(NamedTable):
 
     name: str = Field(default="adam", min_length=1)
     lr: PositiveFloat | None = None  # left out: the optimizer's own default
+    groups: dict[str, dict[str, Any]] | None = None  # pattern of parameter names -> options of their own; Any: TOML
+
+
+class SchedulerTable(NamedTable):
+    """How the learning rate changes: a name such as "cosine", or "package.module:callable", and its arguments."""
+
+    # Not called "every", as the trainer does: that is an argument of "step" and "exponential", the time between two drops.
+    interval: str | None = None  # how often it moves on: "step" (an update), "epoch", or so many of them
+    monitor: str | None = None  # the value that it watches, such as "val/loss"
 
 
 class TrainTable(Table):
@@ -67,6 +89,40 @@ class TrainTable(Table):
     shuffle: bool = True
     drop_last: bool = False
     num_workers: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None  # of the arithmetic; weights stay fp32
+    accumulate: PositiveInt | None = None  # batches an update
+    micro_batch: PositiveInt | None = None  # samples a forward and backward; batch_size is then those of an update
+    clip_norm: PositiveFloat | None = None  # largest norm of all gradients together
+    clip_value: PositiveFloat | None = None  # largest size of one number of a gradient
+    compile: bool | CompileMode | None = None  # true is "default"
+    freeze: Names | None = None  # patterns of parameters that are not trained
+    gradient_checkpointing: Names | None = None  # patterns of modules that compute again instead of remembering
+    grad_norms: bool | None = None  # record the norm of each layer's gradient
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _micro_batch_divides(cls, micro_batch: int | None, info: ValidationInfo) -> int | None:
+        if micro_batch is None:
+            return None
+        if info.data.get("accumulate") is not None:
+            raise ValueError(
+                f"was given together with accumulate={info.data['accumulate']}, which it decides itself (batch_size / micro_batch). "
+                "Leave one of them out."
+            )
+        batch_size = info.data.get("batch_size")  # absent when it is wrong itself
+        if batch_size is not None and batch_size % micro_batch:
+            divisors = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
+            near = [max(d for d in divisors if d < micro_batch), *(d for d in divisors if d > micro_batch)][:2]
+            raise ValueError(
+                f"does not divide batch_size={batch_size}, the samples of an update "
+                f"({batch_size} % {micro_batch} = {batch_size % micro_batch}). Use {' or '.join(map(str, near))}."
+            )
+        return micro_batch
+
+    @property
+    def loader_batch_size(self) -> int:
+        """Samples a batch that the training loader gives."""
+        return self.micro_batch or self.batch_size
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainTable:
@@ -75,6 +131,36 @@ class TrainTable(Table):
             got = " and ".join(given) if given else "none of them"
             raise ValueError(f"needs exactly one of epochs, steps and seconds; got {got}.")
         return self
+
+
+class EMATable(Table):
+    """An average of the weights, kept beside them: exponential, or the mean of the last epochs' weights (SWA)."""
+
+    kind: Literal["ema", "swa"] = "ema"
+    decay: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the average that an update leaves
+    warmup: bool | None = None  # begin with a smaller decay, so that the first weights are soon forgotten
+    every: PositiveInt | Annotated[str, Field(min_length=1)] | None = None  # steps (ema) or epochs (swa) between two
+    start: Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)] | None = None  # what is done before
+    evaluate: Literal["averaged", "raw"] | None = None  # which weights evaluations use
+
+    @model_validator(mode="after")
+    def _decay_is_for_ema(self) -> EMATable:
+        given = [name for name in ("decay", "warmup") if getattr(self, name) is not None]
+        if self.kind == "swa" and given:
+            raise ValueError(
+                f'{" and ".join(given)} goes with kind="ema", and kind="swa" is a plain mean. Leave it out.'
+            )
+        return self
+
+
+class EarlyStoppingTable(Table):
+    """End the run when a value has not become better for a while."""
+
+    monitor: str | None = None  # such as "val/loss"
+    mode: Literal["auto", "min", "max"] | None = None  # what better means
+    patience: PositiveInt | None = None  # epochs without an improvement
+    min_delta: Annotated[float, Field(ge=0)] | None = None  # the least that counts as one
+    restore_best: bool | None = None  # give the model its best weights back at the end
 
 
 class CheckpointTable(Table):
@@ -103,7 +189,10 @@ class Recipe(Table):
     data: DataTable
     loss: LossTable
     optimizer: OptimizerTable = OptimizerTable()
+    scheduler: SchedulerTable | None = None
     train: TrainTable
+    ema: EMATable | None = None
+    early_stopping: EarlyStoppingTable | None = None
     checkpoint: CheckpointTable = CheckpointTable()
     logging: LoggingTable = LoggingTable()
 
@@ -111,16 +200,22 @@ class Recipe(Table):
         """Return plain tables that give this recipe again: everything but the fields left out."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    def named_tables(self) -> dict[str, NamedTable]:
+        """Return the tables that carry a name, which may be that of the user's code."""
+        found = {name: getattr(self, name) for name in NAMED_TABLES}
+        return {name: table for name, table in found.items() if table is not None}
+
 
 NEVER = "never"  # instead of a duration: do not do it
 DURATIONS = ("epochs", "steps", "seconds")
-NAMED_TABLES = ("model", "data", "loss", "optimizer")
+NAMED_TABLES = ("model", "data", "loss", "optimizer", "scheduler")
 KNOWN_FIELDS: dict[str, tuple[str, ...]] = {
     "": tuple(Recipe.model_fields),
     **{
-        name: tuple(field.annotation.model_fields)
+        name: tuple(kind.model_fields)
         for name, field in Recipe.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for kind in (field.annotation, *get_args(field.annotation))  # "X | None" for tables that may be left out
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
     },
 }
 

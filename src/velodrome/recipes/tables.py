@@ -63,11 +63,13 @@ def check_table_run(run: Path, recipe: Recipe, overrides: Sequence[str], notes: 
 
 
 def check_same_preparation(data: LoadedData, notes: RunNotes) -> None:
-    """Refuse a table that was loaded anew and is no longer the one that the run was trained on.
+    """Refuse a table or text that was loaded anew and is no longer the one that the run was trained on.
 
     Raises:
-        DataError: it gives other means, deviations, categories or classes.
+        DataError: a table gives other means, deviations, categories or classes; a text numbers its characters otherwise.
     """
+    if notes.preprocessing.get("kind") == data.preprocessing.get("kind") == "text":
+        _check_same_vocabulary(data, notes)
     if notes.preprocessing.get("kind") != "csv" or data.preprocessing.get("kind") != "csv":
         return
     for key in _NEEDED:
@@ -77,6 +79,17 @@ def check_same_preparation(data: LoadedData, notes: RunNotes) -> None:
                 f"{PREPROCESSING_FILE}. Give the table as it is now with --data FILE.csv, which uses the run's own "
                 "preprocessing."
             )
+
+
+def _check_same_vocabulary(data: LoadedData, notes: RunNotes) -> None:
+    mine, theirs = data.class_names, notes.class_names
+    if mine != theirs:
+        odd = sorted(set(mine) ^ set(theirs))
+        which = f"; {odd[0]!r} is one that only one of them has" if odd else ""
+        raise DataError(
+            f"{data.origin}: this text has {len(mine)} different characters where the run was trained on {len(theirs)}{which}. "
+            "Each number would stand for another character: give the text that the run was trained on."
+        )
 
 
 def load_rows(path: Path, recipe: Recipe, notes: RunNotes, *, say: Callable[[str], Any] = print) -> Tensor:

@@ -61,6 +61,10 @@ class FirstBatch:
             self._source, was_pending, self._all_targets = before
             self.is_pending = was_pending and self._source not in self._checked
 
+    def has_seen(self, source: object) -> bool:
+        """Return whether a batch of this source passed `forward`."""
+        return source in self._checked
+
     def foresee(self, columns: ColumnsLike | None) -> None:
         """Validation data that lie in memory are looked at together with the first training batch, not an epoch later."""
         self._foreseen = None if columns is None else _targets_of(columns)

@@ -9,6 +9,7 @@ from velodrome.errors import DataError, RecipeError
 from velodrome.recipes.build import build, resolve_sizes, try_out
 from velodrome.recipes.loading import find_run, load_model, load_run_recipe, read_notes
 from velodrome.recipes.read import load_recipe
+from velodrome.recipes.tables import check_same_preparation
 
 MODULE = """\
 import torch
@@ -210,3 +211,40 @@ def test_build_metric_of_an_untrusted_recipe_is_refused(recipe_file):
     loaded = load_recipe(recipe_file, ['train.metrics=["no_such_module:thing"]'], trusted=False)
     with pytest.raises(RecipeError, match='train.metrics="no_such_module:thing" stands in a recipe inside a run'):
         build(loaded)
+
+
+def test_build_gpt_is_measured_by_the_text_and_resolved(recipe_file):
+    (recipe_file.parent / "mine.txt").write_text("to be or not to be " * 80)  # to_bern: 7 different characters
+    ready = build(load_recipe("char-gpt", ["data.path=mine.txt", "data.window=12"]), say=str)
+    found = ready.recipe.model.arguments
+    assert (found["vocab_size"], found["context"]) == (7, 12)
+    assert ready.model.tokens.weight.shape == (7, 128)
+    assert ready.model.positions.weight.shape == (12, 128)
+    # Left out is the same as "auto".
+    recipe_file.write_text(
+        '[model]\nname = "gpt"\n[data]\nname = "text"\npath = "mine.txt"\n[loss]\nname = "cross_entropy"\n[train]\nsteps = 1\n'
+    )
+    assert build(load_recipe(recipe_file), say=str).recipe.model.arguments == {"vocab_size": 7, "context": 128}
+
+
+def test_build_gpt_on_data_that_do_not_count_their_tokens_asks_for_the_number(load):
+    with pytest.raises(RecipeError, match=r'vocab_size is "auto", and data\.name=.* does not say how many tokens'):
+        build(load("tensors", "model.name=gpt"))
+
+
+def test_run_on_a_text_refuses_another_text(recipe_file, tmp_path):
+    text = recipe_file.parent / "mine.txt"
+    text.write_text("to be or not to be " * 20)
+    changes = ["data.path=mine.txt", "data.window=8", "train.epochs=1", "model.num_layers=1", "model.width=8"]
+    ready = build(load_recipe("char-gpt", changes), say=str)
+    run = tmp_path / "run"
+    trainer = ready.make_trainer(run_dir=run, progress=False, loggers=())
+    trainer.fit(ready.train, ready.val, epochs=1)
+    notes = read_notes(run)
+    check_same_preparation(ready.data, notes)
+    restored = load_model(run, weights="last")
+    assert torch.equal(restored(ready.data.val[0]), ready.model.eval()(ready.data.val[0]))
+    text.write_text("to be, or not to be " * 20)  # one more character: every id after it is another letter's
+    other = build(load_recipe("char-gpt", changes), say=str)
+    with pytest.raises(DataError, match=r"8 different characters where the run was trained on 7; ',' is one that"):
+        check_same_preparation(other.data, notes)

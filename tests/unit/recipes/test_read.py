@@ -23,7 +23,8 @@ def test_load_recipe_builtin_is_valid_and_says_what_it_is(name):
 
 
 def test_load_recipe_every_builtin_named_in_the_design_exists():
-    assert {"fashion-mnist-mlp", "fashion-mnist-tutorial", "mnist-mlp", "diabetes-mlp"} <= set(builtin_names())
+    images = {"fashion-mnist-mlp", "fashion-mnist-tutorial", "fashion-mnist-cnn", "mnist-mlp", "mnist-cnn"}
+    assert images | {"diabetes-mlp", "char-gpt"} == set(builtin_names())
 
 
 def test_load_recipe_tutorial_is_the_pytorch_quickstart():
@@ -88,7 +89,7 @@ def test_load_recipe_many_mistakes_reports_all_at_once_with_origin_and_nearest_n
         ("loss.reduction=sum", "is no mean"),
         ("checkpoint.monitor=val/beauty", "does not say whether smaller is better"),
         ("checkpoint.keep_last=1", "greater than or equal to 2"),
-        ("scheduler.name=cosine", "is no part of a recipe, which holds tables of these names only"),
+        ("schedule.name=cosine", 'tables of these names only. Did you mean "scheduler"?'),
     ],
 )
 def test_load_recipe_wrong_value_says_the_rule(recipe_file, override, rule):

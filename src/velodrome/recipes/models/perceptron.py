@@ -1,4 +1,4 @@
-"""The models that a recipe can name."""
+"""Layers one after another: the network of the PyTorch quickstart, in any size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from velodrome.errors import ArgumentError, nearest
+
+__all__ = ["ACTIVATIONS", "MLP", "mlp"]
 
 Sizes = Annotated[Sequence[PositiveInt | Literal["auto"]], Field(min_length=2)]
 
