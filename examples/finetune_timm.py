@@ -1,7 +1,7 @@
 """Fine-tuning a timm model: the head alone while the backbone is frozen, then everything with a small rate for the backbone.
 
-Frozen means two things here, and both are one line of plain PyTorch: `requires_grad_(False)` keeps the weights, `.eval()`
-keeps BatchNorm's running statistics. A model in training mode keeps the modules that you put in eval mode where they are.
+Frozen means two things here: `freeze=` keeps the weights, and `.eval()` on a layer keeps BatchNorm's running statistics. A
+model in training mode keeps the modules that you put in eval mode where they are.
 
 The model is built from its name with random weights, so that nothing is downloaded; give pretrained=True for a real task.
 
@@ -32,27 +32,24 @@ def main(num_images: int = 256, head_epochs: int = 2, all_epochs: int = 4, devic
     vd.seed_everything(0)
     train, val = stripes(num_images), stripes(128)
     model = timm.create_model("test_resnet", pretrained=False, num_classes=2)
-    head = model.get_classifier()
-    backbone = [p for p in model.parameters() if all(p is not q for q in head.parameters())]
     settings = {"loss": "cross_entropy", "metrics": ["accuracy"], "device": device, "progress": False}
 
     # Stage 1: the head on top of features that stay as they are.
-    model.requires_grad_(False)
-    head.requires_grad_(True)
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     frozen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    first = vd.Trainer(model, "adamw", lr=1e-2, **settings)
+    first = vd.Trainer(model, "adamw", lr=1e-2, freeze=["conv1", "bn1", "layer*"], **settings)
     first.fit(train, val, batch_size=32, epochs=head_epochs)
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), frozen[name])]
 
-    # Stage 2: all of it, the backbone slowly. An optimizer of your own brings its parameter groups.
+    # Stage 2: all of it, the head faster than the backbone.
     model.requires_grad_(True)
     model.train()
-    groups = [{"params": list(head.parameters()), "lr": 3e-3}, {"params": backbone, "lr": 1e-3}]
-    second = vd.Trainer(model, torch.optim.AdamW(groups), clip_norm=1.0, **settings)
+    second = vd.Trainer(
+        model, "adamw", lr=1e-3, parameter_groups={"fc": {"lr": 3e-3}}, clip_norm=1.0, scheduler="cosine", **settings
+    )
     second.fit(train, val, batch_size=32, epochs=all_epochs)
 
     result = {

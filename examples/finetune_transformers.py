@@ -60,14 +60,12 @@ def main(num_sentences: int = 512, epochs: int = 6, device: str = "auto") -> dic
         max_position_embeddings=16, num_labels=2,
     )  # fmt: skip
     model = BertForSequenceClassification(config)
-    # No weight decay for biases and norms: groups by name, in an optimizer of your own.
-    plain = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
-    decayed = [p for name, p in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
-    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-
     trainer = vd.Trainer(
         model,
-        torch.optim.AdamW(groups, lr=3e-3),
+        "adamw",
+        lr=3e-3,
+        optimizer_args={"weight_decay": 0.01},
+        parameter_groups={"*.bias": {"weight_decay": 0.0}, "*LayerNorm*": {"weight_decay": 0.0}},
         metrics=["accuracy"],
         accumulate=2,
         clip_norm=1.0,

@@ -32,6 +32,8 @@ class Restarting:
 
     def __init__(self, function: Callable[..., object]) -> None:
         self.function = function
+        self.is_sharded = getattr(function, "is_sharded", False)
+        """whether the function yields this process's batches only, by its own word"""
         self._first: object = None
 
     def __iter__(self) -> Iterator[Any]:
