@@ -30,8 +30,10 @@ __all__ = ["BatchIterable", "adopt", "needs_batch_size"]
 class Restarting:
     """What a function without arguments yields, a generator function say: it is called anew every epoch."""
 
-    def __init__(self, function: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         self.function = function
+        self.is_sharded = getattr(function, "is_sharded", False)
+        """whether the function yields this process's batches only, by its own word"""
         self._first: object = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -180,6 +182,7 @@ def adopt(
         loader = DataLoader(data, batch_size, shuffle=shuffle and not isinstance(data, IterableDataset))
         return loader, loader.describe()
     if not isinstance(data, (Iterable, type, nn.Module)) and callable(data):
+        _refuse_batch_size(batch_size, data, role)
         data = Restarting(cast("Callable[[], Iterable[Any]]", data))
     if isinstance(data, Iterable):
         _refuse_batch_size(batch_size, data, role)

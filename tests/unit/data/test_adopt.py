@@ -298,6 +298,17 @@ def test_a_function_that_yields_batches_is_called_every_epoch():
     assert called == [0, 1]
 
 
+@pytest.mark.parametrize(("is_sharded", "expected"), [(False, [2, 4]), (True, [1, 2, 3, 4])])
+def test_batches_of_a_function_are_dealt_out_unless_it_says_that_it_divides_them(is_sharded, expected):
+    def batches():
+        yield from [1, 2, 3, 4]
+
+    batches.is_sharded = is_sharded
+    source, _ = adopt(batches)
+    source.deal_out(rank=1, size=2, seed=0)
+    assert list(source) == expected
+
+
 def test_a_function_that_cannot_begin_anew_is_refused():
     used_up = iter([1, 2])
     source, _ = adopt(lambda: used_up)
