@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from velodrome import errors
     from velodrome.api import evaluate, fit, predict
+    from velodrome.averages import EMA, SWA
     from velodrome.callbacks.base import Callback
+    from velodrome.callbacks.best_checkpoint import BestCheckpoint
+    from velodrome.callbacks.early_stopping import EarlyStopping
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.data.loader import DataLoader
     from velodrome.loop.progress import StopReason
@@ -30,9 +33,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "EMA": "velodrome.averages",
+    "SWA": "velodrome.averages",
+    "BestCheckpoint": "velodrome.callbacks.best_checkpoint",
     "Callback": "velodrome.callbacks.base",
     "Checkpointing": "velodrome.checkpoint.policy",
     "DataLoader": "velodrome.data.loader",
+    "EarlyStopping": "velodrome.callbacks.early_stopping",
     "FitResult": "velodrome.loop.result",
     "StopReason": "velodrome.loop.progress",
     "Trainer": "velodrome.trainer",
@@ -45,9 +52,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "EMA",
+    "SWA",
+    "BestCheckpoint",
     "Callback",
     "Checkpointing",
     "DataLoader",
+    "EarlyStopping",
     "FitResult",
     "StopReason",
     "Trainer",

@@ -48,6 +48,10 @@ def _identity(data: Any) -> Hashable:
     return id(data)
 
 
+def _own_seed(seed: int) -> int:
+    return seed
+
+
 class DataInUse:
     """Remembers which object became which source, so that the second epoch continues what the first one began.
 
@@ -57,9 +61,23 @@ class DataInUse:
         device: where batches go.
         seed: of the order of loaders that have none of their own; None is PyTorch's initial seed.
         say: shows a line to people.
+        rank, size: of this process among those that train together.
+        take_seed: returns the seed that all of them shall use, given this process's own.
     """
 
-    def __init__(self, *, device: torch.device, seed: int | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        seed: int | None,
+        say: Callable[[str], None],
+        rank: int = 0,
+        size: int = 1,
+        take_seed: Callable[[int], int] = _own_seed,
+    ) -> None:
+        self._rank = rank
+        self._size = size
+        self._take_seed = take_seed
         self._device = device
         self._seed = seed
         self._say = say
@@ -105,8 +123,11 @@ class DataInUse:
         if isinstance(source, DataLoader):
             if source.columns is not None and not is_prediction:
                 check_columns(source.columns, role=role)
-            seed = torch.initial_seed() if self._seed is None else self._seed
-            source = BoundLoader(source, seed=seed, device=self._device)
+            source = BoundLoader(
+                source, seed=self._order_seed(role), device=self._device, rank=self._rank, size=self._size
+            )
+        elif self._size > 1:
+            source.deal_out(rank=self._rank, size=self._size, seed=self._order_seed(role))
         if keep:
             self._keep(key, data, source, batch_size, shuffle)
         if is_prediction:
@@ -116,6 +137,12 @@ class DataInUse:
             self._said[role] = line
             self._say(line)
         return source
+
+    def _order_seed(self, role: str) -> int:
+        if self._seed is not None:
+            return self._seed
+        # A prediction is read in the data's own order: one process may make it alone.
+        return torch.initial_seed() if role == "predict" else self._take_seed(torch.initial_seed())
 
     def needs_batch_size(self, data: Any) -> bool:
         """Return whether the data are a dataset or tensors that were not turned into batches yet."""

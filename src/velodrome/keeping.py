@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from velodrome.loop.durations import parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from velodrome.callbacks.best_checkpoint import BestCheckpoint
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.loop.progress import Progress
 
@@ -25,19 +26,22 @@ class Verdict:
     """better than every epoch before"""
     is_kept: bool = False
     """among the best ones that the policy keeps"""
+    is_wanted: bool = False
+    """to be saved for being among the best, by this value or by that of a `BestCheckpoint`"""
     monitor: str = ""
     value: float = 0.0
 
 
 class Keeping:
-    """Applies a `Checkpointing` policy to a run's progress.
+    """Applies a `Checkpointing` policy to a run's progress, and asks those who keep checkpoints by a value of their own.
 
     Raises:
         ArgumentError: the policy's `every` is no duration.
     """
 
-    def __init__(self, policy: Checkpointing) -> None:
+    def __init__(self, policy: Checkpointing, others: Sequence[BestCheckpoint] = ()) -> None:
         self._policy = policy
+        self._others = others
         self._every = None if policy.every is None else parse_duration(policy.every, name="checkpoint")
         self._best_ones: list[tuple[float, int]] = []
         self._saved_at = 0.0
@@ -51,9 +55,14 @@ class Keeping:
         return self._policy.monitor
 
     @property
+    def counts_steps(self) -> bool:
+        """Whether saves are due by the number of steps, which is the same in every process."""
+        return self._every is not None and self._every.unit == "steps"
+
+    @property
     def kept_steps(self) -> list[int]:
         """The steps whose checkpoints stay because they are among the best."""
-        return [step for _, step in self._best_ones]
+        return [step for _, step in self._best_ones] + [step for other in self._others for step in other.kept_steps]
 
     def count_from(self, progress: Progress) -> None:
         """Count time and samples until the next save from here on: a run begins or goes on, or a save was made."""
@@ -77,6 +86,11 @@ class Keeping:
 
     def judge(self, row: Mapping[str, Any], step: int) -> Verdict:
         """Compare an epoch with those before; a value that is missing or NaN is never the best."""
+        verdict = self._judge(row, step)
+        wanted = [other.judge(row, step) for other in self._others]
+        return replace(verdict, is_wanted=verdict.is_kept or any(wanted))
+
+    def _judge(self, row: Mapping[str, Any], step: int) -> Verdict:
         policy, monitor = self._policy, self._policy.monitor
         if monitor == "val/loss" and monitor not in row and monitor not in (self.best or ()):
             monitor = "train/loss"  # a run without validation has a best epoch too; no other metric has a stand-in

@@ -13,7 +13,7 @@ from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
 from velodrome.step.precision import Precision, make_scaler
 from velodrome.step.schedules import resolve_scheduler
-from velodrome.step.updates import Updates, check_accumulate
+from velodrome.step.updates import GradientWorld, Updates, check_accumulate
 from velodrome.step.windows import Windows
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Optimization:
     optimizer: Any
     lr: float | None = None
     optimizer_args: Mapping[str, Any] = field(default_factory=dict)
+    parameter_groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scheduler: Any = None
     scheduler_args: Mapping[str, Any] = field(default_factory=dict)
     scheduler_every: str | None = None
@@ -41,13 +42,16 @@ class Optimization:
     clip_value: float | None = None
     grad_norms: bool = False
 
-    def make_windows(self, model: nn.Module, *, precision: Precision, device: torch.device) -> Windows:
+    def make_windows(
+        self, model: nn.Module, *, precision: Precision, device: torch.device, world: GradientWorld
+    ) -> Windows:
         """Return the accumulation windows of all optimizers: none, the only one, or those of a dict.
 
         Args:
             model: on its device.
             precision: of the forward passes.
             device: the model's.
+            world: the processes that train together.
         Raises:
             ArgumentError: an argument is wrong, or goes with another one that is not there.
         """
@@ -73,13 +77,14 @@ class Optimization:
                 scaler=make_scaler(precision, device, self.scaler_args),
                 schedule=schedule,
                 is_only=len(optimizers) == 1,
+                world=world,
             )
         return Windows(windows)
 
     def _optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
         if self.optimizer is None:
             given = [name for name in ("lr", "scheduler") if getattr(self, name) is not None]
-            given += sorted(self.optimizer_args)
+            given += [*sorted(self.optimizer_args), *(["parameter_groups"] if self.parameter_groups else [])]
             if given:
                 raise ArgumentError(
                     f"{', '.join(given)} was given together with optimizer=None, a trainer that does not train. "
@@ -88,8 +93,14 @@ class Optimization:
             return {}
         arguments = dict(self.optimizer_args)
         if isinstance(self.optimizer, Mapping):
+            if self.parameter_groups:
+                raise ArgumentError(
+                    "parameter_groups was given together with several optimizers. Each of them is a group already: give their "
+                    "options to the optimizers themselves."
+                )
             return resolve_optimizers(self.optimizer, model, lr=self.lr, arguments=arguments)
-        return {"optimizer": resolve_optimizer(self.optimizer, model, lr=self.lr, arguments=arguments)}
+        groups = self.parameter_groups or None
+        return {"optimizer": resolve_optimizer(self.optimizer, model, lr=self.lr, arguments=arguments, groups=groups)}
 
     def _schedulers(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
         """Return what was given as the scheduler of each optimizer: one for each, or one made by name or factory for all."""

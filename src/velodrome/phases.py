@@ -10,11 +10,13 @@ from torch import Tensor
 
 from velodrome.errors import ArgumentError
 from velodrome.metrics.means import RunningMeans
+from velodrome.metrics.merging import ALONE, MetricWorld
 from velodrome.metrics.metric_set import MetricSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from velodrome.metrics.means import Merge
     from velodrome.record.progress import ProgressView
 
 __all__ = ["NO_PHASE", "Phase"]
@@ -28,10 +30,20 @@ class Phase:
         metrics: by name, see `resolve_metrics`; the phase has copies of its own.
         device: where the metrics' state lives.
         display: shows how far the phase is.
+        others: the processes whose batches belong to it too.
     """
 
-    def __init__(self, name: str, *, metrics: Mapping[str, Any], device: torch.device, display: ProgressView) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        metrics: Mapping[str, Any],
+        device: torch.device,
+        display: ProgressView,
+        others: MetricWorld = ALONE,
+    ) -> None:
         self.name = name
+        self.others = others
         self.display = display
         self.batch_samples = 0
         """samples of the batch under way"""
@@ -93,14 +105,18 @@ class Phase:
         """Logged values that were dropped, because there were too many names."""
         return self._means.num_dropped
 
-    def drain_blocking(self) -> dict[str, float]:
-        """Return the means since the last call, without the metrics; waits for the device."""
-        return self._means.drain_blocking()
+    def drain_blocking(self, merge: Merge) -> dict[str, float]:
+        """Return the means since the last call, without the metrics; waits for the device.
 
-    def finish_blocking(self) -> None:
-        """Set `values` to all means and metrics, and show them; waits for the device."""
-        self.values.update(self._means.means_blocking())
-        self.values.update(self._metrics.compute_blocking())
+        Args:
+            merge: adds sums and weights by name to those of other processes.
+        """
+        return self._means.drain_blocking(merge)
+
+    def finish_blocking(self, merge: Merge) -> None:
+        """Set `values` to all means and metrics, and show them; waits for the device. `merge` as for `drain_blocking`."""
+        self.values.update(self._means.means_blocking(merge))
+        self.values.update(self._metrics.compute_blocking(self.others))
         self.display.show(self.values)
         self.display.end()
 

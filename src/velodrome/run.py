@@ -5,25 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from velodrome.callbacks.base import Callback, listeners
+from velodrome.data.share import EMPTY
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.finite import check_finite_mean_loss, check_finite_weights
-from velodrome.loop.host import length_of
+from velodrome.loop.host import NO_BATCH, length_of
 from velodrome.loop.modes import training_mode
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.metrics.means import MAX_NAMES
+from velodrome.metrics.merging import ALONE
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
+from velodrome.record.sink import say_on_stderr
 from velodrome.seeding import random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
+from velodrome.step.parameters import held_in_vain, unheld_parameters
 from velodrome.step.schedules import NO_SCHEDULE
+from velodrome.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +39,9 @@ if TYPE_CHECKING:
     from velodrome.data.adopt import BatchIterable
     from velodrome.data.bound import BoundLoader
     from velodrome.data_in_use import DataInUse
+    from velodrome.distributed.world import World
     from velodrome.keeping import Keeping, Verdict
+    from velodrome.metrics.means import Merge
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
     from velodrome.step.averaging import NoAveraging
@@ -47,6 +54,8 @@ if TYPE_CHECKING:
     from velodrome.trainer import Trainer
 
 __all__ = ["Run"]
+
+T = TypeVar("T")
 
 
 class Run:
@@ -68,6 +77,7 @@ class Run:
         engine: passes batches through the model.
         log_every: a number of steps.
         seed: or None.
+        world: the processes that train together.
     """
 
     def __init__(
@@ -88,11 +98,16 @@ class Run:
         engine: EagerEngine,
         log_every: int,
         seed: int | None,
+        world: World,
     ) -> None:
         self.trainer = trainer
+        self.world = world
         self.model = trainer.model
         self.windows = windows
         self.progress = Progress()
+        self._together = Together(world, self.progress)
+        self._stop_wanted: StopReason | None = None
+        self._save_is_wanted = False
         self.phase = NO_PHASE
         self.stop_requested: StopReason | None = None
         self.stop_reason: StopReason | None = None
@@ -130,8 +145,13 @@ class Run:
 
     # -- run and epoch ----------------------------------------------------------------------------------------------
 
-    def begin_run(self, budget: Budget) -> None:
-        """Seed, open the records, and tell the callbacks."""
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process trains together with this one."""
+        return self.world.size == 1
+
+    def begin_run(self, budget: Budget) -> Budget:
+        """Seed, open the records, and tell the callbacks; return the limits that are left to the loop."""
         if self._is_under_way:
             raise ArgumentError(
                 "A run of this trainer is under way already. Finish its loop first, or make another Trainer."
@@ -141,25 +161,46 @@ class Run:
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
         self._is_under_way = True
-        self.stop_requested = self.stop_reason = self._error = None
+        self.stop_requested = self.stop_reason = self._error = self._stop_wanted = None
         self._budget = budget
         self._has_begun_schedules = False
         self._events = listeners(self._callbacks)
         try:
-            if self._seed is not None and not self.progress.steps_done:
-                seed_everything(self._seed)
+            if not self.progress.steps_done:
+                if self._seed is not None:
+                    seed_everything(self._seed)
+                self._join_others()
             self.windows.discard()  # what a computation before the run left there is not this run's gradient
             self._started_at = perf_counter() - self.progress.seconds
             self.keeping.count_from(self.progress)
             self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
             self.files.check_model(self.model)
+            self._warn_of_parameters()
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
             self._tell("on_fit_start")
+            if self.is_alone:
+                return budget
+            self._agree({})  # the clocks
+            return replace(budget, seconds=None)  # time is agreed on at log points
         except BaseException as error:
             self.note(error)
             self.end_run(StopReason.LEFT)
             raise
+
+    def _join_others(self) -> None:
+        """See to it that all processes begin with the same weights and settings."""
+        facts = {
+            "seed": self._seed,
+            "log_every": self._log_every,
+            "budget": str(self._budget),
+            "optimizers": [
+                f"{name}: {type(each.optimizer).__name__}, accumulate={each.accumulate}"
+                for name, each in self.windows.by_name.items()
+            ],
+        }
+        parameters = [parameter for updates in self.windows.by_name.values() for parameter in updates.parameters]
+        self._together.begin(self.model, parameters, facts, self._seed)
 
     def begin_epoch(self) -> None:
         """Start new sums."""
@@ -183,11 +224,13 @@ class Run:
         self._warn_of_skipped_updates()
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self._warn_of(verdict, row)
-        if verdict.is_kept or self.keeping.is_due_after_epoch(self.progress):
+        if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
             self.save()
         if verdict.is_best and verdict.is_kept:
             self.files.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
         self._tell("on_epoch_end", row)
+        if not self.is_alone:
+            self._agree({})  # what the callbacks want
 
     def end_run(self, reason: StopReason) -> None:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
@@ -202,7 +245,9 @@ class Run:
         if error is None:
             self.stop_reason = reason
             if self.averaging.describe() and not self.averaging.num_averaged:
-                self.warn("The run ended before its weights were averaged once. Give a smaller start, or a longer run.")
+                self._warn_all(
+                    "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
+                )
             self.files.finish(reason, self.progress, self.keeping.best)
             self._tell("on_fit_end")
             return
@@ -223,6 +268,7 @@ class Run:
         own, is therefore recorded as "left", like a `break`.
         """
         self._error = error
+        self.world.note(error)
 
     def refuse(self, error: BaseException) -> None:
         """An error came before the first run began: nothing half-made stays behind."""
@@ -239,7 +285,14 @@ class Run:
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
-        return self._compilation.watch(self._sources.placer(source), self._micro_batch_in_training)
+        place = self._compilation.watch(self._sources.placer(source), self._micro_batch_in_training)
+        if self.is_alone:
+            return place
+        return lambda batch: (None, NO_BATCH) if batch is EMPTY else place(batch)
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every process, by rank."""
+        return self.world.gather(value)
 
     def _micro_batch_in_training(self) -> int | None:
         """Return the number of the training micro-batch that comes; None in an evaluation."""
@@ -262,6 +315,7 @@ class Run:
         with self._inside(self._train_phase, source, self._finish_training), self.windows.training():
             yield self._train_phase
             self._close_windows()
+            self._follow_others()
 
     def _begin_schedules(self, source: Any) -> None:
         """Tell the learning-rate schedules how long the run is, once its data are known."""
@@ -329,13 +383,15 @@ class Run:
             raise
 
     def _new_phase(self, name: str, display: ProgressView) -> Phase:
-        return Phase(name, metrics=self._metrics, device=self.trainer.device, display=display)
+        # Every process predicts everything, and may do so alone.
+        others = ALONE if name == "predict" else self.world
+        return Phase(name, metrics=self._metrics, device=self.trainer.device, display=display, others=others)
 
-    def _read_blocking(self, phase: Phase) -> None:
+    def _read_blocking(self, phase: Phase, merge: Merge) -> None:
         """Set the phase's values, and say what is missing there."""
-        phase.finish_blocking()
+        phase.finish_blocking(merge)
         if phase.num_dropped:
-            self.warn(
+            self._warn_all(
                 f"More than {MAX_NAMES} different names were logged while {phase.name!r} went on; the others were dropped. "
                 f"Put the changing part into the value, not into the name."
             )
@@ -344,14 +400,16 @@ class Run:
         """Put the means of the training phase into the epoch's row."""
         phase = self._train_phase
         self.windows.settle_blocking()
-        self._read_blocking(phase)
+        self.tick()
+        self._read_blocking(phase, self._agree)
+        self.world.broadcast_buffers(self.model)  # statistics of BatchNorm are those of each process's own batches
         self._check_finite_loss(phase.values)
         self._row.update({f"train/{name}": value for name, value in phase.values.items()})
         self._row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
 
     def _finish_evaluation(self, phase: Phase) -> None:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
-        self._read_blocking(phase)
+        self._read_blocking(phase, phase.others.merge_sums)
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
         if "epoch" in self._row and phase.name not in ("eval", "predict"):
             self._row.update(named)
@@ -361,9 +419,10 @@ class Run:
         """Finish a phase whose loop was left by `break`."""
         finish, self._left_phase = self._left_phase, None
         if finish is not None:
-            if finish == self._finish_training and self.windows.open_ones:
+            if finish == self._finish_training and (self.windows.open_ones or not self.is_alone):
                 with self.windows.training():
                     self._close_windows()
+                    self._follow_others()
             finish()
 
     def _close_windows(self) -> None:
@@ -371,7 +430,18 @@ class Run:
         outer, self.phase = self.phase, self._train_phase
         try:
             for updates in self.windows.open_ones:
-                updates.update()
+                self.windows.update(updates)
+                self.after_update(updates)
+        finally:
+            self.phase = outer
+
+    def _follow_others(self) -> None:
+        """Take part in the updates of processes whose data last longer, until nobody has any: weights stay the same everywhere."""
+        if self.is_alone:
+            return
+        outer, self.phase = self.phase, self._train_phase
+        try:
+            while (updates := self.windows.take_part()) is not None:
                 self.after_update(updates)
         finally:
             self.phase = outer
@@ -385,11 +455,12 @@ class Run:
         """Pass the training data through the averaged model; the run goes on as if that had not been."""
         source, engine = self._train_source, self._engine
         if isinstance(getattr(source, "data", None), Iterator):
-            self.warn(
+            self._warn_all(
                 "The training data can be read only once, so the BatchNorm statistics of the averaged weights are those of the "
                 "weights before averaging. Give data that can be read again, such as a DataLoader."
             )
             return
+        source = source.whole()  # every process reads all of it: the same statistics everywhere, those of one process
         place = self.placer(source)
         # A loop of one's own may compute its loss outside: then the batch goes through the model without its target.
         forward = engine.forward if self.first_batch.has_seen(source) else engine.predict
@@ -418,11 +489,27 @@ class Run:
             self.phase.count_norms(updates.norms, prefix=self.windows.prefix_of(updates))
         for call in self._events["on_step_end"]:
             call(self.trainer)
-        save_is_due = self.keeping.is_due_after_step(progress)
+        # The clock and the samples of one process are not those of another: these saves are agreed on at log points.
+        save_is_due = (self.is_alone or self.keeping.counts_steps) and self.keeping.is_due_after_step(progress)
         if save_is_due or progress.steps_done % self._log_every == 0:
             self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
-        if save_is_due:
+        if save_is_due or self._save_is_wanted:
             self.save()
+
+    def skip_batch(self) -> None:
+        """Other processes have a training batch where this one has none: take part in its update."""
+        self.progress.micro_batches_done += 1
+        updates = self.windows.skip()
+        if updates is not None:
+            self.windows.update(updates)
+            self.after_update(updates)
+
+    def request_stop(self, reason: StopReason) -> None:
+        """End the run after this step; where there are several processes, after the next log point, all at the same step."""
+        if self.is_alone:
+            self.stop_requested = reason
+        else:
+            self._stop_wanted = reason
 
     def measure(self, outcome: Any) -> None:
         """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_step` counts."""
@@ -458,7 +545,7 @@ class Run:
         """Write a row with the means since the last one."""
         self.tick()
         self.windows.settle_blocking()
-        means = self._train_phase.drain_blocking()  # SYNC: log point
+        means = self._train_phase.drain_blocking(self._agree)  # SYNC: log point
         self._check_finite_loss(means)
         now, (then, samples_then) = perf_counter(), self._interval
         self._interval = (now, self.progress.samples_done)
@@ -467,6 +554,23 @@ class Run:
         row["samples_per_s"] = (self.progress.samples_done - samples_then) / max(1e-9, now - then)
         self.files.write(row)
         self._display.show(means)
+
+    def _agree(self, sums: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
+        """Return the sums over all processes; agree on the way how far the run is, and whether to stop or to save."""
+        if self.is_alone:
+            return sums
+        agreement = self._together.agree(
+            sums, stop=self._stop_wanted, save_is_due=self.keeping.is_due_after_step(self.progress)
+        )
+        stops = [wish["stop"] for wish in agreement.wishes if wish["stop"] is not None]
+        seconds = self._budget.seconds
+        if self.stop_requested is None:
+            if stops:
+                self.stop_requested = stops[0]
+            elif seconds is not None and self.progress.seconds >= seconds:
+                self.stop_requested = StopReason.SECONDS
+        self._save_is_wanted = not self.keeping.counts_steps and agreement.wishes[0]["save_is_due"]
+        return agreement.sums
 
     def _coordinates(self, kind: str, epoch: int) -> dict[str, Any]:
         """Return what every row begins with: where in the run it was written."""
@@ -482,7 +586,15 @@ class Run:
         }
 
     def warn(self, line: str) -> None:
-        """Show a line that must be seen, once a run."""
+        """Show a line that must be seen, once a run; one that holds for this process and perhaps for no other."""
+        if self.world.is_main:
+            self._warn_all(line)
+        elif line not in self._warned:
+            self._warned.add(line)
+            say_on_stderr(f"[rank {self.world.rank}] warning: {line}")
+
+    def _warn_all(self, line: str) -> None:
+        """Show a line that must be seen, once a run; it holds for all processes, and one says it."""
         if line not in self._warned:
             self._warned.add(line)
             self.files.warn(f"warning: {line}")
@@ -491,12 +603,29 @@ class Run:
         """Say what is wrong with an epoch's values and does not stop the run."""
         for name, value in row.items():
             if isinstance(value, float) and not math.isfinite(value) and name != "lr":
-                self.warn(f"{name} is {value} in epoch {row['epoch']}. Such an epoch is never the best one.")
+                self._warn_all(f"{name} is {value} in epoch {row['epoch']}. Such an epoch is never the best one.")
         if not verdict.monitor:
             known = ", ".join(name for name in row if "/" in name)
-            self.warn(
+            self._warn_all(
                 f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
             )
+
+    def _warn_of_parameters(self) -> None:
+        """Say which parameters will not change although they could, and what the optimizers hold for nothing."""
+        optimizers = [updates.optimizer for updates in self.windows.by_name.values()]
+        unheld, vain = unheld_parameters(self.model, optimizers), held_in_vain(self.model, optimizers)
+        if unheld:
+            # Alone the others are no mistake: a loss may have parameters of its own.
+            foreign = (
+                f" {_listed(vain.foreign)} that the optimizer holds are none of the model's: if layers were replaced after it was made, "
+                f"make it anew from model.parameters()."
+            )
+            self.warn(
+                f"{_listed(unheld)} can be trained, but no optimizer holds them: they will not change. Give them to the optimizer, or "
+                f"name them in freeze=.{foreign if vain.foreign else ''}"
+            )
+        if vain.frozen:
+            self.files.say(f"{_listed(vain.frozen)} are held by an optimizer, but frozen: they will not change.")
 
     def _warn_of_skipped_updates(self) -> None:
         """Say how many updates fp16 skipped in this epoch."""
@@ -523,3 +652,9 @@ class Run:
     def _tell(self, event: str, *details: Any) -> None:
         for call in self._events[event]:
             call(self.trainer, *details)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first few of many names."""
+    shown = ", ".join(names[:5])
+    return f"{len(names)} parameters ({shown}{', ...' if len(names) > 5 else ''})"

@@ -45,18 +45,26 @@ class RunFiles:
         loggers: names out of "csv", "tensorboard" and "curves", or sinks; None is all three, as far as they are installed.
         policy: which checkpoints to keep.
         display: shows lines to people.
+        is_main: whether this process speaks for all that train together; the others keep their history and say nothing.
     Raises:
         ArgumentError: an unknown logger, or a folder that cannot be written to.
         RefusedError: the folder holds a run already.
     """
 
     def __init__(
-        self, run_dir: str | Path | None, *, loggers: Sequence[Any] | None, policy: Checkpointing, display: ProgressView
+        self,
+        run_dir: str | Path | None,
+        *,
+        loggers: Sequence[Any] | None,
+        policy: Checkpointing,
+        display: ProgressView,
+        is_main: bool = True,
     ) -> None:
         for logger in loggers or ():
             if isinstance(logger, str) and logger not in _LOGGERS:
                 raise ArgumentError(f"loggers contains {logger!r}, which is unknown. {nearest(logger, _LOGGERS)}")
         self._display = display
+        self._is_main = is_main
         self._policy = policy
         self._asked = loggers
         self.history: list[dict[str, Any]] = []
@@ -89,6 +97,8 @@ class RunFiles:
 
     def warn(self, line: str) -> None:
         """Show a line that must be seen, also when nothing else is shown."""
+        if not self._is_main:
+            return
         (say_on_stderr if isinstance(self._display, NoProgress) else self._display.say)(line)
         if self._directory is not None and not self._is_discarded:
             self._directory.log(line)
@@ -183,7 +193,8 @@ class RunFiles:
         if self._directory is not None:
             status = (
                 "done"
-                if reason in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.REQUESTED)
+                if reason
+                in (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.EARLY, StopReason.REQUESTED)
                 else "stopped"
             )
             self._directory.finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from velodrome.errors import ArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_seed", "random_state_kept", "seed_everything"]
+__all__ = ["check_seed", "random_state_kept", "seed_everything", "seed_of_rank"]
 
 
 def seed_everything(seed: int) -> None:
@@ -29,6 +30,17 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """Return the seed of one of several processes that train together: rank 0 has the run's own, the others streams apart.
+
+    Hashed: `seed + rank` would make rank 1 of run 0 equal rank 0 of run 1.
+    """
+    if not rank:
+        return seed
+    digest = hashlib.sha256(f"rank:{seed}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from velodrome.averages import EMA, SWA, find_average
 from velodrome.callbacks.base import Callback, check_callbacks
+from velodrome.callbacks.best_checkpoint import BestCheckpoint
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
 from velodrome.devices import resolve_device
+from velodrome.distributed.world import join_world, local_device
 from velodrome.errors import ArgumentError
 from velodrome.keeping import Keeping
 from velodrome.loop.durations import Duration, parse_duration
@@ -22,7 +24,7 @@ from velodrome.loop.evaluate import run_evaluation, run_prediction
 from velodrome.loop.fit import fit
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
-from velodrome.metrics.metric_set import resolve_metrics
+from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metrics
 from velodrome.metrics.named import Labels
 from velodrome.optimization import Optimization
 from velodrome.record.progress import make_progress
@@ -35,7 +37,9 @@ from velodrome.step.compiled import resolve_compilation
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
+from velodrome.step.parameters import freeze as freeze_parameters
 from velodrome.step.precision import resolve_precision
+from velodrome.step.recompute import recompute_activations
 from velodrome.step.updates import num_micro_batches
 
 if TYPE_CHECKING:
@@ -70,6 +74,10 @@ class Trainer:
             batches of one label a sample, not in memory, may hold it: else it is looked for in the first batch only.
         step_fn: `(model, batch) -> loss or {"loss": ..., "output": ..., "target": ..., "items": ...}` in place of forward and loss.
         metrics: names ("accuracy", "top5"), torchmetrics objects, functions `(output, target) -> value(s)`; a list or a dict.
+        parameter_groups: options of an optimizer given by name or factory, by patterns of parameter or module names:
+            `{"head": {"lr": 1e-3}, "*.bias": {"weight_decay": 0.0}}`.
+        freeze: patterns of parameter or module names that are not trained.
+        gradient_checkpointing: patterns of module names whose activations are computed again in the backward pass instead of kept.
         scheduler: of the learning rate: any of `torch.optim.lr_scheduler`, built on the optimizer; a factory `optimizer -> scheduler`;
             or a name with a warm-up in `scheduler_args`: "cosine", "linear", "one_cycle", "wsd", "plateau", ... Lengths are the
             run's where they are not given. With several optimizers a dict, or one name or factory for all.
@@ -108,6 +116,9 @@ class Trainer:
         loss_args: Mapping[str, Any] | None = None,
         step_fn: Callable[[nn.Module, Any], Any] | None = None,
         metrics: Sequence[Any] | Mapping[str, Any] = (),
+        parameter_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        freeze: Sequence[str] = (),
+        gradient_checkpointing: Sequence[str] = (),
         scheduler: Any = None,
         scheduler_args: Mapping[str, Any] | None = None,
         scheduler_every: str | None = None,
@@ -145,21 +156,29 @@ class Trainer:
                 f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
             )
         policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
-        keeping = Keeping(policy)
+        keeping = Keeping(policy, [each for each in other_callbacks if isinstance(each, BestCheckpoint)])
         if seed is not None:
             check_seed(seed)
-        self.device = resolve_device(device)
+        self.device = resolve_device(local_device(device))
+        self._world = world = join_world(self.device)
         resolved_loss = resolve_loss(loss, dict(loss_args or {}))
         resolved_metrics = resolve_metrics(metrics, labels=_labels(resolved_loss))
+        if world.size > 1:
+            check_metrics_mergeable(resolved_metrics)
         self.model = model.to(self.device)
         loss_function: object = None if resolved_loss is None else resolved_loss.function
         if isinstance(loss_function, nn.Module):
             loss_function.to(self.device)  # class weights
+        if freeze:
+            freeze_parameters(self.model, freeze)
+        if gradient_checkpointing:
+            recompute_activations(self.model, gradient_checkpointing)
         self._precision = resolve_precision(precision, self.device, map_tensors)
         optimization = Optimization(
             optimizer=optimizer,
             lr=lr,
             optimizer_args=optimizer_args or {},
+            parameter_groups=parameter_groups or {},
             scheduler=scheduler,
             scheduler_args=scheduler_args or {},
             scheduler_every=scheduler_every,
@@ -170,16 +189,28 @@ class Trainer:
             clip_value=clip_value,
             grad_norms=grad_norms,
         )
-        self._windows = optimization.make_windows(self.model, precision=self._precision, device=self.device)
+        self._windows = optimization.make_windows(
+            self.model, precision=self._precision, device=self.device, world=world
+        )
         optimizers = {name: updates.optimizer for name, updates in self._windows.by_name.items()}
         self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
         if average is not None:
             self._windows.refuse_averaging()
         self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._first_batch = FirstBatch(resolved_loss)
-        display = make_progress(progress)
-        self._files = RunFiles(run_dir, loggers=loggers, policy=policy, display=display)
-        self._sources = DataInUse(device=self.device, seed=seed, say=self._files.say)
+        # One process shows and writes, whatever the others are told to.
+        display = make_progress(progress and world.is_main)
+        self._files = RunFiles(
+            run_dir if world.is_main else None, loggers=loggers, policy=policy, display=display, is_main=world.is_main
+        )
+        self._sources = DataInUse(
+            device=self.device,
+            seed=seed,
+            say=self._files.say,
+            rank=world.rank,
+            size=world.size,
+            take_seed=lambda own: world.gather(own)[0],
+        )
         self._run = Run(
             self,
             metrics=resolved_metrics,
@@ -196,6 +227,7 @@ class Trainer:
             engine=self._engine,
             log_every=int(interval.amount),
             seed=seed,
+            world=world,
         )
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
@@ -268,7 +300,7 @@ class Trainer:
                 raise
             run.after_micro_batch(loss, items)
             if updates.is_full:
-                updates.update()
+                self._windows.update(updates)
                 run.after_update(updates)
         except BaseException as error:
             run.note(error)
@@ -288,9 +320,20 @@ class Trainer:
         """
         self._run.log(values)
 
-    def stop(self, reason: StopReason = StopReason.REQUESTED) -> None:
-        """End the run after this step, in good order: evaluation, row and last save still happen."""
-        self._run.stop_requested = reason
+    def stop(self, reason: StopReason | str = StopReason.REQUESTED) -> None:
+        """End the run after this step, in good order: evaluation, row and last save still happen.
+
+        Where several processes train together they stop at the same step: the next one at which `log_every` has them read the loss,
+        or the end of the epoch. It is enough that one of them asks.
+
+        Args:
+            reason: what the records say; a `StopReason` or its name in lower case, such as "early".
+        """
+        self._run.request_stop(StopReason.of(reason))
+
+    def say(self, line: str) -> None:
+        """Show a line to people, and keep it in the run's log."""
+        self._files.say(line)
 
     def save(self) -> Path | None:
         """Write a checkpoint of the weights into the run directory now; None when there is none, or it was just saved."""

@@ -11,8 +11,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "velodrome"
 
 # The picture of docs/architecture.md. A part may import itself, the errors, and the parts named here.
-PARTS = {"loop", "step", "data", "checkpoint", "metrics", "record", "callbacks"}
-LEAVES = {"seeding", "devices", "report"}
+PARTS = {"loop", "step", "data", "checkpoint", "distributed", "metrics", "record", "callbacks"}
+LEAVES = {"seeding", "devices", "report", "monitor"}
 # The trainer and the files that it is made of.
 FRONT_DOOR = {
     "trainer",
@@ -25,12 +25,15 @@ FRONT_DOOR = {
     "api",
     "averages",
     "optimization",
+    "together",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},
     **{part: {"report"} for part in PARTS},
     "data": {"report", "seeding"},  # what a seed may be is said once
+    "checkpoint": {"report", "monitor"},  # as is what a better value is
+    "callbacks": {"report", "monitor"},
     **dict.fromkeys(FRONT_DOOR, FRONT_DOOR | PARTS | LEAVES),
     "recipes": FRONT_DOOR | PARTS | LEAVES,
     "cli": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,

@@ -13,6 +13,10 @@ import pytest
 import velodrome as vd
 
 NAMES = {
+    "EMA",
+    "SWA",
+    "BestCheckpoint",
+    "EarlyStopping",
     "Callback",
     "Checkpointing",
     "DataLoader",
@@ -28,8 +32,10 @@ NAMES = {
 }
 # Positional arguments first, then keywords; renaming one breaks somebody's script.
 SIGNATURES = {
-    "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics precision scaler_args accumulate"
-    " clip_norm clip_value compile grad_norms device seed run_dir checkpoint callbacks loggers progress log_every",
+    "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics parameter_groups freeze"
+    " gradient_checkpointing scheduler scheduler_args scheduler_every scheduler_monitor precision"
+    " scaler_args accumulate clip_norm clip_value compile grad_norms ema device seed run_dir checkpoint"
+    " callbacks loggers progress log_every",
     "Trainer.fit": "train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle",
     "Trainer.evaluate": "data batch_size",
     "Trainer.predict": "data batch_size",
@@ -43,7 +49,13 @@ SIGNATURES = {
     "predict": "model data batch_size device progress",
     "DataLoader": "dataset batch_size shuffle drop_last num_workers transform seed sampler batch_sampler collate_fn"
     " generator torch_arguments",
-    "load_model": "path model weights",
+    "load_model": "path model weights kind",
+    "EMA": "decay every start warmup evaluate",
+    "SWA": "start every evaluate",
+    "EarlyStopping": "monitor mode patience min_delta restore_best",
+    "BestCheckpoint": "monitor mode keep",
+    "Trainer.stop": "reason",
+    "Trainer.say": "line",
     "seed_everything": "seed",
 }
 HEAVY = (

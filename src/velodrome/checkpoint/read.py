@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-__all__ = ["load_weights_into", "read_state", "read_tensors", "resolve_weights"]
+__all__ = ["Kind", "find_weights_file", "load_weights_into", "read_state", "read_tensors", "resolve_weights"]
+
+Kind = Literal["auto", "raw", "averaged"]
 
 STATE_NAME = "state.json"
 MAX_STATE_BYTES = 1 << 28
@@ -51,17 +53,23 @@ def read_state(checkpoint_dir: Path, *, verify: bool = True) -> dict[str, Any]:
     return cast("dict[str, Any]", state)
 
 
-def resolve_weights(path: Path | str, which: Literal["best", "last"] = "best") -> Path:
+def resolve_weights(path: Path | str, which: Literal["best", "last"] = "best", kind: Kind = "auto") -> Path:
     """Find the `.safetensors` file to read for a run directory, a checkpoint folder, or such a file itself.
 
     The last checkpoint of a run is the newest whose hashes agree; a warning names each newer one that was
     skipped.
 
+    Args:
+        path: a run directory, a checkpoint folder or a .safetensors file.
+        which: checkpoint of a run directory.
+        kind: of its weights, where their average was saved beside them; "auto" is the one that the run evaluated.
     Raises:
         CheckpointError: there is none, or the one asked for is damaged.
     """
     if which not in ("best", "last"):
         raise ArgumentError(f"weights={which!r} is unknown. It is 'best' or 'last'.", argument="weights")
+    if kind not in ("auto", "raw", "averaged"):
+        raise ArgumentError(f"kind={kind!r} is unknown. It is 'auto', 'raw' or 'averaged'.", argument="kind")
     path = Path(path)
     if path.suffix.lower() in _PICKLE_SUFFIXES and not path.is_dir():
         raise CheckpointError(
@@ -79,6 +87,12 @@ def resolve_weights(path: Path | str, which: Literal["best", "last"] = "best") -
                 f"a file. Give one of these.",
                 path=path,
             )
+        if kind != "auto":
+            raise ArgumentError(
+                f"kind={kind!r} was given with the file {path}, which holds one set of weights. Give the checkpoint folder or the run "
+                f"directory, or leave kind out.",
+                argument="kind",
+            )
         return path
     if not path.exists():
         raise CheckpointError(
@@ -88,25 +102,41 @@ def resolve_weights(path: Path | str, which: Literal["best", "last"] = "best") -
             path=path,
         )
     if (path / MANIFEST_NAME).exists():
-        return _checked(path, "model.safetensors", verify=False)
+        return find_weights_file(path, kind)
     inner = path / "checkpoints"
     directory = inner if inner.is_dir() else path
     folder = _find_best(directory) if which == "best" else find_last(directory)
-    return _checked(folder, "model.safetensors", verify=False)
+    return find_weights_file(folder, kind)
 
 
-def load_weights_into(model: Module, path: Path | str, *, which: Literal["best", "last"] = "best") -> None:
+def find_weights_file(folder: Path, kind: Kind = "auto") -> Path:
+    """Return the file of a checkpoint folder that holds these weights.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged.
+    """
+    if kind == "auto":
+        # A checkpoint of an older release, or one without an average, says nothing about kinds.
+        has_both = "ema.safetensors" in read_manifest(folder).files
+        kind = "averaged" if has_both and read_state(folder).get("evaluated_weights") == "averaged" else "raw"
+    return _checked(folder, "ema.safetensors" if kind == "averaged" else "model.safetensors", verify=False)
+
+
+def load_weights_into(
+    model: Module, path: Path | str, *, which: Literal["best", "last"] = "best", kind: Kind = "auto"
+) -> None:
     """Load weights into a model of the same shape, whatever wraps it now or wrapped it then.
 
     Args:
         model: changed in place, and only when every name and shape fits.
         path: a run directory, a checkpoint folder or a .safetensors file.
         which: for a run directory, the best weights or the last ones.
+        kind: of the weights, see `resolve_weights`.
     Raises:
         CheckpointError: no such weights, damaged ones, or ones that do not fit; the message lists what
             differs.
     """
-    file = resolve_weights(path, which)
+    file = resolve_weights(path, which, kind)
     if (file.parent / MANIFEST_NAME).exists():
         try:
             _checked(file.parent, file.name, verify=True)

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from velodrome.cli.options import Device, Json, Overrides, Quiet, RecipeOption, Run, Verbose, Weights, Which
+from velodrome.cli.options import (
+    Device,
+    Json,
+    Kind,
+    Overrides,
+    Quiet,
+    RecipeOption,
+    Run,
+    Verbose,
+    Weights,
+    WeightsKind,
+    Which,
+)
 from velodrome.cli.screen import Screen, show_metrics, table
 
 
@@ -24,6 +36,7 @@ def evaluate(
     ] = None,
     recipe: RecipeOption = None,
     weights: Weights = Which.best,
+    kind: Kind = WeightsKind.auto,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -41,7 +54,7 @@ def evaluate(
     from velodrome.recipes.tables import check_same_preparation, check_table_run, load_rows_and_targets
 
     screen = Screen(as_json=json, quiet=quiet)
-    file = find_weights(run, weights.value)
+    file = find_weights(run, weights.value, kind.value)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     loaded = load_recipe_for(run, recipe, changes)
     notes = read_notes(run)
@@ -52,7 +65,7 @@ def evaluate(
         check_same_preparation(ready.data, notes)
     if ready.val is None:
         raise DataError(f"The recipe {ready.name} has no validation data to evaluate on.")
-    load_weights(ready.model, run, weights.value)
+    load_weights(ready.model, run, weights.value, kind.value)
     screen.say(f"Weights: {file}")
     found = ready.make_trainer(progress=not quiet).evaluate(ready.val)
     screen.answer(

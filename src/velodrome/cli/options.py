@@ -37,3 +37,17 @@ class Which(StrEnum):
 
 
 Weights = Annotated[Which, typer.Option("--weights", help="Which weights of a run directory.")]
+
+
+class WeightsKind(StrEnum):
+    """Which kind of weights, where their average was saved beside them."""
+
+    auto = "auto"
+    raw = "raw"
+    averaged = "averaged"
+
+
+Kind = Annotated[
+    WeightsKind,
+    typer.Option("--kind", help="Raw or averaged (EMA, SWA) weights; auto: the ones that the run evaluated."),
+]

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velodrome.cli.options import Device, Json, Overrides, Quiet, RecipeOption, Run, Verbose, Weights, Which
+from velodrome.cli.options import (
+    Device,
+    Json,
+    Kind,
+    Overrides,
+    Quiet,
+    RecipeOption,
+    Run,
+    Verbose,
+    Weights,
+    WeightsKind,
+    Which,
+)
 from velodrome.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -28,6 +40,7 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
     recipe: RecipeOption = None,
     weights: Weights = Which.best,
+    kind: Kind = WeightsKind.auto,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -48,13 +61,13 @@ def predict(
     if out.exists() and not force:
         raise RefusedError(f"{out} exists already. Give another --out, or --force to write over it.", path=out)
     screen = Screen(as_json=json, quiet=quiet, answer_matters=False)
-    file = find_weights(run, weights.value)
+    file = find_weights(run, weights.value, kind.value)
     loaded = load_recipe_for(run, recipe, [*(overrides or []), *([f"train.device={device}"] if device else [])])
     notes = read_notes(run)
     check_table_run(run, loaded.recipe, overrides or [], notes)
     rows = _rows(loaded, notes, data, screen)
     model = build_model(resolve_sizes(loaded.recipe, rows), trusted=loaded.trusted)
-    load_weights(model, run, weights.value)
+    load_weights(model, run, weights.value, kind.value)
     screen.say(f"Weights: {file}")
     outputs = _outputs(model, rows, loaded.recipe)
     predictions = interpret(outputs, loss=loaded.recipe.loss.name, class_names=notes.class_names)

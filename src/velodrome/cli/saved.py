@@ -30,11 +30,12 @@ def find_saved_weights(run_dir: Path, *, last_step: int, best_step: int | None) 
         last_step: how many steps were done; 0 expects no weights.
         best_step: the step of the best epoch, when its weights were to be kept.
     """
+    from velodrome.checkpoint.read import find_weights_file
     from velodrome.checkpoint.scan import find_checkpoints, read_best
 
     folder = run_dir / "checkpoints"
     try:
-        files = {one.step: one.path / "model.safetensors" for one in find_checkpoints(folder) if not one.problem}
+        files = {one.step: find_weights_file(one.path) for one in find_checkpoints(folder) if not one.problem}
         marked = read_best(folder)
     except CheckpointError as error:
         if not last_step:

@@ -77,7 +77,8 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
     from velodrome.devices import resolve_device
 
     device = str(resolve_device(ready.recipe.train.device))
-    steps = _num_batches(ready.train)
+    batches, accumulate = _num_batches(ready.train), ready.trainer_arguments.get("accumulate", 1)
+    steps = None if batches is None else -(-batches // accumulate)  # a last window that is short is a step too
     budget = {key: value for key, value in ready.fit_arguments.items() if value is not None}
     epochs = budget.get("epochs")
     total = steps * epochs if steps is not None and epochs is not None else budget.get("steps")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     Dataset,
@@ -20,9 +21,39 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from velodrome.data.columns import columns_from
 from velodrome.data.loader import DataLoader
 from velodrome.data.own_order import check_own_order
+from velodrome.data.share import WHOLE, Share, describe_sharded, draw_together, is_sharded
 from velodrome.errors import ArgumentError, DataError
 
 __all__ = ["BatchIterable", "adopt", "needs_batch_size"]
+
+
+class Restarting:
+    """What a function without arguments yields, a generator function say: it is called anew every epoch."""
+
+    def __init__(self, function: Callable[[], Iterable[Any]]) -> None:
+        self.function = function
+        self._first: object = None
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self.function()
+        if not isinstance(batches, Iterable):
+            raise ArgumentError(
+                f"The function {self.name} given as data returned a {type(batches).__name__}, which cannot be iterated. It must "
+                f"yield batches, or return an iterable of them."
+            )
+        if batches is self._first:
+            raise ArgumentError(
+                f"The function {self.name} given as data returned the same {type(batches).__name__} twice. It must begin anew "
+                f"every time it is called."
+            )
+        iterator = iter(batches)
+        self._first = batches if iterator is batches else None  # kept, so that no other object can be taken for it
+        return iterator
+
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
 
 class BatchIterable:
@@ -31,9 +62,25 @@ class BatchIterable:
     def __init__(self, data: Iterable[Any]) -> None:
         self.data = data
         self._epochs_begun = 0
+        self._epoch = 0
+        self._share = WHOLE
+        self._seed = 0
+        self._is_sharded = False
+
+    def deal_out(self, *, rank: int, size: int, seed: int) -> None:
+        """From now on give this process its batches only: every `size`-th one, or all where the data divide themselves.
+
+        Args:
+            rank, size: of this process among those that train together.
+            seed: of what the data draw while they are iterated over; the same in every process.
+        """
+        self._is_sharded = size > 1 and is_sharded(self.data)
+        self._share = WHOLE if self._is_sharded else Share(rank, size)
+        self._seed = seed
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the iterable, or its sampler, which epoch comes, when it wants to know."""
+        self._epoch = epoch
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)  # type: ignore[attr-defined]
             return
@@ -45,10 +92,20 @@ class BatchIterable:
     def describe(self) -> str:
         """Say in one line how the data are read."""
         try:
-            count = f"{len(self):,} batches"
+            count = f"{len(self.data):,} batches"  # type: ignore[arg-type]
         except TypeError:  # PyTorch's loader has a length only when its dataset has
             count = "batches of unknown number"
-        return f"{count} from {type(self.data).__name__}, used as it is"
+        line = f"{count} from {type(self.data).__name__}, used as it is"
+        if isinstance(self.data, Restarting):
+            line = f"{count} from {self.data.name}(), called every epoch"
+        if self._is_sharded:
+            return f"{line}, {describe_sharded(self.data)}"
+        if self._share.size > 1:
+            return (
+                f"{line}, dealt out batch by batch among {self._share.size} processes, each of which reads them all "
+                f"(data that divide themselves say so with is_sharded = True)"
+            )
+        return line
 
     def in_own_order(self) -> BatchIterable:
         """Return the iterable itself.
@@ -58,13 +115,23 @@ class BatchIterable:
         """
         if isinstance(self.data, TorchDataLoader):
             check_own_order(self.data)
-        return self
+        return self.whole()
+
+    def whole(self) -> BatchIterable:
+        """Return all batches, for every process; itself where there is one process, or the data divide themselves."""
+        return self if self._share.size == 1 else BatchIterable(self.data)
 
     def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
+        return -(-len(self.data) // self._share.size)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
         self._epochs_begun += 1
+        if self._share.size > 1:
+            sized = ((1, batch) for batch in draw_together(self._iterate(), seed=self._seed, epoch=self._epoch))
+            return (batch for _, batch in self._share.deal(sized))
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Any]:
         iterator = iter(self.data)
         if iterator is self.data and self._epochs_begun > 1:
             first = next(iterator, _NOTHING)
@@ -89,7 +156,8 @@ def adopt(
     """Turn what the user gave into a loader or a checked iterable, with a line that says what was done.
 
     Args:
-        data: a `velodrome.DataLoader`, a PyTorch `DataLoader`, an iterable of batches; or a dataset, tensors or arrays with `batch_size`.
+        data: a `velodrome.DataLoader`, a PyTorch `DataLoader`, an iterable of batches or a function that yields them; or a dataset,
+            tensors or arrays with `batch_size`.
         batch_size: samples a batch for a dataset or tensors; must be left out for what has its own.
         shuffle: for a dataset or tensors only.
         role: "train", "val", ... for messages.
@@ -102,19 +170,24 @@ def adopt(
     if isinstance(data, TorchDataLoader):
         _refuse_batch_size(batch_size, data, role)
         return _rebuild(data)
+    _refuse_nested_tensors(data, role)
     if needs_batch_size(data) or (batch_size is not None and _is_map_style(data)):
         if batch_size is None:
+            own = " With batch_size=None there, its items are the batches." if isinstance(data, IterableDataset) else ""
             raise ArgumentError(
-                f"{role} is a {type(data).__name__}, which needs a batch size. Give batch_size=64, say, or wrap it in velodrome.DataLoader."
+                f"{role} is a {type(data).__name__}, which needs a batch size. Give batch_size=64, say, or wrap it in velodrome.DataLoader.{own}"
             )
         loader = DataLoader(data, batch_size, shuffle=shuffle and not isinstance(data, IterableDataset))
         return loader, loader.describe()
+    if not isinstance(data, (Iterable, type, nn.Module)) and callable(data):
+        data = Restarting(data)
     if isinstance(data, Iterable):
         _refuse_batch_size(batch_size, data, role)
         iterable = BatchIterable(data)
         return iterable, iterable.describe()
+    kind = f"the class {data.__name__} itself" if isinstance(data, type) else f"a {type(data).__name__}"
     raise ArgumentError(
-        f"{role} is a {type(data).__name__}, which cannot be iterated. Give a DataLoader, a Dataset, tensors with batch_size=, or an iterable of batches."
+        f"{role} is {kind}, which cannot be iterated. Give a DataLoader, a Dataset, tensors with batch_size=, or an iterable of batches."
     )
 
 
@@ -127,6 +200,16 @@ def needs_batch_size(data: Any) -> bool:
 
 def _is_map_style(data: Any) -> bool:
     return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, TorchDataLoader)
+
+
+def _refuse_nested_tensors(data: Any, role: str) -> None:
+    """Refuse ({"a": a, "b": b}, y): neither samples nor batches are meant, but tensors with all samples, which are read flat."""
+    if type(data) is tuple and len({isinstance(part, (dict, tuple, list)) for part in data}) == 2:
+        kinds = ", ".join(type(part).__name__ for part in data)
+        raise ArgumentError(
+            f"{role} is a tuple of {kinds}, one inside of the other. Tensors with all samples are given flat: as a tuple (a, b, target) "
+            f'or a dict {{"a": a, "b": b, "target": target}}. Batches of any nesting come from a Dataset.'
+        )
 
 
 def _refuse_batch_size(batch_size: int | None, data: Any, role: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from velodrome.data.columns import available_bytes
+from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +31,13 @@ class BoundLoader:
         loader: is not changed but for its position.
         seed: of the order, when the loader has none of its own.
         device: where data in memory are put, when they fit; the copy goes when the view goes.
+        rank, size: of this process among those that train together; each gets its slice of every batch.
     """
 
-    def __init__(self, loader: DataLoader, *, seed: int, device: torch.device) -> None:
+    def __init__(self, loader: DataLoader, *, seed: int, device: torch.device, rank: int = 0, size: int = 1) -> None:
         self.loader = loader
+        self._is_sharded = size > 1 and is_sharded(loader)
+        self._share = WHOLE if self._is_sharded else Share(rank, size)
         self._seed = seed
         self._device = device
         self._read: Columns | None = None
@@ -56,18 +60,32 @@ class BoundLoader:
     def describe(self) -> str:
         """Say in one line how the data are read."""
         columns = self.columns
-        return self.loader.describe(device=None if columns is None else columns.device)
+        line = self.loader.describe(device=None if columns is None else columns.device)
+        if self._is_sharded:
+            return f"{line}, {describe_sharded(self.loader)}"
+        if self._share.size == 1:
+            return line
+        how = "dealt out batch by batch" if self.loader.is_dealt else "each batch divided"
+        return f"{line}, {how} among {self._share.size} processes"
 
     def in_own_order(self) -> BoundLoader:
-        """Return a view whose batches are all samples in the order of the data.
+        """Return a view whose batches are all samples in the order of the data, in every process.
 
         Raises:
             ArgumentError: see `DataLoader.in_own_order`.
         """
         loader = self.loader.in_own_order()
         if loader is self.loader:
-            return self
+            return self.whole()
         view = BoundLoader(loader, seed=self._seed, device=self._device)
+        view._read, view._placed = self._read, self._placed
+        return view
+
+    def whole(self) -> BoundLoader:
+        """Return a view of all samples in the same order, for every process; itself where there is one process."""
+        if self._share.size == 1:
+            return self
+        view = BoundLoader(self.loader, seed=self._seed, device=self._device)
         view._read, view._placed = self._read, self._placed
         return view
 
@@ -76,10 +94,11 @@ class BoundLoader:
         self.loader.set_epoch(epoch, seed=self._seed)
 
     def __len__(self) -> int:
-        return len(self.loader)
+        total = len(self.loader)
+        return -(-total // self._share.size) if self.loader.is_dealt else total  # the last round may be short
 
     def __iter__(self) -> Iterator[Any]:
-        return self.loader.iterate(seed=self._seed, columns=self.columns)
+        return self.loader.iterate(seed=self._seed, columns=self.columns, share=self._share)
 
 
 def _place(columns: Columns, device: torch.device) -> Columns:

@@ -16,6 +16,7 @@ from velodrome.data.order import epoch_order
 from velodrome.data.own_order import check_own_order
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
+from velodrome.data.share import EMPTY, WHOLE, Share
 from velodrome.errors import ArgumentError, DataError
 from velodrome.seeding import check_seed
 
@@ -163,6 +164,12 @@ class DataLoader:
         return self._samples.num_samples
 
     @property
+    def is_dealt(self) -> bool:
+        """Whether several processes share the batches out among themselves: what an iterable dataset gives, and items without batches."""
+        is_itemwise = self.batch_size is None and self.batch_sampler is None
+        return is_itemwise or isinstance(self.dataset, IterableDataset)
+
+    @property
     def columns(self) -> Columns | None:
         """The whole data when they lie in memory, for checks that look at all of them at once."""
         self._read_again_if_changed()
@@ -273,8 +280,15 @@ class DataLoader:
     def __iter__(self) -> Iterator[Any]:
         return self.iterate()
 
-    def iterate(self, *, seed: int | None = None, columns: Columns | None = None) -> Iterator[Any]:
-        """Return what `iter()` does, for a trainer: in the order of its seed, from a copy of the columns on its device."""
+    def iterate(
+        self, *, seed: int | None = None, columns: Columns | None = None, share: Share = WHOLE
+    ) -> Iterator[Any]:
+        """Return what `iter()` does, for a trainer: in the order of its seed, from a copy of the columns on its device.
+
+        Args:
+            seed, columns: of the trainer.
+            share: the slice of each batch that is wanted; the position goes on counting all samples. `EMPTY` where it has none.
+        """
         self._read_again_if_changed()
         if seed is not None:
             self._bound_seed = seed
@@ -286,7 +300,7 @@ class DataLoader:
             self._torch_draws_left -= 1
             torch.empty((), dtype=torch.int64).random_()
         batches = self._sized_batches(
-            self._columns if columns is None else columns, self._epoch, self._samples_done, self._order_seed()
+            self._columns if columns is None else columns, self._epoch, self._samples_done, self._order_seed(), share
         )
         return self._iterate(batches, self._iteration, self._epoch, self._samples_done)
 
@@ -296,22 +310,33 @@ class DataLoader:
             done += size
             if iteration == self._iteration and self._is_iterating:
                 self._samples_done = done
-            yield batch if transform is None else _transform_input(transform, batch)
+            yield batch if transform is None or batch is EMPTY else _transform_input(transform, batch)
         if iteration == self._iteration and self._is_iterating:
             self._epoch, self._samples_done, self._is_iterating = epoch + 1, 0, False
 
-    def _sized_batches(self, columns: Columns | None, epoch: int, start: int, seed: int) -> Iterator[tuple[int, Any]]:
-        """Yield (number of samples, batch) from sample `start` of the epoch on."""
+    def _sized_batches(
+        self, columns: Columns | None, epoch: int, start: int, seed: int, share: Share
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (number of samples, batch) from sample `start` of the epoch on; with a share, its part of the batch."""
         if columns is None:
             assert self._samples is not None
-            yield from self._samples.batches(seed=seed, epoch=epoch, shuffle=self.shuffle, start=start)
+            yield from self._samples.batches(seed=seed, epoch=epoch, shuffle=self.shuffle, start=start, share=share)
             return
         size = self.batch_size
         assert size is not None
         rest = epoch_order(columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)[start:]
         left = len(rest) - len(rest) % size if self.drop_last else len(rest)
-        for batch in columns.batches(rest[:left].to(columns.device), size):
-            yield min(size, left), batch
+        rest = rest[:left]
+        if share.size == 1:
+            for batch in columns.batches(rest.to(columns.device), size):
+                yield min(size, left), batch
+                left -= size
+            return
+        own, own_size = share.of_batches(rest, size)
+        batches = columns.batches(own.to(columns.device), max(1, own_size))
+        while left > 0:
+            start, end = share.of(min(size, left))
+            yield min(size, left), next(batches) if end > start else EMPTY
             left -= size
 
     def _order_seed(self) -> int:

@@ -13,10 +13,11 @@ from torch.utils.data import IterableDataset
 
 from velodrome.data.batches import num_samples
 from velodrome.data.order import epoch_generator, epoch_order
+from velodrome.data.share import EMPTY, WHOLE, Share, draw_together
 from velodrome.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["SamplePath"]
 
@@ -96,15 +97,20 @@ class SamplePath:
         size = self._batch_size or 1
         return total // size if self._drop_last else -(-total // size)
 
-    def batches(self, *, seed: int, epoch: int, shuffle: bool, start: int) -> Iterator[tuple[int, Any]]:
+    def batches(
+        self, *, seed: int, epoch: int, shuffle: bool, start: int, share: Share = WHOLE
+    ) -> Iterator[tuple[int, Any]]:
         """Yield (number of samples, batch) for each batch of an epoch from sample `start` on.
 
-        A sampler is asked for what was skipped, the dataset is not; an iterable dataset has to be read up to `start`.
+        A sampler is asked for what was skipped, the dataset is not; an iterable dataset has to be read up to `start`. Of a
+        share only its own samples are fetched; its batch is `EMPTY` where it has none.
         """
         if self._seeds_workers:
-            self._worker_generator.manual_seed(epoch_generator(seed, epoch, "workers").initial_seed())
+            # The items of an iterable dataset are dealt out: every process must read the same.
+            own = f"workers of rank {share.rank}" if share.rank and not self._is_iterable else "workers"
+            self._worker_generator.manual_seed(epoch_generator(seed, epoch, own).initial_seed())
         if self._is_iterable:
-            yield from self._iterable_batches(epoch, start)
+            yield from self._iterable_batches(epoch, start, seed, share)
             return
         own = self._batch_sampler if self._batch_sampler is not None else self._sampler
         if own is None:
@@ -114,18 +120,29 @@ class SamplePath:
             for listener in (own, getattr(own, "sampler", None)):
                 if hasattr(listener, "set_epoch"):
                     listener.set_epoch(epoch)  # type: ignore[union-attr]
-            self._order.source = own
+            self._order.source = own if share.size == 1 else draw_together(own, seed=seed, epoch=epoch)
         self._order.start = start
+        self._order.share = share
         # PyTorch's loader asks for its order at once and keeps that iterator; the sizes belong to this epoch alone.
         sizes = self._order.sizes = deque()
         for batch in self._loader:
+            while sizes[0] < 0:
+                yield -sizes.popleft(), EMPTY
             yield sizes.popleft(), batch
+        while sizes:
+            yield -sizes.popleft(), EMPTY
 
-    def _iterable_batches(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
+    def _iterable_batches(self, epoch: int, start: int, seed: int, share: Share) -> Iterator[tuple[int, Any]]:
         if hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
+        if share.size == 1:
+            yield from self._sized(self._loader, start)
+        else:
+            yield from share.deal(self._sized(draw_together(self._loader, seed=seed, epoch=epoch), start))
+
+    def _sized(self, batches: Iterable[Any], start: int) -> Iterator[tuple[int, Any]]:
         done = 0
-        for batch in self._loader:
+        for batch in batches:
             size = 1 if self._batch_size is None else num_samples(batch)
             done += size
             if done > start:
@@ -149,29 +166,46 @@ class _Order:
         self._gives_batches = gives_batches
         self.source: Iterable[Any] = ()
         self.start = 0
+        self.share = WHOLE
         self.sizes: deque[int] = deque()
-        """how many samples each batch that was asked for, and not yet handed out, has"""
+        """how many samples each batch that was asked for, and not yet handed out, has; negative where nothing of it is asked for"""
 
     def __iter__(self) -> Iterator[Any]:
-        return self._lay_out(self.source, self.start, self.sizes)
+        batches = self._lay_out(self.source, self.start)
+        if self._batch_size is None and not self._gives_batches:
+            return self._items(batches, self.sizes, self.share)
+        return self._slices(batches, self.sizes, self.share)
 
-    def _lay_out(self, source: Iterable[Any], start: int, sizes: deque[int]) -> Iterator[Any]:
+    def _lay_out(self, source: Iterable[Any], start: int) -> Iterator[Sequence[Any]]:
+        """Yield the batches of all processes; where the dataset's own items are the batches, those that are dealt out at once."""
         if self._gives_batches:
             done = 0
             for batch in source:
                 done += len(batch)
                 if done > start:
-                    sizes.append(len(batch))
                     yield batch
             return
         indices = islice(source, start, None)
-        if self._batch_size is None:
-            for index in indices:
-                sizes.append(1)
-                yield index
-            return
-        while batch := list(islice(indices, self._batch_size)):
-            if len(batch) < self._batch_size and self._drop_last:
+        size = self.share.size if self._batch_size is None else self._batch_size
+        while batch := list(islice(indices, size)):
+            if len(batch) < size and self._drop_last:
                 return
-            sizes.append(len(batch))
             yield batch
+
+    def _slices(self, batches: Iterable[Sequence[Any]], sizes: deque[int], share: Share) -> Iterator[Any]:
+        for batch in batches:
+            if share.size == 1:
+                sizes.append(len(batch))
+                yield batch
+                continue
+            start, end = share.of(len(batch))
+            sizes.append(len(batch) if end > start else -len(batch))
+            if end > start:
+                yield batch[start:end]
+
+    def _items(self, rounds: Iterable[Sequence[Any]], sizes: deque[int], share: Share) -> Iterator[Any]:
+        for items in rounds:
+            has_one = share.rank < len(items)
+            sizes.append(len(items) if has_one else -len(items))
+            if has_one:
+                yield items[share.rank]

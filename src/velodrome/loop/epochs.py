@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError, DataError
-from velodrome.loop.host import length_of
+from velodrome.loop.host import NO_BATCH, length_of
 from velodrome.loop.modes import evaluation_mode, fetch_outside_of_inference_mode, training_mode
 from velodrome.loop.progress import StopReason
 
@@ -25,7 +25,7 @@ _RESERVED_NAMES = {"train", "eval", "predict"}
 
 def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
     """Yield epochs until the budget is used up or somebody asks to stop; open the records before, close them after."""
-    host.begin_run(budget)
+    budget = host.begin_run(budget)
     reason = StopReason.LEFT  # holds when the user's loop breaks, or an error passes through it
     try:
         while (stop := host.stop_requested or budget.exhausted_by(host.progress)) is None:
@@ -81,17 +81,21 @@ class Epoch:
             self.is_whole = False
             return
         next_draw = 0.0
-        batches_done = 0
+        batches_done = batches_skipped = 0
         with host.training(source) as phase, training_mode(host.model):
             advance = phase.display.advance
             for raw_batch in source:
                 batch, samples = place(raw_batch)
-                phase.batch_samples = samples
-                progress.samples_done += samples
-                progress.samples_in_epoch += samples
-                yield batch
-                if host.phase is not phase:
-                    raise _interleaved(phase, host.phase)
+                if samples == NO_BATCH:
+                    batches_skipped += 1
+                    host.skip_batch()
+                else:
+                    phase.batch_samples = samples
+                    progress.samples_done += samples
+                    progress.samples_in_epoch += samples
+                    yield batch
+                    if host.phase is not phase:
+                        raise _interleaved(phase, host.phase)
                 batches_done += 1
                 now = perf_counter()
                 if now >= next_draw:
@@ -105,12 +109,14 @@ class Epoch:
                     host.warn(
                         f"The training data announced {total} batches; epoch {self.index + 1} had {batches_done}."
                     )
-            if not batches_done:
-                raise DataError(
-                    f"The training data gave 0 batches in epoch {progress.epoch}. Training needs at least one: check the dataset and its filters."
-                )
+            if not batches_done and host.is_alone:
+                raise _no_batches(progress.epoch)
             advance(batches_done, progress.samples_in_epoch)
-        self._batches_done += batches_done
+        self._batches_done += batches_done - batches_skipped
+        told = host.gather((batches_done, self.is_whole))
+        if not any(batches for batches, _ in told):
+            raise _no_batches(progress.epoch)
+        self.is_whole = all(is_whole for _, is_whole in told)
 
     def evaluate(self, data: Any, *, batch_size: int | None = None, name: str = "val") -> Iterator[Any]:
         """Yield the evaluation batches, on the device; eval mode and inference mode hold meanwhile and are put back.
@@ -147,20 +153,28 @@ def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) ->
     with evaluation_mode(host.model):
         for raw_batch in fetch_outside_of_inference_mode(source):
             batch, samples = place(raw_batch)
+            batches_done += 1
+            if samples == NO_BATCH:
+                continue
             phase.batch_samples = samples
             yield batch
             if host.phase is not phase:
                 raise _interleaved(phase, host.phase)
-            batches_done += 1
             samples_done += samples
             if (now := perf_counter()) >= next_draw:
                 phase.display.advance(batches_done, samples_done)
                 next_draw = now + _SECONDS_BETWEEN_DRAWS
-    if not batches_done:
+    if not batches_done and not any(phase.others.gather(batches_done)):
         raise DataError(
             f"The {phase.name} data gave 0 batches. Evaluation needs at least one: check the dataset, or leave it out."
         )
     phase.display.advance(batches_done, samples_done)
+
+
+def _no_batches(epoch: int) -> DataError:
+    return DataError(
+        f"The training data gave 0 batches in epoch {epoch}. Training needs at least one: check the dataset and its filters."
+    )
 
 
 def _interleaved(phase: PhaseLike, other: PhaseLike) -> ArgumentError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from velodrome.loop.progress import Budget, Progress, StopReason
     from velodrome.loop.result import FitResult
 
-__all__ = ["BatchSource", "Display", "FitHost", "LoopHost", "OutcomeLike", "PhaseLike", "length_of"]
+__all__ = ["NO_BATCH", "BatchSource", "Display", "FitHost", "LoopHost", "OutcomeLike", "PhaseLike", "length_of"]
+
+
+T = TypeVar("T")
+NO_BATCH = -1
+"""the number of samples where a process has no part of a batch, which is not the same as a batch of no samples"""
 
 
 class OutcomeLike(Protocol):
@@ -72,6 +77,14 @@ class Display(Protocol):
         ...
 
 
+class Others(Protocol):
+    """The processes of a phase."""
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of each of them, by rank."""
+        ...
+
+
 class PhaseLike(Protocol):
     """The training batches of an epoch or the batches of one evaluation, while they go by and afterwards."""
 
@@ -83,6 +96,11 @@ class PhaseLike(Protocol):
     @property
     def display(self) -> Display:
         """What is told how far it is."""
+        ...
+
+    @property
+    def others(self) -> Others:
+        """The processes whose batches belong to it too."""
         ...
 
 
@@ -106,12 +124,17 @@ class LoopHost(Protocol):
         """Show a line that must be seen, once a run."""
         ...
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process trains together with this one."""
+        ...
+
     def note(self, error: BaseException) -> None:
         """Remember an error that leaves the loop, for the records."""
         ...
 
-    def begin_run(self, budget: Budget) -> None:
-        """Check everything that can be checked and open the records."""
+    def begin_run(self, budget: Budget) -> Budget:
+        """Check everything that can be checked and open the records; return the limits that the loop itself looks after."""
         ...
 
     def begin_epoch(self) -> None:
@@ -131,7 +154,15 @@ class LoopHost(Protocol):
         ...
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
-        """Return a function that puts a batch on the device and counts its samples."""
+        """Return a function that puts a batch on the device and counts its samples: `NO_BATCH` where this process has none."""
+        ...
+
+    def skip_batch(self) -> None:
+        """Other processes have a training batch where this one has none: take part in its update."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every process that trains or evaluates together, by rank."""
         ...
 
     def training(self, source: Any) -> AbstractContextManager[PhaseLike]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from velodrome.errors import ArgumentError
+from velodrome.errors import ArgumentError, nearest
 
 __all__ = ["Budget", "Progress", "StopReason"]
 
@@ -16,6 +16,7 @@ class StopReason(Enum):
     EPOCHS = "All epochs are done."
     STEPS = "The step budget is used up."
     SECONDS = "The time budget is used up."
+    EARLY = "No improvement of the monitored value."
     REQUESTED = "A callback asked to stop."
     LEFT = "The loop was left before its end."
     FAILED = "An error ended the run."
@@ -23,6 +24,20 @@ class StopReason(Enum):
 
     def __str__(self) -> str:
         return self.value
+
+    @classmethod
+    def of(cls, reason: StopReason | str) -> StopReason:
+        """Return the reason itself, or the one of this name, in lower case.
+
+        Raises:
+            ArgumentError: there is none of that name.
+        """
+        if isinstance(reason, cls):
+            return reason
+        by_name = {each.name.lower(): each for each in cls}
+        if str(reason) not in by_name:
+            raise ArgumentError(f"reason={reason!r} is no reason to stop. {nearest(str(reason), by_name)}")
+        return by_name[str(reason)]
 
 
 @dataclass

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from velodrome.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Merge = Callable[[Mapping[str, list[float]]], Mapping[str, list[float]]]
 
 __all__ = ["MAX_NAMES", "RunningMeans"]
 
@@ -26,6 +32,10 @@ class _Pending:
     vectors: list[Tensor] = field(default_factory=list)
     """one value a sample"""
     count: int = 0
+
+
+def _as_it_is(sums: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
+    return sums
 
 
 class RunningMeans:
@@ -87,8 +97,12 @@ class RunningMeans:
         self._device_counts.setdefault(name, []).append(_to_wide(count))
         self._interval.setdefault(name, [0.0, 0.0])
 
-    def drain_blocking(self) -> dict[str, float]:
-        """Return the means of what was added since the last call, and add it to the totals."""
+    def drain_blocking(self, merge: Merge = _as_it_is) -> dict[str, float]:
+        """Return the means of what was added since the last call, and add it to the totals.
+
+        Args:
+            merge: adds the sums and weights by name to those of other processes.
+        """
         for name, pending in self._pending.items():
             self._sum(name, pending)
         held: dict[torch.device, list[tuple[str, int, Tensor]]] = {}
@@ -103,7 +117,7 @@ class RunningMeans:
             for (name, place, _), number in zip(entries, numbers, strict=True):
                 self._interval[name][place] += number
         means = {}
-        for name, (total, weight) in self._interval.items():
+        for name, (total, weight) in merge(self._interval).items():
             if weight > 0:
                 means[name] = total / weight
             totals = self._totals.setdefault(name, [0.0, 0.0])
@@ -112,9 +126,9 @@ class RunningMeans:
         self._interval.clear()
         return means
 
-    def means_blocking(self) -> dict[str, float]:
-        """Return the means of everything that was added since the last reset."""
-        self.drain_blocking()
+    def means_blocking(self, merge: Merge = _as_it_is) -> dict[str, float]:
+        """Return the means of everything that was added since the last reset; `merge` as for `drain_blocking`."""
+        self.drain_blocking(merge)
         return {name: total / weight for name, (total, weight) in self._totals.items() if weight > 0}
 
     def reset(self) -> None:

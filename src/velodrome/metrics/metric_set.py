@@ -12,9 +12,10 @@ from torch import Tensor
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.metrics.means import RunningMeans
+from velodrome.metrics.merging import ALONE, MetricWorld, check_mergeable, merged_states
 from velodrome.metrics.named import Labels, SampleMetric, named_metric
 
-__all__ = ["MetricSet", "StatefulMetric", "resolve_metrics"]
+__all__ = ["MetricSet", "StatefulMetric", "check_metrics_mergeable", "resolve_metrics"]
 
 _MAX_HELD_BATCHES = 32
 _MAX_HELD_NUMBERS = 1 << 18
@@ -77,6 +78,17 @@ def resolve_metrics(metrics: object, *, labels: Labels | None = None) -> dict[st
     return resolved
 
 
+def check_metrics_mergeable(metrics: Mapping[str, SampleMetric | StatefulMetric]) -> None:
+    """Refuse metrics that several processes cannot put together.
+
+    Raises:
+        ArgumentError: names the metric.
+    """
+    for name, metric in metrics.items():
+        if not isinstance(metric, SampleMetric):
+            check_mergeable(name, metric)
+
+
 class MetricSet:
     """The metrics of one phase, with state of their own.
 
@@ -124,14 +136,18 @@ class MetricSet:
         if is_full:
             self._flush()
 
-    def compute_blocking(self) -> dict[str, float]:
-        """Return every metric over all batches since the last reset, none when there were none; waits for the device."""
-        if not self.was_fed:
-            return {}  # a stateful metric would say 0
+    def compute_blocking(self, others: MetricWorld = ALONE) -> dict[str, float]:
+        """Return every metric over all batches since the last reset, none when there were none; waits for the device.
+
+        Args:
+            others: the processes whose batches count too; each calls this, also one that had no batch.
+        """
         self._flush()
-        values = self._means.means_blocking()
+        if not others.any(self.was_fed):  # SYNC: the end of a phase; other processes are asked, if any
+            return {}  # a stateful metric would say 0
+        values = self._means.means_blocking(others.merge_sums)
         for name, metric in self._stateful.items():
-            with torch.inference_mode():
+            with torch.inference_mode(), merged_states(metric, others):
                 result = metric.compute()
             for key, value in _flatten(name, result).items():
                 # Two collections may hold metrics of one name.

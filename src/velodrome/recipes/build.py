@@ -16,7 +16,7 @@ from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
-from velodrome.recipes.switches import early_stopping, training_switches
+from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +91,8 @@ def try_out(ready: Ready) -> Trial | None:
     """Train one step and evaluate one batch on a copy of the model, in memory: nothing is changed or written.
 
     Everything that the loop refuses (labels out of range, NaN, shapes that do not fit) is refused here, before there
-    is a run directory. Loaders are made anew, so that the run's own ones stay at their first epoch.
+    is a run directory. Loaders are made anew, so that the run's own ones stay at their first epoch. What is about a whole
+    run is left out: schedule, average of weights, early stopping, and compilation, which would be paid twice.
 
     Returns:
         None when the data are the user's own iterable: trying it would use it up.
@@ -99,7 +100,9 @@ def try_out(ready: Ready) -> Trial | None:
     """
     if not _is_indexed(ready.data.train):
         return None
-    trainer = replace(ready, model=copy.deepcopy(ready.model)).make_trainer(progress=False)
+    arguments = {key: value for key, value in ready.trainer_arguments.items() if key not in WHOLE_RUN}
+    once = replace(ready, model=copy.deepcopy(ready.model), trainer_arguments=arguments, callbacks=())
+    trainer = once.make_trainer(progress=False)
     size = ready.recipe.train
     loader = _loader(ready.data.train, ready.recipe, batch_size=size.loader_batch_size, training=True)
     result = trainer.fit(loader, steps=1)

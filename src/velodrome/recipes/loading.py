@@ -15,46 +15,50 @@ if TYPE_CHECKING:
 
     from torch.nn import Module
 
+    from velodrome.checkpoint.read import Kind
     from velodrome.recipes.read import LoadedRecipe
 
 _LEVELS_UP = 4  # from run/checkpoints/step-00000938/model.safetensors to run/
 
 
-def load_model(path: str | Path, model: Module | None = None, *, weights: Literal["best", "last"] = "best") -> Module:
+def load_model(
+    path: str | Path, model: Module | None = None, *, weights: Literal["best", "last"] = "best", kind: Kind = "auto"
+) -> Module:
     """Load trained weights, and build the model that they belong to unless you give it.
 
     Args:
         path: a run directory, a checkpoint folder or a .safetensors file.
         model: gets the weights; without one the run's own recipe.toml says what to build. A model that is the user's own
             code is never imported because a run directory says so: give it here.
-        weights: which ones of a run directory.
+        weights: of which checkpoint of a run directory.
+        kind: "raw" or "averaged", for a run with EMA or SWA, which saves both; "auto" is the one that it evaluated.
     Returns:
         The model, on the CPU, in eval mode.
     Raises:
         RecipeError: there is no recipe beside the weights, or it names code of the user's.
         CheckpointError: the weights are missing, damaged, or do not fit the model.
     """
-    find_weights(path, weights)  # a wrong path is reported as such, before a missing recipe
+    find_weights(path, weights, kind)  # a wrong path is reported as such, before a missing recipe
     if model is None:
         from velodrome.recipes.build import build_model
 
         model = build_model(load_run_recipe(path).recipe, trusted=False)
-    load_weights(model, path, weights)
+    load_weights(model, path, weights, kind)
     return model.eval()
 
 
-def find_weights(path: str | Path, which: Literal["best", "last"]) -> Path:
+def find_weights(path: str | Path, which: Literal["best", "last"], kind: Kind = "auto") -> Path:
     """Return the .safetensors file that a path stands for."""
     from velodrome.checkpoint.read import resolve_weights
 
-    return resolve_weights(Path(path), which)
+    return resolve_weights(Path(path), which, kind)
 
 
-def load_weights(model: Module, path: str | Path, which: Literal["best", "last"]) -> None:
+def load_weights(model: Module, path: str | Path, which: Literal["best", "last"], kind: Kind = "auto") -> None:
     """Put trained weights into a model that is there already; every name and shape must fit."""
     from velodrome.checkpoint.read import load_weights_into
 
-    load_weights_into(model, Path(path), which=which)
+    load_weights_into(model, Path(path), which=which, kind=kind)
 
 
 def load_run_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from velodrome.errors import ArgumentError, nearest
+from velodrome.step.parameters import parameter_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 __all__ = ["known_names", "resolve_optimizer", "resolve_optimizers"]
 
@@ -33,6 +35,7 @@ def resolve_optimizer(
     *,
     lr: float | None = None,
     arguments: dict[str, Any] | None = None,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Optimizer:
     """Turn what the user gave as `optimizer` into an optimizer over the model's trainable parameters.
 
@@ -45,8 +48,9 @@ def resolve_optimizer(
         model: already on its device.
         lr: for a name or a factory that takes it.
         arguments: for a name: the arguments of the class.
+        groups: for a name or a factory: options by pattern of parameter or module names, as `parameter_groups` takes them.
     Raises:
-        ArgumentError: an unknown name or argument, no trainable parameter, or an instance that holds none of them.
+        ArgumentError: an unknown name, argument or option, no trainable parameter, or an instance that holds none of them.
     """
     arguments = dict(arguments or {})
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -56,19 +60,23 @@ def resolve_optimizer(
             f"The model has no trainable parameter ({total} parameters, all frozen). Training needs at least one with requires_grad=True."
         )
     if isinstance(optimizer, Optimizer):
-        _refuse_extras(lr, arguments, "an optimizer instance")
+        _refuse_extras(lr, arguments, groups, "an optimizer instance")
         _check_holds(optimizer, parameters, model)
         return optimizer
+    given = parameter_groups(model, _checked(groups)) if groups else parameters
     if isinstance(optimizer, str):
-        return _named(optimizer, parameters, lr, arguments)
+        made = _named(optimizer, parameters, given, lr, arguments)
+        _check_options(made, groups)
+        return made
     if callable(optimizer):
         if lr is not None:
             arguments["lr"] = lr
-        made = optimizer(parameters, **arguments)
+        made = optimizer(given, **arguments)
         if not isinstance(made, Optimizer):
             raise ArgumentError(
                 f"The optimizer factory returned a {type(made).__name__}. It must return a torch.optim.Optimizer."
             )
+        _check_options(made, groups)
         _check_holds(made, parameters, model)
         return made
     raise ArgumentError(
@@ -120,7 +128,9 @@ def resolve_optimizers(
     return resolved
 
 
-def _named(name: str, parameters: list[nn.Parameter], lr: float | None, arguments: dict[str, Any]) -> Optimizer:
+def _named(
+    name: str, parameters: list[nn.Parameter], given: list[Any], lr: float | None, arguments: dict[str, Any]
+) -> Optimizer:
     classes = _classes()
     kind = classes.get(name.lower())
     if kind is None:
@@ -132,8 +142,7 @@ def _named(name: str, parameters: list[nn.Parameter], lr: float | None, argument
         raise ArgumentError(f"optimizer={name!r} is not a known optimizer. {hint}")
     signature = inspect.signature(kind).parameters
     if lr is not None:
-        if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not lr >= 0:
-            raise ArgumentError(f"lr={lr!r} is not a learning rate. It must be a number of at least 0.")
+        _check_lr(lr, "lr")
         arguments["lr"] = lr
     for argument in arguments:
         if argument not in signature or argument == "params":
@@ -145,7 +154,7 @@ def _named(name: str, parameters: list[nn.Parameter], lr: float | None, argument
     if "fused" in signature and not {"fused", "foreach", "differentiable"} & arguments.keys() and _can_fuse(parameters):
         arguments["fused"] = True
     try:
-        return kind(parameters, **arguments)
+        return kind(given, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ArgumentError(f"torch.optim.{kind.__name__} refused its arguments: {error}") from error
 
@@ -162,9 +171,36 @@ def _can_fuse(parameters: list[nn.Parameter]) -> bool:
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() and not p.is_sparse for p in parameters)
 
 
-def _refuse_extras(lr: float | None, arguments: dict[str, Any], what: str) -> None:
-    if lr is not None or arguments:
-        extras = ", ".join((["lr"] if lr is not None else []) + sorted(arguments))
+def _check_lr(lr: object, name: str) -> None:
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not lr >= 0:
+        raise ArgumentError(f"{name}={lr!r} is not a learning rate. It must be a number of at least 0.")
+
+
+def _checked(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the options with those that TOML has as lists as tuples; torch looks at no group's learning rate, so this does."""
+    made = {pattern: dict(options) if isinstance(options, Mapping) else options for pattern, options in groups.items()}
+    for pattern, options in made.items():
+        if isinstance(options, Mapping) and "lr" in options and not isinstance(options["lr"], Tensor):
+            _check_lr(options["lr"], f"groups[{pattern!r}]: lr")
+        if isinstance(options, Mapping) and "betas" in options:
+            options["betas"] = tuple(options["betas"])
+    return made
+
+
+def _check_options(optimizer: Optimizer, groups: Mapping[str, Mapping[str, Any]] | None) -> None:
+    """Refuse options of groups that the optimizer does not know: it would keep them and never look."""
+    for pattern, options in (groups or {}).items():
+        for option in options:
+            if option not in optimizer.defaults:
+                raise ArgumentError(
+                    f"groups[{pattern!r}]: {type(optimizer).__name__} has no option {option!r}. {nearest(option, optimizer.defaults)}"
+                )
+
+
+def _refuse_extras(lr: float | None, arguments: dict[str, Any], groups: object, what: str) -> None:
+    if lr is not None or arguments or groups:
+        names = [*(["lr"] if lr is not None else []), *sorted(arguments), *(["groups"] if groups else [])]
+        extras = ", ".join(names)
         raise ArgumentError(
             f"{extras} was given together with {what}, which has its own. Set it there, or give the optimizer by name."
         )

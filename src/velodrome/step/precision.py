@@ -32,6 +32,8 @@ class Precision:
     """How numbers are represented while batches go by. This one leaves everything as it is."""
 
     name = "fp32"
+    is_plain = True
+    """whether gradients and updates need no context of their own"""
     needs_scaler = False
     """whether gradients may underflow, so that the loss must be scaled"""
 
@@ -97,6 +99,7 @@ class Autocast(Precision):
         self, name: str, device: torch.device, map_tensors: Callable[[Any, Callable[[Tensor], Tensor]], Any]
     ) -> None:
         self.name = name
+        self.is_plain = False
         self.needs_scaler = name == "fp16"
         self._dtype = torch.bfloat16 if name == "bf16" else torch.float16
         self._device_type = device.type

@@ -19,7 +19,7 @@ then give the gradient of one big batch without a special case.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
+
+
 class GradientWorld(Protocol):
     """What an update asks of the processes that train together."""
 
@@ -55,6 +58,10 @@ class GradientWorld(Protocol):
         """Sum the gradients over all processes in place, and return the sum of a few numbers that travel with them."""
         ...
 
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, by rank."""
+        ...
+
 
 class OneProcess:
     """A world of one process."""
@@ -65,6 +72,10 @@ class OneProcess:
         """Return the numbers: there is nobody to add anything."""
         del parameters
         return extras
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value: there is no other."""
+        return [value]
 
 
 ONE_PROCESS = OneProcess()
@@ -120,6 +131,7 @@ class Updates:
         self._items: Tensor | float = 0.0
         self._scale = scaler.get_scale() if self._is_scaled else 1.0
         self._is_settled = True
+        self._is_plain = False
         self._rate: Tensor | float | None = None
 
     @property
@@ -138,10 +150,27 @@ class Updates:
         rate = self.optimizer.param_groups[0].get("lr", math.nan) if self._rate is None else self._rate
         return float(rate)  # SYNC: where lr is a tensor, at log points
 
+    def prepare(self) -> None:
+        """Look what is switched on, before a phase of training: where nothing is, a step costs what the plain loop's costs."""
+        self._is_plain = (
+            self.accumulate == 1
+            and self.world.size == 1
+            and self._is_only
+            and self._precision.is_plain
+            and not self._is_scaled
+            and not self._clipping.is_on
+            and not self.on_update
+            and self.schedule is NO_SCHEDULE
+        )
+
     # -- a micro-batch ----------------------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor, items: Tensor | float) -> None:
         """Add the gradient of a loss, the mean over so many items, to the window."""
+        if self._is_plain:
+            self.micro_batches = 1
+            loss.backward()
+            return
         self.micro_batches += 1
         with self._precision.outside():
             loss = self._precision.to_float32(loss)
@@ -182,14 +211,43 @@ class Updates:
 
     # -- the window's end -------------------------------------------------------------------------------------------
 
+    def skip(self) -> None:
+        """Count a micro-batch of which this process has no sample, while others have."""
+        self.micro_batches += 1
+        if self.micro_batches == 1:
+            self._base, self._items = 1.0, 0.0
+
     def update(self) -> None:
         """Update the parameters with the gradients of the window, and free them."""
+        if self._is_plain:
+            self.optimizer.step()
+            self.free_gradients()
+            return
         self.settle_blocking()  # the learning rate of this update may depend on whether the last one was made
+        self._apply(self._sum_over_processes()[0])
+
+    def take_part(self) -> bool:
+        """Make an update that belongs to other processes, with nothing of one's own, when there is one.
+
+        A process whose data are used up calls this until nobody has any: its weights stay those of the others.
+
+        Returns:
+            Whether a process had a window to update with; when none had, nothing was changed.
+        """
+        self.settle_blocking()
+        self.free_gradients()
+        self._base, self._items = 1.0, 0.0
+        divisor, num_active = self._sum_over_processes(is_active=False)
+        if not num_active.item():  # SYNC: a process without data has nothing to queue
+            return False
+        self._apply(divisor)
+        return True
+
+    def _apply(self, divisor: Tensor | float) -> None:
         if self.schedule is not NO_SCHEDULE:
             rate = self.optimizer.param_groups[0].get("lr", math.nan)
             self._rate = rate.clone() if isinstance(rate, Tensor) else rate
         with self._precision.outside():
-            divisor = self._sum_over_processes()
             if self._is_scaled:
                 self.scaler.unscale_(self.optimizer)
             if not isinstance(divisor, float) or divisor != 1.0:
@@ -250,22 +308,29 @@ class Updates:
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def _sum_over_processes(self) -> Tensor | float:
-        """Sum gradients and items over all processes, and return what the gradients are to be divided by."""
+    def _sum_over_processes(self, *, is_active: bool = True) -> tuple[Tensor | float, Tensor]:
+        """Sum gradients and items over all processes; return what the gradients are to be divided by, and how many are active.
+
+        Whether a process is active, with a window of its own, travels with the gradients as the items do. Active ones never
+        read the number.
+        """
         items = self._items
         if self.world.size > 1:
             parameters = self.parameters
             if self._base != 1.0:
                 _divide(parameters, 1.0 / self._base)
-            device = parameters[0].device
-            items = torch.as_tensor(items, dtype=torch.float64, device=device)
-            items = self.world.sum_gradients(parameters, items.reshape(1))[0]
-            return torch.where(items > 0, items, 1.0)
+            extras = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
+            extras[0] = items
+            extras[1] = float(is_active)
+            if self._is_scaled:
+                self.scaler.scale(extras)  # makes its scale, where this process had no loss yet
+            items, num_active = self.world.sum_gradients(parameters, extras).unbind()
+            return torch.where(items > 0, items, 1.0), num_active
         if self.accumulate == 1:
-            return 1.0
+            return 1.0, _ONE
         if isinstance(items, Tensor):
-            return torch.where(items > 0, items / self._base, 1.0)
-        return items / self._base if items else 1.0
+            return torch.where(items > 0, items / self._base, 1.0), _ONE
+        return items / self._base if items else 1.0, _ONE
 
 
 def check_accumulate(accumulate: object) -> int:
@@ -306,6 +371,7 @@ def num_micro_batches(batch_size: int | None, micro_batch: int) -> int:
     return batch_size // micro_batch
 
 
+_ONE = torch.ones(())
 _LEAST_SCALE = 2.0**-16
 """32 halvings below where torch's scaler begins"""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from velodrome.errors import ArgumentError, nearest
+from velodrome.errors import ArgumentError, WorldError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,6 +56,46 @@ class Windows:
         raise ArgumentError(
             f"step(optimizer=...) was given a {type(optimizer).__name__} that is not this trainer's own. Give it to the Trainer."
         )
+
+    def update(self, updates: Updates) -> None:
+        """Make the update of a window."""
+        if self._only is None and updates.world.size > 1:
+            self._agree_on(updates)
+        updates.update()
+
+    def skip(self) -> Updates | None:
+        """Count a micro-batch of which this process has no sample; return the window when that fills it.
+
+        With several optimizers nobody here knows which losses the others have. The process then takes part at the end instead.
+        """
+        if self._only is None:
+            return None
+        self._only.skip()
+        return self._only if self._only.is_full else None
+
+    def take_part(self) -> Updates | None:
+        """Make an update that only other processes have a window for, and return it; None when nobody has one any more."""
+        if self._only is not None:
+            return self._only if self._only.take_part() else None
+        updates = self._agree_on(None)
+        if updates is not None:
+            updates.take_part()
+        return updates
+
+    def _agree_on(self, updates: Updates | None) -> Updates | None:
+        """Return the optimizer that the processes update next, of several; None when none has a window.
+
+        Cost: an exchange of names before each update, which is needed only here: a process without data cannot know the turn.
+        """
+        own = None if updates is None else next(name for name, each in self.by_name.items() if each is updates)
+        world = next(iter(self.by_name.values())).world
+        names = {name for name in world.gather(own) if name is not None}
+        if len(names) > 1:
+            raise WorldError(
+                f"The processes do not update the same optimizer: {' and '.join(sorted(names))} at the same time. Each must call "
+                f"step(optimizer=...) in the same order."
+            )
+        return self.by_name[names.pop()] if names else None
 
     def prefix_of(self, updates: Updates) -> str:
         """Return what stands before the names of its values: nothing, or "<name>/" where there are several."""
@@ -112,6 +152,8 @@ class Windows:
 
         Source: A. Defazio et al., "The Road Less Scheduled", 2024; https://github.com/facebookresearch/schedule_free
         """
+        for updates in self.by_name.values():
+            updates.prepare()
         if not self._modal:
             yield
             return

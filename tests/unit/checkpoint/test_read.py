@@ -167,3 +167,41 @@ def test_load_damaged_best_weights_names_the_next_command(run):
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match='weights="last"'):
         load_weights_into(linear(), run)
+
+
+@pytest.fixture
+def averaged_run(tmp_path, make_store):
+    """Return a run whose weights are 1 and their averages 2; the averages were evaluated at step 1, the weights at step 2."""
+    store = make_store()
+    for step, evaluated in ((1, "averaged"), (2, "raw")):
+        tensors = {"model": {"weight": torch.full((1, 2), 1.0)}, "ema": {"weight": torch.full((1, 2), 2.0)}}
+        store.save(step, tensors, {"evaluated_weights": evaluated})
+    store.mark_best(1, monitor="val/loss", value=0.1)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("which", "kind", "value"),
+    [
+        ("best", "auto", 2.0),
+        ("best", "raw", 1.0),
+        ("best", "averaged", 2.0),
+        ("last", "auto", 1.0),
+        ("last", "averaged", 2.0),
+    ],
+)
+def test_kind_of_weights(averaged_run, which, kind, value):
+    model = linear()
+    load_weights_into(model, averaged_run, which=which, kind=kind)
+    assert model.weight.flatten().tolist() == [value, value]
+
+
+def test_kind_that_is_not_there_is_refused(run, averaged_run):
+    with pytest.raises(CheckpointError, match=r"has no ema.safetensors. It holds model.safetensors, state.json"):
+        resolve_weights(run / "checkpoints" / "step-00000003", kind="averaged")
+    with pytest.raises(ArgumentError, match="kind='mean' is unknown. It is 'auto', 'raw' or 'averaged'"):
+        resolve_weights(averaged_run, kind="mean")  # type: ignore[arg-type]
+    file = averaged_run / "checkpoints" / "step-00000001" / "ema.safetensors"
+    assert resolve_weights(file) == file
+    with pytest.raises(ArgumentError, match="which holds one set of weights. Give the checkpoint folder"):
+        resolve_weights(file, kind="raw")

@@ -23,7 +23,8 @@ def test_load_recipe_builtin_is_valid_and_says_what_it_is(name):
 
 
 def test_load_recipe_every_builtin_named_in_the_design_exists():
-    assert {"fashion-mnist-mlp", "fashion-mnist-tutorial", "mnist-mlp", "diabetes-mlp"} <= set(builtin_names())
+    images = {"fashion-mnist-mlp", "fashion-mnist-tutorial", "fashion-mnist-cnn", "mnist-mlp", "mnist-cnn"}
+    assert images | {"diabetes-mlp", "char-gpt"} == set(builtin_names())
 
 
 def test_load_recipe_tutorial_is_the_pytorch_quickstart():

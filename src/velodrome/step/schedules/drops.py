@@ -73,9 +73,9 @@ class Step(Constant):
         else:
             points = sorted(round(read_span(value, "milestones").updates(run)) for value in self.milestones)
             first, curve = points[0], fall_by_steps(self.gamma, lambda update_index: bisect_right(points, update_index))
-        if first < begin:
+        if begin and first <= begin:
             raise ArgumentError(
-                f"The first drop, at update {first:,}, lies inside the warm-up of {begin:,} updates. It must come after it: "
+                f"The first drop, at update {first:,}, does not come after the warm-up of {begin:,} updates. It must, or the full learning rate is never used: "
                 f"shorten warmup, or drop later.",
                 argument="warmup",
             )

@@ -34,9 +34,9 @@ class LearningRates:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._initial: list[float] = []
+        self._initial = self._remember()
         self._curves: list[Curve] = []
         self._fit: tuple[Constant, RunLength] | None = None
-        self._remember()
 
     def follow(self, spec: Constant, run: RunLength) -> None:
         """Take the curve of each group for a fitted run; the initial learning rates are read anew."""
@@ -59,8 +59,10 @@ class LearningRates:
 
     def _remember(self) -> list[float]:
         initial = []
-        for group in self._optimizer.param_groups:
+        for index, group in enumerate(self._optimizer.param_groups):
             lr = group["lr"]
+            if index < len(self._initial):  # a loaded state may lack it, its "lr" being one of the middle of a run
+                group.setdefault("initial_lr", self._initial[index])
             base = group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
             initial.append(base.item() if isinstance(base, Tensor) else float(base))  # SYNC: once, before training
         return initial

@@ -209,7 +209,7 @@ def runs(draw):
     arguments = {"warmup": warmup, "warmup_start": draw(st.floats(0, 1))}
     own = {
         "exponential": {"gamma": draw(st.floats(0.01, 1)), "every": draw(st.integers(1, 400))},
-        "step": {"every": draw(st.integers(max(1, warmup), 400)), "gamma": draw(st.floats(0.01, 1))},
+        "step": {"every": draw(st.integers(warmup + 1, 400)), "gamma": draw(st.floats(0.01, 1))},
         "polynomial": {"power": draw(st.floats(0.1, 5)), "min_factor": draw(st.floats(0, 1))},
         "cosine": {"min_factor": draw(st.floats(0, 1))},
         "linear": {"end_factor": draw(st.floats(0, 1))},
@@ -288,6 +288,16 @@ def test_state_is_a_counter():
     for _ in range(3):
         schedule.after_update()
     assert schedule.state_dict() == {"kind": "cosine", "updates": 3, "epochs": 0, "read_at": 3}
+
+
+def test_loaded_optimizer_state_without_initial_rates_keeps_those_it_was_made_with():
+    optimizer = make_optimizer(0.4)
+    schedule = resolve_scheduler("linear", optimizer)
+    state = make_optimizer(0.1).state_dict()  # saved in the middle of a run, by a trainer that keeps only "lr"
+    optimizer.load_state_dict(state)
+    schedule.load_state_dict({"kind": "linear", "updates": 25, "epochs": 2, "read_at": 25})
+    schedule.start(**LENGTHS)
+    assert optimizer.param_groups[0]["lr"] == 0.2
 
 
 def test_stopped_within_an_epoch_the_rate_of_its_beginning_comes_back():
@@ -452,7 +462,8 @@ def test_fraction_of_an_unknown_length_is_refused():
         ("step", {}, r"Give exactly one, such as every="),
         ("step", {"every": 3, "milestones": [4]}, r"Give exactly one, such as every="),
         ("step", {"milestones": 4}, r"milestones=4 is not a list"),
-        ("step", {"every": 3, "warmup": 5}, r"first drop, at update 3, lies inside the warm-up of 5"),
+        ("step", {"every": 3, "warmup": 5}, r"first drop, at update 3, does not come after the warm-up of 5"),
+        ("step", {"milestones": [9, 5], "warmup": 5}, r"first drop, at update 5, does not come after"),
         ("polynomial", {"power": 0}, r"power=0 .* must be positive"),
         ("wsd", {"shape": "cosin"}, r'shape=\'cosin\' is unknown\. Did you mean "cosine"'),
         ("wsd", {"length": 10, "warmup": 6, "decay": 6}, r"6 and 6 updates of a run of 10"),

@@ -1,0 +1,86 @@
+"""Which value of an epoch decides, and what is better: for checkpoints and for stopping."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from velodrome.errors import ArgumentError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Monitor"]
+
+_SMALLER_IS_BETTER = ("loss", "error", "perplexity")
+_LARGER_IS_BETTER = ("accuracy", "auc", "f1", "top")
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A value by its name in the epoch's row.
+
+    Args:
+        name: such as "val/loss".
+        mode: whether a smaller or a larger value is better; "auto" decides by the name.
+    Raises:
+        ArgumentError: no name, an unknown mode, or a name that does not say what is better.
+    """
+
+    name: str
+    mode: Literal["auto", "min", "max"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ArgumentError(
+                f"monitor={self.name!r} is not the name of a value. Name a column of the history, such as 'val/loss'.",
+                argument="monitor",
+            )
+        if self.mode not in ("auto", "min", "max"):
+            raise ArgumentError(f"mode={self.mode!r} is unknown. It is 'auto', 'min' or 'max'.", argument="mode")
+        _ = self.direction  # an undecidable "auto" is refused here, not at the first evaluation
+
+    @property
+    def direction(self) -> Literal["min", "max"]:
+        """Whether a smaller or a larger value is better."""
+        if self.mode != "auto":
+            return self.mode
+        quantity = self.name.lower().rsplit("/", 1)[-1]
+        if any(word in quantity for word in _SMALLER_IS_BETTER):
+            return "min"
+        if any(word in quantity for word in _LARGER_IS_BETTER):
+            return "max"
+        raise ArgumentError(
+            f"monitor={self.name!r} does not say whether smaller is better. mode='auto' knows names with "
+            f"{', '.join(_SMALLER_IS_BETTER)} (min) and {', '.join(_LARGER_IS_BETTER)} (max). "
+            f"Give mode='min' or mode='max'.",
+            argument="mode",
+        )
+
+    def is_better(self, new: float, old: float | None, *, min_delta: float = 0.0) -> bool:
+        """Return whether `new` beats `old`, the best so far, by more than `min_delta`; NaN beats nothing, any number beats NaN."""
+        if math.isnan(new):
+            return False
+        if old is None or math.isnan(old):
+            return True
+        return new < old - min_delta if self.direction == "min" else new > old + min_delta
+
+    def value_in(self, row: Mapping[str, Any], *, asked_by: str) -> float:
+        """Return the value of an epoch.
+
+        Args:
+            row: of the epoch.
+            asked_by: who wants it, for the error.
+        Raises:
+            ArgumentError: it is not there; the names that are follow.
+        """
+        value = row.get(self.name)
+        if isinstance(value, (int, float)):
+            return float(value)
+        known = [name for name in row if "/" in name]
+        hint = "" if any(name.startswith("val/") for name in known) else " This run has no validation data."
+        raise ArgumentError(
+            f"{asked_by} monitors {self.name!r}, which is not among the values of an epoch.{hint} {nearest(self.name, known)}",
+            argument="monitor",
+        )

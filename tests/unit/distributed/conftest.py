@@ -1,0 +1,15 @@
+import pytest
+
+from velodrome.testing.worlds import Processes
+
+
+@pytest.fixture(scope="session")
+def two():
+    with Processes(2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
+def three():
+    with Processes(3) as processes:
+        yield processes
