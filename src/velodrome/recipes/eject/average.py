@@ -40,6 +40,8 @@ def averages_of(ready: Ready) -> Averages:
     rule: Any = ready.trainer_arguments.get("ema")
     if rule is None:
         return Averages()
+    if getattr(rule, "warmup", False):
+        raise refusal("ema.warmup", True, "torch's averages have one decay: leave it out.")
     budget = ready.fit_arguments
     first_step, first_epoch = rule.find_start(epochs=budget["epochs"], steps=budget["steps"])
     has_norm = any(isinstance(module, _BatchNorm) for module in ready.model.modules())

@@ -39,11 +39,13 @@ def main_function(plan: Plan) -> str:
         mode = train.compile if isinstance(train.compile, str) and train.compile != "default" else ""
         lines.append(f'model.compile(mode="{mode}")' if mode else "model.compile()")
     setup = [plan.optimizer, plan.schedule.setup, plan.averages.setup, *plan.loss.setup, *plan.stepping.setup]
+    setup += plan.stopping.setup
     lines += [line for line in setup if line]
     lines += ["", "torch.manual_seed(SEED)  # dropout does not depend on how the weights were drawn"]
     lines += ["for epoch in range(EPOCHS):" if train.epochs else "for epoch in itertools.count():"]
     lines += [indent(_epoch(plan))]
-    lines += ["", "if options.save is not None:", "    torch.save(model.state_dict(), options.save)"]
+    saved = "averaged.module" if plan.averages.setup else "model"
+    lines += ["", "if options.save is not None:", f"    torch.save({saved}.state_dict(), options.save)"]
     return "\n".join(["def main() -> None:", '    """Train, and print a line an epoch."""', indent(lines), ""])
 
 
@@ -98,6 +100,7 @@ def _epoch(plan: Plan) -> list[str]:
         lines.append(call("row |= evaluate", [plan.averages.evaluated, "val_x", "val_y", *function], level=2))
     lines.append('print("  ".join(f"{name} {value!r}" for name, value in row.items()))')
     lines += [plan.schedule.after_epoch] if plan.schedule.after_epoch else []
+    lines += plan.stopping.after_epoch
     return [*lines, *(["if step == STEPS:", "    break"] if train.steps is not None else [])]
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from velodrome.recipes.eject.data import Data
     from velodrome.recipes.eject.loss import LossLines, Metric
     from velodrome.recipes.eject.schedule import Scheduling
+    from velodrome.recipes.eject.stopping import Stopping
     from velodrome.recipes.eject.updates import Stepping
     from velodrome.recipes.schema import Recipe
 
@@ -32,6 +33,7 @@ class Plan:
     schedule: Scheduling
     averages: Averages
     stepping: Stepping
+    stopping: Stopping
 
     @property
     def autocast(self) -> str:

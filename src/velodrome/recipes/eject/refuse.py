@@ -17,7 +17,7 @@ _TRAIN = {
     "accumulate", "micro_batch", "clip_norm", "clip_value", "compile",
 }  # fmt: skip
 _CHANGES_NO_LOSS = {"num_workers", "grad_norms"}  # of data in memory; of the records
-_TABLES = {"model", "data", "loss", "optimizer", "scheduler", "train", "ema"}
+_TABLES = {"model", "data", "loss", "optimizer", "scheduler", "train", "ema", "early_stopping"}
 _OF_THE_RECORDS = {"checkpoint", "logging"}
 _REASONS = {
     "train.seconds": "The clock decides where it ends, so no two runs print the same losses. Use train.epochs or train.steps.",

@@ -51,8 +51,10 @@ def schedule_of(recipe: Recipe, run: RunLength, *, has_val: bool) -> Scheduling:
         raise refusal("scheduler.name", table.name, "Only schedules by name are written as plain PyTorch.")
     name = table.name.lower()
     if name in CURVES:
-        if table.every is not None and str(read_interval(table.every)) != "per update":
-            raise refusal("scheduler.every", table.every, "The curve is written out update by update: leave it out.")
+        if table.interval is not None and str(read_interval(table.interval)) != "per update":
+            raise refusal(
+                "scheduler.interval", table.interval, "The curve is written out update by update: leave it out."
+            )
         return Scheduling(
             part=curve_part(CURVES[name](**table.arguments), run),
             setup=call("scheduler = torch.optim.lr_scheduler.LambdaLR", ["optimizer", "learning_rate_factor"], level=1),
@@ -71,8 +73,8 @@ def _plateau(table: SchedulerTable, *, has_val: bool) -> Scheduling:
     for name in inspect.signature(Constant).parameters:
         if name in arguments:
             raise refusal(f"scheduler.{name}", arguments[name], "A warm-up before a plateau is not written out.")
-    if table.every is not None and str(read_interval(table.every)) != "per epoch":
-        raise refusal("scheduler.every", table.every, "The value is looked at after every epoch: leave it out.")
+    if table.interval is not None and str(read_interval(table.interval)) != "per epoch":
+        raise refusal("scheduler.interval", table.interval, "The value is looked at after every epoch: leave it out.")
     if table.name.lower() == "plateau":
         arguments.setdefault("mode", direction_of(table.monitor))
     monitor = table.monitor or ("val/loss" if has_val else "train/loss")
@@ -83,9 +85,11 @@ def _plateau(table: SchedulerTable, *, has_val: bool) -> Scheduling:
 
 
 def _of_torch(table: SchedulerTable, kind: str, run: RunLength) -> Scheduling:
-    interval = default_interval(getattr(lr_scheduler, kind)) if table.every is None else read_interval(table.every)
+    interval = (
+        default_interval(getattr(lr_scheduler, kind)) if table.interval is None else read_interval(table.interval)
+    )
     if interval.amount != 1:
-        raise refusal("scheduler.every", table.every, 'Use "step" or "epoch".')
+        raise refusal("scheduler.interval", table.interval, 'Use "step" or "epoch".')
     is_per_update = interval.unit == "steps"
     arguments = dict(table.arguments)
     if kind == "OneCycleLR":

@@ -19,6 +19,7 @@ from velodrome.recipes.eject.optimizer import optimizer_part
 from velodrome.recipes.eject.plan import Plan
 from velodrome.recipes.eject.refuse import check_can_be_ejected
 from velodrome.recipes.eject.schedule import schedule_of
+from velodrome.recipes.eject.stopping import stopping_of
 from velodrome.recipes.eject.updates import stepping_of
 from velodrome.step.schedules.spans import RunLength
 
@@ -76,6 +77,7 @@ def eject(ready: Ready, *, overrides: Sequence[str] = ()) -> str:
         schedule=schedule,
         averages=averages,
         stepping=stepping_of(recipe, schedule=schedule, averages=averages, loss=loss),
+        stopping=stopping_of(recipe),
     )
     order = Part(imports=("import hashlib",), definitions=(_ORDER,)) if recipe.train.shuffle else NO_PART
     parts = [data.part, model, order, optimizer, loss.part, schedule.part, averages.part]
@@ -83,6 +85,7 @@ def eject(ready: Ready, *, overrides: Sequence[str] = ()) -> str:
     definitions += [_MEAN, *([evaluate_function(plan)] if plan.has_val else []), main_function(plan)]
     body = "\n\n".join(definitions)
     constants = [*_constants(plan), *(line for part in parts for line in part.constants), *plan.stepping.constants]
+    constants += plan.stopping.constants
     imports = _imports([line for part in parts for line in part.imports], body)
     return "\n".join(
         [
