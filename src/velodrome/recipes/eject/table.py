@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from velodrome.recipes.eject.code import Part, literal
+from velodrome.recipes.eject.code import Part, assign
 from velodrome.recipes.eject.refuse import refusal
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def table_part(arguments: Mapping[str, Any], data: LoadedData) -> Part:
         *([f"TRAIN_ROWS = {arguments['train_rows']}  # the first rows train, the rest validates"] if by_rows else []),
         *([] if by_rows else [f"VAL_FRACTION = {arguments['val_fraction']!r}  # of the rows, drawn at random"]),
         *([] if by_rows else [f"SPLIT_SEED = {arguments.get('seed', 0)}  # of that draw"]),
-        *([f"NUMERIC = {literal(numeric)}  # columns of numbers"] if numeric else []),
-        *([f"CATEGORICAL = {literal(categorical)}  # columns of names"] if categorical else []),
+        *([_columns("NUMERIC", numeric, "Columns of numbers.")] if numeric else []),
+        *([_columns("CATEGORICAL", categorical, "Columns of names.")] if categorical else []),
         f"TARGET = {notes['target_position']}  # the column to predict",
     ]
     target, more = _target(notes)
@@ -115,11 +115,19 @@ def _target(notes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     if numbers == [float(index) for index in range(len(classes))]:
         position = "int(float(row[TARGET]))"
     else:
-        constants.append(f"CLASSES = {literal(classes if numbers is None else numbers)}")
+        constants.append(assign("CLASSES", classes if numbers is None else numbers, "In the order of their numbers."))
         position = f"CLASSES.index({cell})"
     if notes["task"] == "multiclass":
         return [f"y = torch.tensor([{position} for row in rows])"], constants
-    return [f"y = torch.tensor([[{position}] for row in rows], dtype=torch.float32)"], constants
+    lines = [f"labels = [[{position}] for row in rows]", "y = torch.tensor(labels, dtype=torch.float32)"]
+    return lines, constants
+
+
+def _columns(name: str, positions: list[int], comment: str) -> str:
+    first, last = positions[0], positions[-1]
+    if positions == list(range(first, last + 1)):
+        return f"{name} = range({first}, {last + 1})  # {comment[0].lower()}{comment[1:-1]}"
+    return assign(name, positions, comment)
 
 
 def _as_numbers(classes: list[str]) -> list[float] | None:

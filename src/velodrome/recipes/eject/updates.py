@@ -110,6 +110,6 @@ def _step_lines(is_scaled: bool, after: list[str]) -> list[str]:
         "scale = scaler.get_scale()",
         "scaler.step(optimizer)",
         "scaler.update()",
-        "if scaler.get_scale() >= scale:  # else a gradient overflowed: no update was made",
+        "if scaler.get_scale() >= scale:  # else overflow: no update was made",
         indent(after),
     ]
