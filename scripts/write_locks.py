@@ -65,6 +65,8 @@ def main() -> None:
         run_pins = frozen(python)
         print("Resolving what the checks add", flush=True)
         pinned = [f"{name}=={version}" for name, version in run_pins.items() if name != "torch"]
+        # First, so that timm, which needs it, does not bring a newer one and with it another torch.
+        pip(python, "install", "--quiet", "--no-deps", f"torchvision=={torchvision}")
         pip(python, "install", "--quiet", *pinned, *dev_needs)
         dev_pins = {name: version for name, version in frozen(python).items() if name not in run_pins}
     dev_pins["torchvision"] = torchvision

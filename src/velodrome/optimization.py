@@ -31,6 +31,7 @@ class Optimization:
     optimizer: Any
     lr: float | None = None
     optimizer_args: Mapping[str, Any] = field(default_factory=dict)
+    parameter_groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scheduler: Any = None
     scheduler_args: Mapping[str, Any] = field(default_factory=dict)
     scheduler_every: str | None = None
@@ -83,7 +84,7 @@ class Optimization:
     def _optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
         if self.optimizer is None:
             given = [name for name in ("lr", "scheduler") if getattr(self, name) is not None]
-            given += sorted(self.optimizer_args)
+            given += [*sorted(self.optimizer_args), *(["parameter_groups"] if self.parameter_groups else [])]
             if given:
                 raise ArgumentError(
                     f"{', '.join(given)} was given together with optimizer=None, a trainer that does not train. "
@@ -92,8 +93,14 @@ class Optimization:
             return {}
         arguments = dict(self.optimizer_args)
         if isinstance(self.optimizer, Mapping):
+            if self.parameter_groups:
+                raise ArgumentError(
+                    "parameter_groups was given together with several optimizers. Each of them is a group already: give their "
+                    "options to the optimizers themselves."
+                )
             return resolve_optimizers(self.optimizer, model, lr=self.lr, arguments=arguments)
-        return {"optimizer": resolve_optimizer(self.optimizer, model, lr=self.lr, arguments=arguments)}
+        groups = self.parameter_groups or None
+        return {"optimizer": resolve_optimizer(self.optimizer, model, lr=self.lr, arguments=arguments, groups=groups)}
 
     def _schedulers(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
         """Return what was given as the scheduler of each optimizer: one for each, or one made by name or factory for all."""

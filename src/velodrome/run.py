@@ -26,6 +26,7 @@ from velodrome.record.progress import NoProgress
 from velodrome.record.sink import say_on_stderr
 from velodrome.seeding import random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
+from velodrome.step.parameters import held_in_vain, unheld_parameters
 from velodrome.step.schedules import NO_SCHEDULE
 from velodrome.together import Together
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from velodrome.run_files import RunFiles
     from velodrome.step.averaging import NoAveraging
     from velodrome.step.compiled import NotCompiled
+    from velodrome.step.determinism import Determinism
     from velodrome.step.eager import EagerEngine
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.precision import Precision
@@ -72,6 +74,7 @@ class Run:
         windows: of the optimizers; empty in a trainer that only evaluates.
         precision: in which batches go through the model.
         compilation: of the model, or none.
+        determinism: of the algorithms.
         averaging: of the weights.
         engine: passes batches through the model.
         log_every: a number of steps.
@@ -93,6 +96,7 @@ class Run:
         windows: Windows,
         precision: Precision,
         compilation: NotCompiled,
+        determinism: Determinism,
         averaging: NoAveraging,
         engine: EagerEngine,
         log_every: int,
@@ -120,6 +124,7 @@ class Run:
         self._metrics = metrics
         self._precision = precision
         self._compilation = compilation
+        self._determinism = determinism
         self.averaging = averaging
         self._engine = engine
         self._train_source: Any = ()
@@ -174,6 +179,7 @@ class Run:
             self.keeping.count_from(self.progress)
             self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
             self.files.check_model(self.model)
+            self._warn_of_parameters()
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
             self._tell("on_fit_start")
@@ -360,7 +366,7 @@ class Run:
             self._row.get("epoch", 0), self._budget.epochs, length_of(source), batches_are_new=columns is not None
         )
         try:
-            with self.first_batch.of(source, columns), self._precision.around(self.model):
+            with self.first_batch.of(source, columns), self._determinism.around(), self._precision.around(self.model):
                 yield
         except GeneratorExit:
             # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was
@@ -608,6 +614,23 @@ class Run:
                 f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
             )
 
+    def _warn_of_parameters(self) -> None:
+        """Say which parameters will not change although they could, and what the optimizers hold for nothing."""
+        optimizers = [updates.optimizer for updates in self.windows.by_name.values()]
+        unheld, vain = unheld_parameters(self.model, optimizers), held_in_vain(self.model, optimizers)
+        if unheld:
+            # Alone the others are no mistake: a loss may have parameters of its own.
+            foreign = (
+                f" {_listed(vain.foreign)} that the optimizer holds are none of the model's: if layers were replaced after it was made, "
+                f"make it anew from model.parameters()."
+            )
+            self.warn(
+                f"{_listed(unheld)} can be trained, but no optimizer holds them: they will not change. Give them to the optimizer, or "
+                f"name them in freeze=.{foreign if vain.foreign else ''}"
+            )
+        if vain.frozen:
+            self.files.say(f"{_listed(vain.frozen)} are held by an optimizer, but frozen: they will not change.")
+
     def _warn_of_skipped_updates(self) -> None:
         """Say how many updates fp16 skipped in this epoch."""
         skipped, self._skipped_before = self.windows.skipped - self._skipped_before, self.windows.skipped
@@ -633,3 +656,9 @@ class Run:
     def _tell(self, event: str, *details: Any) -> None:
         for call in self._events[event]:
             call(self.trainer, *details)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first few of many names."""
+    shown = ", ".join(names[:5])
+    return f"{len(names)} parameters ({shown}{', ...' if len(names) > 5 else ''})"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from velodrome import Callback, Trainer
+from velodrome import EMA, SWA, Callback, Trainer
 
 X, LABELS = torch.randn(400, 4), torch.randint(0, 3, (400,))
 
@@ -101,6 +101,14 @@ def test_nothing_is_read_between_log_points(reads):
     with_reads = {step for step, count in watcher.by_step.items() if count}
     assert with_reads <= {1, *range(11, 81, 10)}
     assert with_reads >= {11, 21, 31}
+
+
+@pytest.mark.parametrize("average", [EMA(0.9), EMA(0.9, warmup=True), SWA(start=0)], ids=["ema", "warmup", "swa"])
+def test_averaging_the_weights_reads_nothing(reads, average):
+    trainer, watcher = make_trainer(reads, log_every="10 steps", ema=average)
+    trainer.fit((X, LABELS), batch_size=10, epochs=2)
+    assert {step for step, count in watcher.by_step.items() if count} <= {1, *range(11, 81, 10)}
+    assert trainer.averaging.num_averaged == (2 if average.kind == "swa" else 80)
 
 
 def test_log_point_reads_once_however_much_is_logged(reads):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     Dataset,
@@ -24,6 +25,37 @@ from velodrome.data.share import WHOLE, Share, describe_sharded, draw_together, 
 from velodrome.errors import ArgumentError, DataError
 
 __all__ = ["BatchIterable", "adopt", "needs_batch_size"]
+
+
+class Restarting:
+    """What a function without arguments yields, a generator function say: it is called anew every epoch."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+        self.is_sharded = getattr(function, "is_sharded", False)
+        """whether the function yields this process's batches only, by its own word"""
+        self._first: object = None
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self.function()
+        if not isinstance(batches, Iterable):
+            raise ArgumentError(
+                f"The function {self.name} given as data returned a {type(batches).__name__}, which cannot be iterated. It must "
+                f"yield batches, or return an iterable of them."
+            )
+        if batches is self._first:
+            raise ArgumentError(
+                f"The function {self.name} given as data returned the same {type(batches).__name__} twice. It must begin anew "
+                f"every time it is called."
+            )
+        iterator = iter(batches)
+        self._first = batches if iterator is batches else None  # kept, so that no other object can be taken for it
+        return iterator
+
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
 
 class BatchIterable:
@@ -66,6 +98,8 @@ class BatchIterable:
         except TypeError:  # PyTorch's loader has a length only when its dataset has
             count = "batches of unknown number"
         line = f"{count} from {type(self.data).__name__}, used as it is"
+        if isinstance(self.data, Restarting):
+            line = f"{count} from {self.data.name}(), called every epoch"
         if self._is_sharded:
             return f"{line}, {describe_sharded(self.data)}"
         if self._share.size > 1:
@@ -124,7 +158,8 @@ def adopt(
     """Turn what the user gave into a loader or a checked iterable, with a line that says what was done.
 
     Args:
-        data: a `velodrome.DataLoader`, a PyTorch `DataLoader`, an iterable of batches; or a dataset, tensors or arrays with `batch_size`.
+        data: a `velodrome.DataLoader`, a PyTorch `DataLoader`, an iterable of batches or a function that yields them; or a dataset,
+            tensors or arrays with `batch_size`.
         batch_size: samples a batch for a dataset or tensors; must be left out for what has its own.
         shuffle: for a dataset or tensors only.
         role: "train", "val", ... for messages.
@@ -137,19 +172,25 @@ def adopt(
     if isinstance(data, TorchDataLoader):
         _refuse_batch_size(batch_size, data, role)
         return _rebuild(data)
+    _refuse_nested_tensors(data, role)
     if needs_batch_size(data) or (batch_size is not None and _is_map_style(data)):
         if batch_size is None:
+            own = " With batch_size=None there, its items are the batches." if isinstance(data, IterableDataset) else ""
             raise ArgumentError(
-                f"{role} is a {type(data).__name__}, which needs a batch size. Give batch_size=64, say, or wrap it in velodrome.DataLoader."
+                f"{role} is a {type(data).__name__}, which needs a batch size. Give batch_size=64, say, or wrap it in velodrome.DataLoader.{own}"
             )
         loader = DataLoader(data, batch_size, shuffle=shuffle and not isinstance(data, IterableDataset))
         return loader, loader.describe()
+    if not isinstance(data, (Iterable, type, nn.Module)) and callable(data):
+        _refuse_batch_size(batch_size, data, role)
+        data = Restarting(cast("Callable[[], Iterable[Any]]", data))
     if isinstance(data, Iterable):
         _refuse_batch_size(batch_size, data, role)
         iterable = BatchIterable(data)
         return iterable, iterable.describe()
+    kind = f"the class {data.__name__} itself" if isinstance(data, type) else f"a {type(data).__name__}"
     raise ArgumentError(
-        f"{role} is a {type(data).__name__}, which cannot be iterated. Give a DataLoader, a Dataset, tensors with batch_size=, or an iterable of batches."
+        f"{role} is {kind}, which cannot be iterated. Give a DataLoader, a Dataset, tensors with batch_size=, or an iterable of batches."
     )
 
 
@@ -162,6 +203,16 @@ def needs_batch_size(data: Any) -> bool:
 
 def _is_map_style(data: Any) -> bool:
     return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, TorchDataLoader)
+
+
+def _refuse_nested_tensors(data: Any, role: str) -> None:
+    """Refuse ({"a": a, "b": b}, y): neither samples nor batches are meant, but tensors with all samples, which are read flat."""
+    if type(data) is tuple and len({isinstance(part, (dict, tuple, list)) for part in data}) == 2:
+        kinds = ", ".join(type(part).__name__ for part in data)
+        raise ArgumentError(
+            f"{role} is a tuple of {kinds}, one inside of the other. Tensors with all samples are given flat: as a tuple (a, b, target) "
+            f'or a dict {{"a": a, "b": b, "target": target}}. Batches of any nesting come from a Dataset.'
+        )
 
 
 def _refuse_batch_size(batch_size: int | None, data: Any, role: str) -> None:

@@ -1,4 +1,7 @@
-"""What a batch is: a tensor, a tuple or a dict, possibly nested; how many samples it has; how it moves to a device."""
+"""What a batch is: a tensor, a tuple or a dict, possibly nested; how many samples it has; how it moves to a device.
+
+Tensors may also be packed sequences, or lie in an object that moves itself by a `.to(device)` of its own, a batch of graphs say.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +9,80 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["first_tensor", "map_tensors", "move", "num_samples"]
+__all__ = ["map_tensors", "move", "num_samples"]
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """Return the batch with every tensor on the device; everything else is left as it is."""
+    """Return the batch with every tensor on the device; an object with a `.to` is asked to move itself, everything else stays."""
     # A copy from pinned memory runs beside the computation; from other memory non_blocking changes nothing. To the CPU it
     # would return before the numbers are there.
     is_copied_beside = device.type != "cpu"
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=is_copied_beside))
+    return map_tensors(
+        batch,
+        lambda tensor: tensor.to(device, non_blocking=is_copied_beside),
+        lambda other: other.to(device) if _moves_itself(other) else other,
+    )
 
 
-def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Return the batch with what the function makes of each tensor; the nesting and everything else are left as they are."""
+def map_tensors(
+    batch: Any, function: Callable[[Tensor], Any], of_other: Callable[[Any], Any] = lambda other: other
+) -> Any:
+    """Return the batch with what the function makes of each tensor; the nesting is left as it is.
+
+    Args:
+        batch: tensors, tuples, lists and mappings of them, however nested.
+        function: of every tensor.
+        of_other: of everything else.
+    """
     if isinstance(batch, Tensor):
         return function(batch)
+    if isinstance(batch, PackedSequence):
+        return _map_pack(batch, function)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(item, function) for item in batch))
+        return type(batch)(*(map_tensors(item, function, of_other) for item in batch))
     if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(item, function) for item in batch)
+        return type(batch)(map_tensors(item, function, of_other) for item in batch)
     if isinstance(batch, Mapping):
-        mapped = {key: map_tensors(value, function) for key, value in batch.items()}
+        mapped = {key: map_tensors(value, function, of_other) for key, value in batch.items()}
         return mapped if type(batch) is dict else _rebuild(batch, mapped)
-    return batch
+    return of_other(batch)
 
 
-def first_tensor(batch: Any) -> Tensor | None:
-    """Return the first tensor that has a batch dimension, or None."""
+def num_samples(batch: Any) -> int:
+    """Return the length of the first dimension of the first tensor, or the sequences of a pack; 1 when there is neither."""
+    tensor = batch[0] if type(batch) in (tuple, list) and batch else batch
+    if isinstance(tensor, Tensor) and tensor.ndim:
+        return tensor.shape[0]
+    length = _first_length(batch)
+    return 1 if length is None else length
+
+
+def _first_length(batch: Any) -> int | None:
+    """Return the samples of the first part of the batch that tells them."""
     if isinstance(batch, Tensor):
-        return batch if batch.ndim else None
+        return batch.shape[0] if batch.ndim else None
+    if isinstance(batch, PackedSequence):
+        return int(batch.batch_sizes[0])  # SYNC: none, torch keeps the lengths on the CPU
     if isinstance(batch, Mapping):
         batch = batch.values()
     elif not isinstance(batch, (tuple, list)):
         return None
-    for item in batch:
-        found = first_tensor(item)
-        if found is not None:
-            return found
-    return None
+    return next((length for length in map(_first_length, batch) if length is not None), None)
 
 
-def num_samples(batch: Any) -> int:
-    """Return the length of the first dimension of the first tensor; 1 when there is none."""
-    tensor = batch[0] if type(batch) in (tuple, list) and batch else batch
-    if not isinstance(tensor, Tensor) or not tensor.ndim:
-        tensor = first_tensor(batch)
-    return 1 if tensor is None else tensor.shape[0]
+def _map_pack(pack: PackedSequence, function: Callable[[Tensor], Tensor]) -> PackedSequence:
+    """Return the packed sequence with other values; its order goes with them, its lengths stay on the CPU as torch wants it."""
+    data = function(pack.data)
+    order = (None if index is None else index.to(data.device) for index in (pack.sorted_indices, pack.unsorted_indices))
+    return PackedSequence(data, pack.batch_sizes, *order)
+
+
+def _moves_itself(batch: Any) -> bool:
+    # Not a class, whose `to` is no method yet, and not a model, which would be moved in place.
+    return callable(getattr(batch, "to", None)) and not isinstance(batch, (type, nn.Module))
 
 
 def _rebuild(batch: Mapping[Any, Any], moved: dict[Any, Any]) -> Any:

@@ -17,6 +17,8 @@ from velodrome.recipes.schema import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from torch.optim import Optimizer
+
 # What the builder passes itself, by position or by name: not for a recipe to give.
 _GIVEN_BY_US = {"model": frozenset(), "data": frozenset({"say"})}
 _NUM_POSITIONAL = {"model": 0, "data": 0, "loss": 2, "optimizer": 1}  # loss(output, target), optimizer(params)
@@ -56,6 +58,7 @@ def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code
                 problems += _check_known(table, meant, arguments, origins)
     problems += _check_groups(tables, origins)
     problems += _check_scheduler(tables, origins, import_user_code=import_user_code)
+    problems += _check_objects(tables, origins)
     problems += _check_sparse(tables, origins)
     problems += _check_metrics(tables, origins, import_user_code=import_user_code)
     problems += _check_durations(tables, origins)
@@ -187,17 +190,82 @@ def _check_groups(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
 
 
 def _check_scheduler(tables: Mapping[str, Any], origins: Origins, *, import_user_code: bool) -> list[Problem]:
-    """Check a callable of the user's own; names of ours are the trainer's to judge, which knows the run's length."""
+    """Check name and arguments of a schedule; what depends on the run's length is the trainer's to judge."""
+    from velodrome.step.schedules import known_schedules, resolve_scheduler
+
     section = tables.get("scheduler")
     name = section.get("name") if isinstance(section, dict) else None
-    if not isinstance(name, str) or not registry.is_user_code(name) or not import_user_code:
-        return []
+    if not isinstance(section, dict) or not isinstance(name, str) or not name:
+        return []  # the schema has said so
     try:
-        registry.import_callable(name)
+        if registry.is_user_code(name):
+            if import_user_code:
+                registry.import_callable(name)
+            return []
+        if name.lower() not in known_schedules():
+            raise RecipeError(
+                f'is no known schedule. {nearest(name, known_schedules())} Or name your own as "package.module:callable".'
+            )
     except RecipeError as error:
         origin, cause = origins.of("scheduler.name"), error.__cause__
         return [Problem(field="scheduler.name", rule=error.message, value=name, origin=origin, cause=cause)]
-    return []
+
+    def attempt(arguments: dict[str, Any], **how: Any) -> None:  # Any: TOML
+        resolve_scheduler(name, _small_optimizer(tables), arguments=arguments, **how)
+
+    arguments = {key: value for key, value in section.items() if key not in ("name", "interval", "monitor")}
+    problems = _refusals("scheduler", arguments, attempt, origins)
+    for field, argument in (("interval", "every"), ("monitor", "monitor")):
+        value = section.get(field)
+        if isinstance(value, str) and not problems:
+            message = _message(lambda given: attempt(arguments, **given), {argument: value})
+            if message:
+                origin = origins.of(f"scheduler.{field}")
+                problems.append(
+                    Problem(field=f"scheduler.{field}", rule=f"is refused: {message}", value=value, origin=origin)
+                )
+    return problems
+
+
+def _check_objects(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    """Check what becomes an object of its own, whose constructor knows more rules than the schema: durations, monitors."""
+    from pydantic import ValidationError
+
+    from velodrome.recipes.schema import EarlyStoppingTable, EMATable
+    from velodrome.recipes.switches import make_average, make_early_stopping
+
+    makers: dict[str, Callable[[Any], object]] = {  # Any: the table as read
+        "ema": lambda given: make_average(EMATable.model_validate(given)),
+        "early_stopping": lambda given: make_early_stopping(EarlyStoppingTable.model_validate(given)),
+    }
+    problems = []
+    for table in makers.keys() & tables.keys():
+        try:
+            makers[table](tables[table])
+        except ValidationError:
+            continue  # the schema has said so
+        except ArgumentError as error:
+            rule = f"is refused: {error.message}"
+            problems.append(Problem(field=table, rule=rule, has_value=False, origin=origins.of(table)))
+    return problems
+
+
+def _small_optimizer(tables: Mapping[str, Any]) -> Optimizer:
+    """Return the recipe's optimizer over one weight matrix, or a common one where it is wrong or the user's own."""
+    import torch
+    from torch import nn
+
+    from velodrome.step.optimizers import resolve_optimizer
+
+    section = tables.get("optimizer", {})
+    given = dict(section) if isinstance(section, dict) else {}
+    name, lr = given.pop("name", "adam"), given.pop("lr", None)
+    given.pop("groups", None)
+    model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
+    try:
+        return resolve_optimizer(name, model, lr=lr, arguments=given)
+    except (ArgumentError, TypeError, ValueError):
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
 def _check_sparse(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:

@@ -25,9 +25,8 @@ BUILTIN_DATA = {
     "csv": "velodrome.recipes.data:csv",
     "text": "velodrome.recipes.data:text",
 }
-# Public names of the package, so that their files may move.
-BUILTIN_AVERAGES = {"ema": "velodrome:EMA", "swa": "velodrome:SWA"}
-EARLY_STOPPING = "velodrome:EarlyStopping"
+BUILTIN_AVERAGES = {"ema": "velodrome.averages:EMA", "swa": "velodrome.averages:SWA"}
+EARLY_STOPPING = "velodrome.callbacks.early_stopping:EarlyStopping"
 
 
 def is_user_code(name: str) -> bool:

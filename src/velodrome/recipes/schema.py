@@ -70,7 +70,8 @@ class OptimizerTable(NamedTable):
 class SchedulerTable(NamedTable):
     """How the learning rate changes: a name such as "cosine", or "package.module:callable", and its arguments."""
 
-    every: str | None = None  # when it is stepped: "step", "epoch" or a duration
+    # Not called "every", as the trainer does: that is an argument of "step" and "exponential", the time between two drops.
+    interval: str | None = None  # how often it moves on: "step" (an update), "epoch", or so many of them
     monitor: str | None = None  # the value that it watches, such as "val/loss"
 
 
@@ -137,14 +138,18 @@ class EMATable(Table):
 
     kind: Literal["ema", "swa"] = "ema"
     decay: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the average that an update leaves
+    warmup: bool | None = None  # begin with a smaller decay, so that the first weights are soon forgotten
     every: PositiveInt | Annotated[str, Field(min_length=1)] | None = None  # steps (ema) or epochs (swa) between two
     start: Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)] | None = None  # what is done before
     evaluate: Literal["averaged", "raw"] | None = None  # which weights evaluations use
 
     @model_validator(mode="after")
     def _decay_is_for_ema(self) -> EMATable:
-        if self.kind == "swa" and self.decay is not None:
-            raise ValueError(f'decay={self.decay} goes with kind="ema": "swa" is a plain mean. Leave one of them out.')
+        given = [name for name in ("decay", "warmup") if getattr(self, name) is not None]
+        if self.kind == "swa" and given:
+            raise ValueError(
+                f'{" and ".join(given)} goes with kind="ema", and kind="swa" is a plain mean. Leave it out.'
+            )
         return self
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.recipes import registry
 
 if TYPE_CHECKING:
-    from velodrome.recipes.schema import EMATable, Recipe
+    from velodrome.recipes.schema import EarlyStoppingTable, EMATable, Recipe
 
 # Fields of [train] that are arguments of the Trainer by the same name.
 _OF_TRAIN = (
@@ -34,22 +34,34 @@ def training_switches(recipe: Recipe) -> dict[str, Any]:  # Any: what a Trainer 
         found["scheduler"] = registry.import_callable(scheduler.name) if own else scheduler.name
         if scheduler.arguments:
             found["scheduler_args"] = scheduler.arguments
-        if scheduler.every is not None:
-            found["scheduler_every"] = scheduler.every
+        if scheduler.interval is not None:
+            found["scheduler_every"] = scheduler.interval
         if scheduler.monitor is not None:
             found["scheduler_monitor"] = scheduler.monitor
     if recipe.ema is not None:
-        found["ema"] = _average(recipe.ema)
+        found["ema"] = make_average(recipe.ema)
     return found
 
 
 def early_stopping(recipe: Recipe) -> list[Any]:  # Any: an EarlyStopping, imported only when it is asked for
     """Return the callback that `[early_stopping]` asks for, or none."""
-    if recipe.early_stopping is None:
-        return []
-    return [registry.import_callable(registry.EARLY_STOPPING)(**recipe.early_stopping.model_dump(exclude_none=True))]
+    return [] if recipe.early_stopping is None else [make_early_stopping(recipe.early_stopping)]
 
 
-def _average(table: EMATable) -> Any:  # Any: an EMA or SWA, imported only when it is asked for
+def make_early_stopping(table: EarlyStoppingTable) -> Any:  # Any: as above
+    """Build the callback; fields that are left out have its own defaults.
+
+    Raises:
+        ArgumentError: the monitored name does not say what better means.
+    """
+    return registry.import_callable(registry.EARLY_STOPPING)(**table.model_dump(exclude_none=True))
+
+
+def make_average(table: EMATable) -> Any:  # Any: an EMA or SWA, imported only when it is asked for
+    """Build the average of the weights; fields that are left out have its own defaults.
+
+    Raises:
+        ArgumentError: a duration cannot be read, or is in the wrong unit.
+    """
     arguments = table.model_dump(exclude_none=True, exclude={"kind"})
     return registry.import_callable(registry.BUILTIN_AVERAGES[table.kind])(**arguments)

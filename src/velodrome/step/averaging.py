@@ -330,7 +330,10 @@ class Averaging(NoAveraging):
 
     @torch.no_grad()
     def _average_now(self) -> None:
-        assert not self._is_applied, "an update inside of applied()"
+        if self._is_applied:  # an evaluation loop was left, and its iterator is still alive
+            with self.raw():
+                self._average_now()
+            return
         average = self._average if self._average is not None and self._parameters else self._prepare()
         if not self.num_averaged:
             # As AveragedModel does: the first average is the weights themselves.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
 __all__ = ["recompute_statistics"]
 
@@ -36,14 +39,21 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Call
     momenta = [layer.momentum for layer in layers]
     num_batches = 0
     try:
-        for batch in batches:
-            if not num_batches:
-                for layer in layers:
-                    layer.reset_running_stats()
-                    layer.momentum = None  # the mean over all batches, not a moving one
-            num_batches += 1
-            forward(batch)
+        with _without_compilation():
+            for batch in batches:
+                if not num_batches:
+                    for layer in layers:
+                        layer.reset_running_stats()
+                        layer.momentum = None  # the mean over all batches, not a moving one
+                num_batches += 1
+                forward(batch)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     return num_batches
+
+
+def _without_compilation() -> AbstractContextManager[Any]:
+    """Return the context in which a compiled model runs as it is: for another momentum every layer would be compiled anew."""
+    # Importing the compiler takes a second; what was not imported has compiled nothing.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from velodrome.errors import ArgumentError, DataError
 
@@ -61,7 +62,7 @@ class EagerEngine:
             return _outcome_of(self.step_fn(self.model, batch), origin="step_fn")
         if self._loss_function is None:
             return _outcome_of(self._call_model(batch), origin=type(self.model).__name__, batch=batch)
-        if type(batch) in (tuple, list) and len(batch) == 2:
+        if type(batch) in (tuple, list) and len(batch) == 2 and isinstance(batch[0], Tensor):
             output = self.model(batch[0])
             target = batch[1]
         else:
@@ -105,7 +106,7 @@ class EagerEngine:
     def _call_model(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
             return self.model(**inputs)
-        if isinstance(inputs, (tuple, list)):
+        if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
             return self.model(*inputs)
         return self.model(inputs)
 
@@ -132,10 +133,15 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 
 def _outcome_of(result: Any, *, origin: str, batch: Any = None) -> Outcome:
-    """Read a loss out of what a model or step function returned: a scalar, a dict or an object with `loss`."""
+    """Read a loss out of what a model or step function returned: a scalar, a dict or an object with `loss`.
+
+    The target for the metrics, where a model that was given the whole batch does not return it, is the batch's.
+    """
     target = None
     if isinstance(batch, Mapping):
         target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        target = batch[-1]
     if isinstance(result, Tensor):
         if result.ndim and result.numel() != 1:
             if origin == "step_fn":
@@ -162,6 +168,16 @@ def _outcome_of(result: Any, *, origin: str, batch: Any = None) -> Outcome:
         raise ArgumentError(
             f'step_fn returned a {type(result).__name__} without a loss tensor. It must return a scalar tensor or a dict with "loss".'
         )
+    if isinstance(result, (tuple, list)):
+        parts = ", ".join(_describe(part) for part in result)
+        raise ArgumentError(
+            f"{origin} returned a tuple ({parts}), and which part is the loss is not said. Give step_fn= that takes it out, such as "
+            f'lambda model, batch: {{"loss": model(*batch)[0]}}; or loss="cross_entropy", say, for a model of the input alone.'
+        )
     raise ArgumentError(
         f'{origin} returned a {type(result).__name__} without a loss. Give loss="cross_entropy", say, or a model that returns its loss.'
     )
+
+
+def _describe(part: Any) -> str:
+    return f"tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__

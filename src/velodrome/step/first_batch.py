@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
@@ -89,6 +90,10 @@ class FirstBatch:
                 if explained is None:
                     raise
                 raise explained from error
+            except TypeError as error:
+                if not _is_call_of(engine.model, error):
+                    raise
+                raise ArgumentError(_explain_call(engine.model, batch, error)) from error
             check_outcome(self._loss, output, target, all_targets=self._all_targets, role=role)
             self._check_foreseen(self._loss, output, target)
             engine.expect_targets(target if self._all_targets is None else self._all_targets)
@@ -140,6 +145,21 @@ def _targets_of(columns: ColumnsLike) -> Tensor | None:
 def _is_call_of(model: nn.Module, error: TypeError) -> bool:
     """Return whether the error is about the arguments of the model's own forward, not of something inside of it."""
     return f"{type(model).__name__}.forward()" in str(error)
+
+
+def _explain_call(model: nn.Module, batch: Any, error: TypeError) -> str:
+    """Say with which arguments the model was called, and how to call it otherwise."""
+    inputs, _ = split_batch(batch)
+    if isinstance(inputs, Mapping):
+        how = f"by name, with the entries {', '.join(map(str, inputs))} of the batch's dict"
+    elif isinstance(inputs, (tuple, list)):
+        how = f"with the {len(inputs)} inputs of the batch"
+    else:
+        how = "with the batch's input"
+    return (
+        f"{type(model).__name__} was called {how}, and refused: {error}. The last part of a batch, or its target, goes to the loss, "
+        f"and everything else to the model: change the batch, or call the model yourself in step_fn=."
+    )
 
 
 def check_columns(columns: ColumnsLike, *, role: str) -> None:

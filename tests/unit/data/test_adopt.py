@@ -3,6 +3,7 @@ from itertools import pairwise
 import numpy
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -262,5 +263,60 @@ def test_batch_size_for_what_has_batches_is_refused(data):
 
 
 def test_what_cannot_be_iterated_is_refused():
-    with pytest.raises(ArgumentError, match="train is a int, which cannot be iterated. Give a DataLoader, a Dataset"):
-        adopt(5, role="train")
+    for data, kind in ((5, "a int"), (Numbers, "the class Numbers itself"), (nn.Linear(1, 1), "a Linear")):
+        with pytest.raises(
+            ArgumentError, match=f"train is {kind}, which cannot be iterated. Give a DataLoader, a Dataset"
+        ):
+            adopt(data, role="train")
+
+
+def test_an_iterable_dataset_without_batch_size_is_told_how_to_hand_its_own_through():
+    with pytest.raises(ArgumentError, match="With batch_size=None there, its items are the batches"):
+        adopt(Stream())
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_tensors_nested_in_a_tuple_are_refused_with_the_flat_form(batch_size):
+    x = torch.zeros(2)
+    with pytest.raises(ArgumentError, match=r"tuple of dict, Tensor, one inside.*flat: as a tuple \(a, b, target\)"):
+        adopt(({"a": x}, x), batch_size=batch_size)
+    with pytest.raises(ArgumentError, match="tuple of tuple, Tensor"):
+        adopt(((x, x), x), batch_size=batch_size)
+
+
+def test_a_function_that_yields_batches_is_called_every_epoch():
+    called = []
+
+    def batches():
+        called.append(len(called))
+        yield from [1, 2, 3]
+
+    source, line = adopt(batches)
+    assert line == "batches of unknown number from batches(), called every epoch"
+    assert next(iter(source)) == 1  # left early
+    assert list(source) == [1, 2, 3]
+    assert called == [0, 1]
+
+
+@pytest.mark.parametrize(("is_sharded", "expected"), [(False, [2, 4]), (True, [1, 2, 3, 4])])
+def test_batches_of_a_function_are_dealt_out_unless_it_says_that_it_divides_them(is_sharded, expected):
+    def batches():
+        yield from [1, 2, 3, 4]
+
+    batches.is_sharded = is_sharded
+    source, _ = adopt(batches)
+    source.deal_out(rank=1, size=2, seed=0)
+    assert list(source) == expected
+
+
+def test_a_function_that_cannot_begin_anew_is_refused():
+    used_up = iter([1, 2])
+    source, _ = adopt(lambda: used_up)
+    assert list(source) == [1, 2]
+    with pytest.raises(ArgumentError, match="returned the same list_iterator twice. It must begin anew"):
+        list(source)
+    with pytest.raises(ArgumentError, match="returned a int, which cannot be iterated. It must yield batches"):
+        list(adopt(lambda: 5)[0])
+    same_list = [1, 2]
+    source, _ = adopt(lambda: same_list)
+    assert list(source) == list(source) == [1, 2]

@@ -1,8 +1,10 @@
 from collections import UserDict, namedtuple
 
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-from velodrome.data.batches import first_tensor, map_tensors, move, num_samples
+from velodrome.data.batches import map_tensors, move, num_samples
 
 Point = namedtuple("Point", ["x", "y"])
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -55,7 +57,38 @@ def test_num_samples_is_the_length_of_the_first_tensor_with_dimensions():
     ]
     for batch, expected in cases:
         assert num_samples(batch) == expected
-    assert first_tensor({"x": "text"}) is None
+
+
+def pack():
+    return pack_sequence([torch.ones(2, 1), torch.zeros(3, 1)], enforce_sorted=False)
+
+
+def test_a_packed_sequence_has_as_many_samples_as_sequences():
+    assert num_samples(pack()) == 2
+    assert num_samples((pack(), torch.zeros(7))) == 2
+
+
+def test_a_packed_sequence_moves_with_its_order_and_keeps_its_lengths_on_the_cpu():
+    moved, _ = move((pack(), "name"), META)
+    assert (moved.data.device, moved.sorted_indices.device, moved.unsorted_indices.device) == (META, META, META)
+    assert moved.batch_sizes.tolist() == [2, 2, 1]
+    doubled = map_tensors(pack(), lambda tensor: 2 * tensor)
+    assert pad_packed_sequence(doubled)[0].squeeze(2).T.tolist() == [[2, 2, 0], [0, 0, 0]]
+
+
+def test_an_object_with_a_to_of_its_own_moves_itself_and_a_class_or_model_does_not():
+    class Graphs:
+        def __init__(self, edges):
+            self.edges = edges
+
+        def to(self, device):
+            return Graphs(self.edges.to(device))
+
+    model = nn.Linear(1, 1)
+    graphs, kind, same = move([Graphs(torch.zeros(2, 4)), Graphs, model], META)
+    assert graphs.edges.device == META
+    assert (kind, same) == (Graphs, model)
+    assert model.weight.device == CPU
 
 
 def test_move_to_the_cpu_waits_for_the_numbers(monkeypatch):

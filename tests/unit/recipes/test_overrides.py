@@ -43,7 +43,7 @@ def test_parse_override_reads_toml_and_bare_words(text, value):
         ("optimizer.lr", "is not key=value"),
         ("=3", "is not key=value"),
         ("epochs=3", "Did you mean train.epochs?"),
-        ("every=3", "Did you mean scheduler.every, ema.every, checkpoint.every or logging.every?"),
+        ("every=3", "Did you mean ema.every, checkpoint.every or logging.every?"),
         ("train..epochs=3", "does not name a table and a field"),
         ("model.sizes=[784,64", "is not a TOML value"),
     ],

@@ -40,9 +40,9 @@ def switches(loaded):
 
 
 @pytest.mark.parametrize("name", builtin_names())
-def test_recipe_without_switches_passes_nothing_on(name):
+def test_recipe_passes_on_what_it_switches_on_and_nothing_else(name):
     loaded = load_recipe(name)
-    assert switches(loaded) == {}
+    assert switches(loaded) == ({"scheduler": "cosine"} if name == "mnist-cnn" else {})
     assert early_stopping(loaded.recipe) == []
 
 
@@ -72,14 +72,46 @@ def test_switch_becomes_an_argument_of_the_trainer(load, change, expected):
 
 def test_scheduler_passes_on_its_arguments_rhythm_and_monitor(load):
     loaded = load(
-        "scheduler.name=plateau", "scheduler.factor=0.5", "scheduler.every=epoch", "scheduler.monitor=val/loss"
+        "scheduler.name=plateau", "scheduler.factor=0.5", "scheduler.interval=2 epochs", "scheduler.monitor=val/loss"
     )
     assert switches(loaded) == {
         "scheduler": "plateau",
         "scheduler_args": {"factor": 0.5},
-        "scheduler_every": "epoch",
+        "scheduler_every": "2 epochs",
         "scheduler_monitor": "val/loss",
     }
+
+
+def test_scheduler_own_every_is_the_time_between_two_drops(load):
+    found = switches(load("scheduler.name=step", "scheduler.every=30 epochs", "scheduler.interval=epoch"))
+    assert (found["scheduler_args"], found["scheduler_every"]) == ({"every": "30 epochs"}, "epoch")
+
+
+def test_scheduler_of_torch_is_judged_with_the_recipe_s_optimizer(load):
+    cycle = ["scheduler.name=onecyclelr", "scheduler.max_lr=0.1", "scheduler.total_steps=10"]
+    load(*cycle)  # Adam's betas are momentum enough
+    with pytest.raises(RecipeError, match=r"scheduler\.total_steps is refused: .*momentum"):
+        load(*cycle, "optimizer.name=adagrad")
+
+
+def test_average_is_built_from_its_table(load):
+    averages = pytest.importorskip("velodrome.averages")
+    changes = ["ema.decay=0.9", "ema.every=5", "ema.start=2 epochs", "ema.evaluate=raw"]
+    assert switches(load(*changes)) == {"ema": averages.EMA(0.9, every=5, start="2 epochs", evaluate="raw")}
+    assert switches(load("ema.kind=swa", "ema.start=1")) == {"ema": averages.SWA(start=1)}
+    with pytest.raises(RecipeError, match="ema is refused: .*fortnight"):
+        load("ema.every=fortnight")
+
+
+def test_early_stopping_is_built_from_its_table(load, recipe_file):
+    pytest.importorskip("velodrome.callbacks.early_stopping")
+    recipe = load("early_stopping.patience=7", "early_stopping.monitor=val/accuracy").recipe
+    (callback,) = early_stopping(recipe)
+    assert (callback.patience, callback.restore_best) == (7, False)
+    recipe_file.write_text(to_toml(recipe.to_tables()))
+    assert load_recipe(recipe_file).recipe == recipe
+    with pytest.raises(RecipeError, match="early_stopping is refused: .*beauty"):
+        load("early_stopping.monitor=val/beauty")
 
 
 def test_scheduler_of_the_users_own_is_the_callable(load):
@@ -133,12 +165,20 @@ def test_micro_batch_on_batches_that_come_as_they_are_is_refused(load):
         (["train.compile=fast"], r'train\.compile="fast" must be true or false or \'default\', \'reduce-overhead\''),
         (["train.freeze=layer"], r"train\.freeze=\"layer\" must be a list"),
         (["scheduler.factor=2"], r"scheduler\.name is missing"),
-        (["scheduler.name=step", "scheduler.every=3"], r"scheduler\.every=3 must be a text in quotes"),
+        (["scheduler.name=cosine", "scheduler.interval=3"], r"scheduler\.interval=3 must be a text in quotes"),
+        (["scheduler.name=cosin"], r'scheduler\.name="cosin" is no known schedule\. Did you mean "cosine"'),
+        (["scheduler.name=cosine", "scheduler.warmpu=5"], r"scheduler\.warmpu=5 is refused.* Did you mean \"warmup\""),
+        (["scheduler.name=exponential"], r"scheduler is refused: .* needs 'gamma'"),
+        (
+            ["scheduler.name=cosine", "scheduler.interval=fortnight"],
+            r"scheduler\.interval=\"fortnight\" is refused: .* how often",
+        ),
+        (["scheduler.name=cosine", "scheduler.monitor=val/loss"], r"scheduler\.monitor=\"val/loss\" is refused"),
         (["ema.decay=1.0"], r"ema\.decay=1\.0 must be less than 1"),
         (["ema.deccay=0.9"], 'is not a field of .ema.. Did you mean "decay"'),
         (["ema.every=0"], r"ema\.every=0 must be greater than 0 or a text in quotes"),
         (["ema.evaluate=mean"], "must be 'averaged' or 'raw'"),
-        (["ema.kind=swa", "ema.decay=0.9"], r'ema decay=0\.9 goes with kind="ema".* Leave one'),
+        (["ema.kind=swa", "ema.decay=0.9"], r'ema decay goes with kind="ema".* Leave it out'),
         (["early_stopping.patience=0"], r"early_stopping\.patience=0 must be greater than 0"),
         (["early_stopping.min_delta=-1"], "greater than or equal to 0"),
         (["early_stoping.patience=3"], 'Did you mean "early_stopping"'),
@@ -169,8 +209,6 @@ def test_recipe_with_every_switch_is_written_and_read_again(load, recipe_file):
         "ema.decay=0.99",
         'ema.start="2 epochs"',
         "ema.every=5",
-        "early_stopping.patience=3",
-        "early_stopping.monitor=val/accuracy",
     )
     recipe_file.write_text(to_toml(loaded.recipe.to_tables()))
     again = load_recipe(recipe_file).recipe
@@ -181,11 +219,11 @@ def test_recipe_with_every_switch_is_written_and_read_again(load, recipe_file):
 
 
 def test_override_of_a_name_drops_the_arguments_of_the_old_one(load, recipe_file):
-    tables = '[scheduler]\nname = "step"\ngamma = 0.5\n[ema]\ndecay = 0.9\nevery = 2\n'
+    tables = '[scheduler]\nname = "step"\ngamma = 0.5\nevery = "2 epochs"\n[ema]\ndecay = 0.9\nevery = 2\n'
     recipe_file.write_text(recipe_file.read_text() + tables)
     kept = load_recipe(recipe_file, ["scheduler.gamma=0.1"]).recipe
     assert kept.scheduler is not None
-    assert kept.scheduler.arguments == {"gamma": 0.1}
+    assert kept.scheduler.arguments == {"gamma": 0.1, "every": "2 epochs"}
     changed = load_recipe(recipe_file, ["scheduler.name=cosine", "ema.kind=swa"]).recipe
     assert changed.scheduler is not None
     assert changed.scheduler.arguments == {}

@@ -253,6 +253,16 @@ def test_raw_within_applied_and_applied_within_applied():
     assert weight.flatten()[0].item() == 3
 
 
+def test_an_update_while_the_average_is_carried_averages_the_raw_weights():
+    driver = Driver(one_weight(), EMA(0.5)).update(8)
+    with driver.averaging.applied():
+        with driver.averaging.raw(), torch.no_grad():
+            driver.model.weight.fill_(4.0)
+        driver.averaging.after_update()
+        assert driver.model.weight.item() == 6
+    assert driver.model.weight.item() == 4
+
+
 def test_a_backward_pass_may_have_an_evaluation_before_it():
     driver = trained()
     model = deepcopy(driver.model)

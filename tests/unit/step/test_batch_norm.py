@@ -29,6 +29,30 @@ def test_equal_to_torchs_update_bn():
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in mine.state_dict().items())
 
 
+def test_compiled_model_is_not_compiled_anew():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.BatchNorm1d(1)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model = Model()
+    model.compile(backend=backend)
+    recompute_statistics(model, BATCHES, model)
+    assert model.layer.running_mean.item() == 3.5
+    assert compiled == []
+    model(BATCHES[0])  # negative control: elsewhere it is compiled
+    assert len(compiled) == 1
+
+
 def test_frozen_layer_stays_as_it_is():
     model = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1))
     model[0].eval()
