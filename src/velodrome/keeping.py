@@ -55,6 +55,11 @@ class Keeping:
         return self._policy.monitor
 
     @property
+    def policy(self) -> Checkpointing:
+        """The settings."""
+        return self._policy
+
+    @property
     def counts_steps(self) -> bool:
         """Whether saves are due by the number of steps, which is the same in every process."""
         return self._every is not None and self._every.unit == "steps"

@@ -198,6 +198,7 @@ class Run:
             "seed": self._seed,
             "log_every": self._log_every,
             "budget": str(self._budget),
+            "checkpoint": str(self.keeping.policy),
             "optimizers": [
                 f"{name}: {type(each.optimizer).__name__}, accumulate={each.accumulate}"
                 for name, each in self.windows.by_name.items()

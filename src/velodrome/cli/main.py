@@ -20,6 +20,7 @@ import typer
 
 import velodrome
 from velodrome.cli import data, doctor, eject, evaluate, init, predict, recipes, train
+from velodrome.cli.processes import RankError, is_launched
 from velodrome.cli.screen import Screen, silence, to_json, write_quietly
 from velodrome.errors import VelodromeError
 
@@ -103,7 +104,8 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(problems, tuple) and problems:
             fields["problems"] = [str(problem) for problem in problems]
         message = error.message.replace('(weights="last")', "(--weights last)")  # the flag of that argument
-        _show_error(type(error).__name__, message, error.exit_code, as_json, **fields)
+        kind = error.kind if isinstance(error, RankError) else type(error).__name__
+        _show_error(kind, message, error.exit_code, as_json, **fields)
         return error.exit_code
     except _USAGE_ERROR as error:
         usage: Any = error  # one of click's, which typer does not export
@@ -130,13 +132,18 @@ def run(arguments: Sequence[str]) -> int:
             write_quietly(f"Error: The answer could not be written: {error.strerror}.", sys.stderr)
             return 1
         _print_traceback(error)
-        if as_json:
+        if as_json or is_launched():
             _show_error(type(error).__name__, str(error), 1, as_json)
         return 1
     return code if isinstance(code, int) else 0
 
 
 def _show_error(kind: str, message: str, exit_code: int, as_json: bool, **fields: object) -> None:
+    if is_launched():
+        from velodrome.distributed.launch import leave_failure
+
+        if leave_failure(kind, message, exit_code, **fields):
+            return
     if as_json:
         error = {"type": kind, "message": message, "exit_code": exit_code, **fields}
         write_quietly(to_json({"error": error}), sys.stdout)

@@ -12,6 +12,12 @@ Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the answer.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE")]
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes", help="Train in so many processes, on a GPU each where there are any.", metavar="N", min=1
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, such as optimizer.lr=0.01.", metavar="KEY=VALUE"),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velodrome.cli.options import Device, Json, Overrides, Quiet, Verbose
+from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, Verbose
+from velodrome.cli.processes import is_main, main_first, run_verb
 from velodrome.cli.run_names import choose_run_dir
 from velodrome.cli.saved import SavedWeights, find_saved_weights
 from velodrome.cli.screen import Screen, show_metrics, table, write_quietly
@@ -29,6 +30,7 @@ def train(
         str | None, typer.Option("--name", help="The run's name; default: recipe, time and id.", metavar="NAME")
     ] = None,
     device: Device = None,
+    processes: Processes = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try one step and one evaluation, write nothing.")
     ] = False,
@@ -43,14 +45,21 @@ def train(
     from velodrome.recipes.build import build, try_out
     from velodrome.recipes.read import load_recipe
 
-    screen = Screen(as_json=json, quiet=quiet, answer_matters=dry_run)
+    speaks = is_main()
+    screen = Screen(as_json=json and speaks, quiet=quiet or not speaks, answer_matters=dry_run)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     if quiet:
         changes.append("logging.progress=false")
     loaded = load_recipe(recipe, changes)
-    run_dir = choose_run_dir(out, name, loaded.name)
+    if processes > 1 and not dry_run:
+        options = ["--out", str(out), *(["--name", name] if name else []), *(["--device", device] if device else [])]
+        switches = [flag for flag, on in (("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on]
+        run_verb(["train", recipe, *(overrides or []), *options, *switches], processes=processes)
+        return
+    # One process writes; for the others only whether anything is written matters.
+    run_dir = choose_run_dir(out, name, loaded.name) if speaks else out / loaded.name
     screen.say(f"Recipe: {loaded.name}")
-    ready = build(loaded, say=screen.say_data)
+    ready = main_first(loaded.recipe.train.device, lambda: build(loaded, say=screen.say_data))
     trial = try_out(ready)  # what is refused is refused here, before there is a run directory
     if dry_run:
         _show_plan(ready, trial, screen)
@@ -61,6 +70,8 @@ def train(
     screen.say(f"Device: {trainer.device}")
     screen.say(f"Run: {run_dir}")
     result = trainer.fit(ready.train, ready.val, **ready.fit_arguments)
+    if not speaks:
+        return
     best = result.best if loaded.recipe.checkpoint.keep_best else None
     weights = find_saved_weights(
         _shortened(run_dir), last_step=trainer.progress.steps_done, best_step=None if best is None else best.get("step")

@@ -10,9 +10,11 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from time import time
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError
@@ -53,7 +55,9 @@ def check_processes(processes: object) -> int:
         ArgumentError: it is no whole number of at least 1.
     """
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ArgumentError(f"processes={processes!r} is not a number of processes. It must be a whole number of at least 1.")
+        raise ArgumentError(
+            f"processes={processes!r} is not a number of processes. It must be a whole number of at least 1."
+        )
     return processes
 
 
@@ -70,29 +74,30 @@ def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    check_processes(processes)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is told in one sentence
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=uuid.uuid4().hex,
-        max_restarts=0,
-        monitor_interval=0.1,
-        local_addr="127.0.0.1",
-        logs_specs=DefaultLogsSpecs(),
-    )
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    entrypoint = [sys.executable, "-m", "velodrome.distributed.child", threads, module, *arguments]
-    try:
-        elastic_launch(config, entrypoint[0])(*entrypoint[1:])
-    except ChildFailedError as error:
-        return _first_failure(error.failures)
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise SystemExit(128 + error.sigval) from None
+    with tempfile.TemporaryDirectory(prefix="velodrome-") as folder:  # for what processes leave there
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id=uuid.uuid4().hex,
+            max_restarts=0,
+            monitor_interval=0.1,
+            local_addr="127.0.0.1",
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        threads = str(max(1, (os.cpu_count() or 1) // processes))
+        try:
+            elastic_launch(config, sys.executable)("-m", "velodrome.distributed.child", threads, module, *arguments)
+        except ChildFailedError as error:
+            return _first_failure(error.failures)
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + error.sigval) from None
     return None
 
 
@@ -109,10 +114,11 @@ def leave_failure(kind: str, message: str, exit_code: int, **fields: Any) -> boo
     if not path:
         return False
     told = {"kind": kind, "message": message, "exit_code": exit_code, "fields": fields}
+    # In the form that torch's launcher reads, and torchrun prints.
+    extra = {"py_callstack": message, "timestamp": str(int(time()))}
     with suppress(OSError):
         with open(path, "x", encoding="utf-8") as file:
-            # In the form that torch's launcher reads.
-            json.dump({"message": {"message": json.dumps(told), "extraInfo": {"py_callstack": "", "timestamp": "0"}}}, file)
+            json.dump({"message": {"message": json.dumps(told, default=str), "extraInfo": extra}}, file)
         return True
     return False
 
@@ -120,7 +126,8 @@ def leave_failure(kind: str, message: str, exit_code: int, **fields: Any) -> boo
 def _first_failure(failures: Mapping[int, Any]) -> Failure:
     """Return the failure that the others follow from: not the end that the launcher made, nor an error about another rank."""
     found = [
-        Failure(rank=rank, exit_code=failure.exitcode, told=_read(failure)) for rank, failure in sorted(failures.items())
+        Failure(rank=rank, exit_code=failure.exitcode, told=_read(failure))
+        for rank, failure in sorted(failures.items())
     ]
 
     def is_secondary(failure: Failure) -> tuple[bool, bool]:
@@ -132,7 +139,7 @@ def _first_failure(failures: Mapping[int, Any]) -> Failure:
 
 def _read(failure: Any) -> Mapping[str, Any] | None:
     try:
-        told = json.loads(failure.message)
-    except (TypeError, ValueError):
+        told = json.loads(failure.message["message"])
+    except (TypeError, ValueError, KeyError):
         return None  # torch's own words for a process that left none
     return told if isinstance(told, dict) and "exit_code" in told else None
