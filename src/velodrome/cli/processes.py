@@ -57,7 +57,11 @@ def run_verb(arguments: Sequence[str], *, processes: int) -> None:
     """
     from velodrome.distributed.launch import launch
 
-    failure = launch("velodrome.cli", arguments, processes=processes)
+    try:
+        failure = launch("velodrome.cli", arguments, processes=processes)
+    except WorldError as error:
+        code = 128 + int(error.signal)  # as shells say it: 143 for SIGTERM  # type: ignore[call-overload]
+        raise RankError(error.message, kind="Terminated", code=code) from None
     if failure is None:
         return
     told = failure.told

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from velodrome.errors import ArgumentError
+from velodrome.errors import ArgumentError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure 
 
     Raises:
         KeyboardInterrupt: this process got SIGINT; the others were ended.
-        SystemExit: it got another signal that ends; with the code that shells give (143 for SIGTERM).
+        WorldError: it got another signal that ends, such as SIGTERM; its number is the field `signal`.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -97,7 +97,8 @@ def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure 
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            raise SystemExit(128 + error.sigval) from None
+            name = signal.Signals(error.sigval).name
+            raise WorldError(f"{name} came: the {processes} processes were ended.", signal=int(error.sigval)) from None
     return None
 
 

@@ -83,7 +83,7 @@ class Peers:
         """Tell the others how this process leaves, and stop the heartbeat."""
         self._over.set()
         error, key, note = self.noted, f"left/{self._rank}", "{}"
-        if error is not None:
+        if error is not None and not isinstance(error, SystemExit):
             key = f"error/{self._rank}"
             culprit = error.fields.get("rank") if isinstance(error, WorldError) else None
             text = f"{type(error).__name__}: {error}"[:_MAX_CHARACTERS]
@@ -117,7 +117,7 @@ class Peers:
             if left:
                 return (
                     left[0],
-                    f"Rank {left[0]} came to the end of its program while others still need it: all processes must make the same calls",
+                    f"Rank {left[0]} ended its program while others still need it: all processes must make the same calls",
                 )
             if monotonic() >= end:
                 break
