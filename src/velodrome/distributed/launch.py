@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import ArgumentError, WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Failure", "check_processes", "launch", "leave_failure"]
 
 # torch's elastic launcher names the file in which a process leaves its error in this variable.
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_HANDLED = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,9 @@ def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure 
 
     check_processes(processes)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is told in one sentence
-    with tempfile.TemporaryDirectory(prefix="velodrome-") as folder:  # for what processes leave there
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    # For what processes leave behind.
+    with tempfile.TemporaryDirectory(prefix="velodrome-") as folder, _signals_put_back():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -89,7 +92,6 @@ def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure 
             local_addr="127.0.0.1",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
-        threads = str(max(1, (os.cpu_count() or 1) // processes))
         try:
             elastic_launch(config, sys.executable)("-m", "velodrome.distributed.child", threads, module, *arguments)
         except ChildFailedError as error:
@@ -122,6 +124,18 @@ def leave_failure(kind: str, message: str, exit_code: int, **fields: Any) -> boo
             json.dump({"message": {"message": json.dumps(told, default=str), "extraInfo": extra}}, file)
         return True
     return False
+
+
+@contextmanager
+def _signals_put_back() -> Iterator[None]:
+    """Put back the handlers, and the variable that names them, which torch's launcher leaves as it needed them."""
+    before = {number: signal.getsignal(number) for number in _HANDLED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.environ.pop("TORCHELASTIC_SIGNALS_TO_HANDLE", None)
 
 
 def _first_failure(failures: Mapping[int, Any]) -> Failure:
