@@ -94,9 +94,36 @@ def startup(record: Record) -> str:
     return f"{table(rows)}\n\nMedians of {facts['rounds']} interleaved rounds. {conditions(facts)}"
 
 
+def recipes_accuracy(record: Record) -> str:
+    """Return the table of what the recipes reach, with the target of each; one record holds several recipes."""
+    rows = [["recipe", "reaches", "standard deviation", "worst seed", "target", "epochs"]]
+    for name, entry in record.items():
+        results = entry["results"]
+        is_loss = results["key"] == "val/loss"
+        show = (lambda value: f"{value:.3f}") if is_loss else (lambda value: f"{value:.2%}")
+        unit = " nats a character" if is_loss else ""
+        bound = f"below {show(results['target'])}, a bigram model" if is_loss else f"{results['target']:.1%}"
+        rows.append(
+            [
+                f"`{name}`",
+                f"**{show(results['mean'])}**{unit}",
+                show(results["sd"]),
+                show(results["max" if is_loss else "min"]),
+                bound,
+                str(results["epochs"]),
+            ]
+        )
+    facts = list(record.values())[-1]["environment"]
+    data = "; ".join(f"`{name}`: {entry['results']['data']}" for name, entry in record.items())
+    counts = " and ".join(sorted({str(entry["results"]["n"]) for entry in record.values()}))
+    note = f"The last epoch on validation data, means over {counts} seeds. {data}. {conditions(facts)}"
+    return f"{table(rows)}\n\n{note}"
+
+
 TABLES: Mapping[str, Callable[[Record], str]] = {
     "tutorial_loop": tutorial_loop,
     "overhead": overhead,
+    "recipes_accuracy": recipes_accuracy,
     "startup": startup,
 }
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from velodrome.run_files import RunFiles
     from velodrome.step.averaging import NoAveraging
     from velodrome.step.compiled import NotCompiled
+    from velodrome.step.determinism import Determinism
     from velodrome.step.eager import EagerEngine
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.precision import Precision
@@ -73,6 +74,7 @@ class Run:
         windows: of the optimizers; empty in a trainer that only evaluates.
         precision: in which batches go through the model.
         compilation: of the model, or none.
+        determinism: of the algorithms.
         averaging: of the weights.
         engine: passes batches through the model.
         log_every: a number of steps.
@@ -94,6 +96,7 @@ class Run:
         windows: Windows,
         precision: Precision,
         compilation: NotCompiled,
+        determinism: Determinism,
         averaging: NoAveraging,
         engine: EagerEngine,
         log_every: int,
@@ -121,6 +124,7 @@ class Run:
         self._metrics = metrics
         self._precision = precision
         self._compilation = compilation
+        self._determinism = determinism
         self.averaging = averaging
         self._engine = engine
         self._train_source: Any = ()
@@ -362,7 +366,7 @@ class Run:
             self._row.get("epoch", 0), self._budget.epochs, length_of(source), batches_are_new=columns is not None
         )
         try:
-            with self.first_batch.of(source, columns), self._precision.around(self.model):
+            with self.first_batch.of(source, columns), self._determinism.around(), self._precision.around(self.model):
                 yield
         except GeneratorExit:
             # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was

@@ -15,8 +15,8 @@ from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
 from velodrome.devices import resolve_device
-from velodrome.distributed.world import join_world, local_device
-from velodrome.errors import ArgumentError
+from velodrome.distributed.world import SINGLE, World, join_world, local_device
+from velodrome.errors import ArgumentError, nearest
 from velodrome.keeping import Keeping
 from velodrome.loop.durations import Duration, parse_duration
 from velodrome.loop.epochs import Epoch, run_epochs
@@ -34,6 +34,7 @@ from velodrome.seeding import check_seed
 from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
 from velodrome.step.checks import explain_late_failure
 from velodrome.step.compiled import resolve_compilation
+from velodrome.step.determinism import resolve_determinism
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 __all__ = ["Trainer"]
+
+
+_STRATEGIES = ("auto", "ddp", "single")
 
 
 class Trainer:
@@ -93,7 +97,10 @@ class Trainer:
             several optimizers the updates of the first one count.
         grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
         device: "auto" is CUDA, then MPS, then the CPU; or any torch device.
+        strategy: "auto" trains together with the other processes that `torchrun` or `velodrome train --processes` started, if any;
+            "ddp" demands that there are such; "single" trains alone all the same.
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
+        deterministic: only algorithms that give the same bits in every run; operations without one raise.
         run_dir: a new folder for everything that the run writes; None writes nothing.
         checkpoint: when to save weights into `run_dir`: "every epoch", "every 500 steps", a `Checkpointing`, or None for the end only.
         callbacks: told of events in the order given.
@@ -132,7 +139,9 @@ class Trainer:
         grad_norms: bool = False,
         ema: EMA | SWA | float | None = None,
         device: str | torch.device = "auto",
+        strategy: str = "auto",
         seed: int | None = None,
+        deterministic: bool = False,
         run_dir: str | Path | None = None,
         checkpoint: str | Checkpointing | None = "every epoch",
         callbacks: Sequence[Callback | EMA | SWA] = (),
@@ -160,7 +169,7 @@ class Trainer:
         if seed is not None:
             check_seed(seed)
         self.device = resolve_device(local_device(device))
-        self._world = world = join_world(self.device)
+        self._world = world = _choose_world(strategy, self.device)
         resolved_loss = resolve_loss(loss, dict(loss_args or {}))
         resolved_metrics = resolve_metrics(metrics, labels=_labels(resolved_loss))
         if world.size > 1:
@@ -223,6 +232,7 @@ class Trainer:
             windows=self._windows,
             precision=self._precision,
             compilation=resolve_compilation(compile, self.model, device=self.device, say=self._files.say),
+            determinism=resolve_determinism(deterministic),
             averaging=NO_AVERAGING,
             engine=self._engine,
             log_every=int(interval.amount),
@@ -439,6 +449,23 @@ class Trainer:
     def run_dir(self) -> Path | None:
         """The run's folder, or None when nothing is written."""
         return self._files.path
+
+
+def _choose_world(strategy: str, device: torch.device) -> World:
+    """Return the processes to train with.
+
+    Raises:
+        ArgumentError: an unknown strategy, or "ddp" in a process that is alone.
+    """
+    if strategy not in _STRATEGIES:
+        raise ArgumentError(f"strategy={strategy!r} is unknown. {nearest(str(strategy), _STRATEGIES)}")
+    world = SINGLE if strategy == "single" else join_world(device)
+    if strategy == "ddp" and world.size == 1:
+        raise ArgumentError(
+            'strategy="ddp" needs several processes, and this one is alone. Start the script with '
+            '"torchrun --nproc-per-node 2 script.py", or leave strategy out.'
+        )
+    return world
 
 
 def _labels(loss: Loss | None) -> Labels:

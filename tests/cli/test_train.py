@@ -115,3 +115,14 @@ def test_run_directory_can_be_moved(trained, velodrome):
     moved = trained.parents[1] / "elsewhere"
     shutil.move(trained, moved)
     assert velodrome("eval", moved, "--recipe", "mine.toml").code == 0
+
+
+def test_dry_run_counts_updates_and_not_micro_batches(project, velodrome):
+    changes = ["train.batch_size=40", "train.micro_batch=8", "train.epochs=2"]
+    answer = velodrome("train", "mine.toml", *changes, "--dry-run", "--json")
+    assert answer.code == 0, answer.err
+    # 100 samples: 13 micro-batches of 8, five of which make an update: 2.6, so 3 an epoch.
+    assert answer.json["plan"]["steps_per_epoch"] == 3
+    assert answer.json["plan"]["total_steps"] == 6
+    trained = velodrome("train", "mine.toml", *changes, "--json")
+    assert trained.json["metrics"]["step"] == 6

@@ -43,3 +43,17 @@ def test_the_tutorial_benchmark_names_the_missing_files(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no FashionMNIST file train-images-idx3-ubyte" in done.stderr
     assert "--data-root" in done.stderr
+
+
+def test_recipes_below_their_target_are_said_to_be(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "recipes_accuracy.py"), "char-gpt", "--records", str(tmp_path)]
+    small = ["train.epochs=1", "model.width=8", "model.num_layers=1", "data.window=256", "train.batch_size=64"]
+    done = subprocess.run([*command, "--seeds", "3", "4", "--set", *small], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1, done.stderr
+    assert "Did not reach the target: char-gpt" in done.stderr  # 25 steps of a network of 2,000 weights
+    results = json.loads((tmp_path / "recipes_accuracy.json").read_text(encoding="utf-8"))["char-gpt"]["results"]
+    assert [run["seed"] for run in results["runs"]] == [3, 4]
+    assert results["mean"] == sum(run["last"] for run in results["runs"]) / 2
+    assert 2.4 < results["target"] < 2.5 < results["min"]  # the bigram model's loss
+    assert not results["reached"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import velodrome
-from velodrome.cli import data, doctor, evaluate, init, predict, recipes, train
+from velodrome.cli import data, doctor, eject, evaluate, init, predict, recipes, train
 from velodrome.cli.screen import Screen, silence, to_json, write_quietly
 from velodrome.errors import VelodromeError
 
@@ -50,6 +50,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
+app.command("eject")(eject.eject)
 
 
 def _show_version(wanted: bool) -> None:

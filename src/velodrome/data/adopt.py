@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -183,7 +183,7 @@ def adopt(
         return loader, loader.describe()
     if not isinstance(data, (Iterable, type, nn.Module)) and callable(data):
         _refuse_batch_size(batch_size, data, role)
-        data = Restarting(data)
+        data = Restarting(cast("Callable[[], Iterable[Any]]", data))
     if isinstance(data, Iterable):
         _refuse_batch_size(batch_size, data, role)
         iterable = BatchIterable(data)

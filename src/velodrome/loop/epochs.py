@@ -164,7 +164,7 @@ def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) ->
             if (now := perf_counter()) >= next_draw:
                 phase.display.advance(batches_done, samples_done)
                 next_draw = now + _SECONDS_BETWEEN_DRAWS
-    if not batches_done and not any(phase.others.gather(batches_done)):
+    if not any(phase.others.gather(batches_done)):
         raise DataError(
             f"The {phase.name} data gave 0 batches. Evaluation needs at least one: check the dataset, or leave it out."
         )

@@ -39,6 +39,7 @@ class LoadedData:
     origin: str  # a sentence for people
     class_names: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()  # that they were read from, where one of our sources read them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,7 @@ def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedDat
             origin=given.origin,
             class_names=given.class_names,
             preprocessing=given.preprocessing,
+            files=given.files,
         )
     if isinstance(given, tuple) and len(given) == 2:
         origin = f"{recipe.data.name} gave the data."

@@ -97,6 +97,8 @@ def check_finite(tensor: Tensor, *, what: str) -> None:
 
 def check_input_fits_model(model: nn.Module, batch: Any, error: Exception) -> DataError | None:
     """Explain a failed first forward pass by what the batch holds and what the model expects; None when nothing is known."""
+    if "deterministic implementation" in str(error):  # asked for by the user; torch's own words name the operation
+        return None
     parameter = next(model.parameters(), None)
     inputs = _input_tensors(batch)
     if parameter is None or not inputs:

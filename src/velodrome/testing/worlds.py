@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from types import ModuleType, TracebackType
 
-__all__ = ["Processes", "run_in_processes"]
+_GRACE_S = 5.0
+"""how long the others may go on after a process has failed: they may fail too, or wait for it"""
+
+__all__ = ["Failure", "Processes", "run_in_processes"]
 
 
 def run_in_processes(function: Callable[..., Any], size: int, *args: Any, timeout_s: float = 60.0) -> list[Any]:
@@ -99,6 +102,11 @@ class Processes:
             if not ready:
                 late = sorted(waiting.values())
                 self.close()
+                failed = [outcome for outcome in outcomes if isinstance(outcome, Failure) and outcome.kind]
+                if failed:  # they wait for the one that failed: that one is told, and this group is over
+                    for rank in late:
+                        outcomes[rank] = Failure("it waited for the others")
+                    return outcomes
                 raise WorldError(
                     f"{function.__name__} gave no answer within {timeout_s:g} seconds in the ranks {late}.", ranks=late
                 )
@@ -106,6 +114,8 @@ class Processes:
                 rank = waiting.pop(pipe)
                 with suppress(EOFError):  # gone; what stands there says so
                     outcomes[rank] = pickle.loads(pipe.recv_bytes())
+                if isinstance(outcomes[rank], Failure):
+                    end = min(end, monotonic() + _GRACE_S)
         return outcomes
 
     def close(self) -> None:

@@ -40,9 +40,9 @@ def switches(loaded):
 
 
 @pytest.mark.parametrize("name", builtin_names())
-def test_recipe_without_switches_passes_nothing_on(name):
+def test_recipe_passes_on_what_it_switches_on_and_nothing_else(name):
     loaded = load_recipe(name)
-    assert switches(loaded) == {}
+    assert switches(loaded) == ({"scheduler": "cosine"} if name == "mnist-cnn" else {})
     assert early_stopping(loaded.recipe) == []
 
 

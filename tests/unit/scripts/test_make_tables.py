@@ -53,12 +53,31 @@ def test_a_table_is_written_between_its_markers(make_tables: ModuleType, tmp_pat
     assert make_tables.filled(page, tmp_path) == page
 
 
+def test_recipes_show_their_mean_worst_seed_and_target(make_tables: ModuleType, tmp_path: Path) -> None:
+    common = {"n": 3, "epochs": 5, "data": "8 + 2"}
+    accuracy = {"key": "val/accuracy", "mean": 0.98, "sd": 0.001, "min": 0.979, "max": 0.981, "target": 0.975}
+    loss = {"key": "val/loss", "mean": 1.5, "sd": 0.01, "min": 1.49, "max": 1.51, "target": 2.446}
+    record = {
+        name: {"results": {**common, **results}, "environment": {**RECORD["environment"], "threads": 1}}
+        for name, results in {"digits": accuracy, "letters": loss}.items()
+    }
+    (tmp_path / "recipes_accuracy.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "recipes_accuracy"), tmp_path)
+
+    assert "| `digits` | **98.00%** | 0.10% | 97.90% | 97.5% | 5 |" in page
+    assert "| `letters` | **1.500** nats a character | 0.010 | 1.510 | below 2.446, a bigram model | 5 |" in page
+    assert "means over 3 seeds. `digits`: 8 + 2; `letters`: 8 + 2. Some CPU, 2 cores, 1 thread, torch 2.13.0" in page
+
+
 def test_a_table_without_a_record_says_that_it_was_not_measured(make_tables: ModuleType, tmp_path: Path) -> None:
     assert "Not measured yet: run `make bench`." in make_tables.filled(PAGE, tmp_path)
 
 
 def test_an_unknown_table_is_refused_with_the_known_names(make_tables: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no table 'speed'. Known: overhead, startup, tutorial_loop"):
+    with pytest.raises(
+        SystemExit, match=r"no table 'speed'. Known: overhead, recipes_accuracy, startup, tutorial_loop"
+    ):
         make_tables.filled(PAGE.replace("startup", "speed"), tmp_path)
 
 

@@ -114,6 +114,7 @@ def load_csv(
         origin=origin,
         class_names=tuple(preprocessing["class_names"]),
         preprocessing=preprocessing,
+        files=tuple(Path(file) for file in (path, val_path) if file is not None),
     )
 
 

@@ -181,7 +181,14 @@ def _load(
         preprocessing = {"kind": "images", "mean": float(mean), "std": float(std)}
     origin = f"{data.title}: {len(train[0]):,} + {len(val[0]):,} images from {place}"
     say(origin)
-    return Splits(train=train, val=val, origin=origin, class_names=data.class_names, preprocessing=preprocessing)
+    return Splits(
+        train=train,
+        val=val,
+        origin=origin,
+        class_names=data.class_names,
+        preprocessing=preprocessing,
+        files=tuple(files[name] for name in _ALL_FILES),
+    )
 
 
 def _read_split(images_path: Path, labels_path: Path, *, num_classes: int, remedy: str) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -24,3 +25,5 @@ class Splits:
     class_names: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """JSON values: what is needed to prepare new rows in the same way"""
+    files: tuple[Path, ...] = ()
+    """where the data were read from"""

@@ -78,7 +78,8 @@ def load_text(
     )
     say(origin)
     notes = {"kind": "text", "vocabulary": list(characters), "window": window}
-    return Splits(train=train, val=val, origin=origin, class_names=characters, preprocessing=notes)
+    file = embedded_folder("text") / EMBEDDED_TEXT if path is None else Path(path)
+    return Splits(train=train, val=val, origin=origin, class_names=characters, preprocessing=notes, files=(file,))
 
 
 def bigram_loss(splits: Splits) -> float:
