@@ -69,6 +69,20 @@ class Notices:
         if vain.frozen:
             self._files.say(f"{_listed(vain.frozen)} are held by an optimizer, but frozen: they will not change.")
 
+    def watch_gradients(self, model: nn.Module, windows: Windows) -> None:
+        """Say before the first update of each optimizer which of its parameters the loss does not depend on."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+        def show(unused: list[nn.Parameter]) -> None:
+            if unused:
+                self.warn_all(
+                    f"{_listed([names.get(id(each), 'one of another model') for each in unused])} got no gradient from the first batch: "
+                    f"the loss does not depend on them, and they will not change. If that is meant, name them in freeze=."
+                )
+
+        for updates in windows.by_name.values():
+            updates.on_first_gradients = show
+
     def of_schedules(self, windows: Windows) -> None:
         """Say how the learning rate will go."""
         for name, updates in windows.by_name.items():

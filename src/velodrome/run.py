@@ -176,6 +176,7 @@ class Run:
             self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
             self.files.check_model(self.model)
             self.notices.of_parameters(self.model, self.windows)
+            self.notices.watch_gradients(self.model, self.windows)
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
             self._tell("on_fit_start")

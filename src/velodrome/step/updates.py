@@ -251,6 +251,8 @@ class Updates:
         if self.schedule is not NO_SCHEDULE:
             rate = self.optimizer.param_groups[0].get("lr", math.nan)
             self._rate = rate.clone() if isinstance(rate, Tensor) else rate
+        if self.on_first_gradients is not None:
+            self._show_first_gradients()
         with self._precision.outside():
             if self._is_scaled:
                 self.scaler.unscale_(self.optimizer)
