@@ -346,6 +346,8 @@ class Run:
             )
         if self.phase is NO_PHASE:
             self._average_epoch()
+            if name == "eval" and not self._is_under_way:
+                self.world.broadcast_from_main(self.model)  # in a run all have the same weights; before it, who knows
         # Inside of the training phase, from a callback say, the bar goes on showing that one.
         phase = self._new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
         inside = self._inside(phase, source, partial(self._finish_evaluation, phase))

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from velodrome.distributed.buckets import GradientBuckets
 from velodrome.distributed.peers import Peers
+from velodrome.errors import WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -78,10 +79,19 @@ class ProcessWorld:
 
     def gather(self, value: T) -> list[T]:
         """See `World.gather`."""
-        values: list[Any] = [None] * self.size
+        told: list[Any] = [None] * self.size
         with self._together("the exchange of values"):
-            self._begin(dist.all_gather_object, values, value, group=self._objects)
-        return values
+            self._begin(dist.all_gather_object, told, (type(value).__name__, value), group=self._objects)
+        # Processes that took different turns of an `if` would go on with one another's answers to other questions.
+        kinds = {kind: rank for rank, (kind, _) in reversed(list(enumerate(told))) if kind != "NoneType"}
+        if len(kinds) > 1:
+            where = " and ".join(f"a {kind} in rank {rank}" for kind, rank in kinds.items())
+            raise WorldError(
+                f"The processes are not at the same place: they exchange {where}. All must make the same calls in the same order: look "
+                f"for calls that depend on the rank.",
+                rank=max(kinds.values()),
+            )
+        return [value for _, value in told]
 
     def any(self, flag: bool) -> bool:
         """See `World.any`."""

@@ -159,7 +159,7 @@ def join_world(device: torch.device) -> World:
     Args:
         device: where this process computes, see `local_device`.
     Raises:
-        WorldError: torchrun's variables make no sense, or the processes did not find one another.
+        WorldError: torchrun's variables make no sense, the processes did not find one another, or the device has no collectives.
     """
     global _joined
     if not dist.is_available():
@@ -197,6 +197,12 @@ def _make_process_group(device: torch.device, rank: int, size: int) -> None:
     from datetime import timedelta
 
     backend = "gloo"
+    if device.type not in ("cpu", "cuda"):
+        raise WorldError(
+            f"{size} processes were started, and this one is to compute on {device}. Several processes train together on the CPU or on "
+            f'CUDA: use device="cpu", or start one.',
+            rank=rank,
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # NCCL wants a GPU to itself in each process. Objects travel over Gloo either way.

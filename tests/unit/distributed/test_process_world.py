@@ -8,6 +8,7 @@ from torch import nn
 
 from velodrome.distributed.world import SINGLE, join_world
 from velodrome.errors import WorldError
+from velodrome.testing.worlds import Processes
 
 CPU = torch.device("cpu")
 
@@ -154,6 +155,54 @@ def test_the_values_of_rank_0_are_broadcast(two):
     of_rank_0, of_rank_1 = two.run(broadcasts)
     assert of_rank_0 == ([True, False, True], 5, {1.0}, {1.0})
     assert of_rank_1 == ([True, False, True], 5, {2.0}, {1.0})
+
+
+def at_different_places():
+    world = join_world(CPU)
+    try:
+        world.gather(3 if world.rank else "three")
+    except WorldError as error:
+        return str(error), world.any(True)  # and it goes on
+
+
+def test_processes_that_make_different_calls_are_told_so(two):
+    for message, flag in two.run(at_different_places):
+        assert "they exchange a int in rank 1 and a str in rank 0. All must make the same calls" in message
+        assert flag
+
+
+def stay_away():
+    """Rank 0 waits for a collective that rank 1, alive, never comes to."""
+    import datetime
+    import time
+
+    import torch.distributed as dist
+
+    world = join_world(CPU)
+    world.barrier()
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=1), dist.group.WORLD)
+    if world.rank:
+        time.sleep(9)
+        return world.num_collectives
+    try:
+        world.barrier()
+    except WorldError as error:
+        return str(error), error.rank, world.num_collectives
+
+
+def test_a_process_that_stays_away_is_named_after_the_timeout():
+    with Processes(2) as processes:
+        (message, rank, count), others_count = processes.run(stay_away)
+    assert (rank, count, others_count) == (1, 2, 1)
+    assert message.startswith("Rank 1 is alive, but has only come to exchange 1 of 2")
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_several_processes_want_a_device_with_collectives(monkeypatch, device):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WorldError, match='Several processes train together on the CPU or on CUDA: use device="cpu"'):
+        join_world(torch.device(device))
 
 
 def test_a_world_of_one_is_the_identity():
