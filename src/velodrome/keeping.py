@@ -54,6 +54,17 @@ class Keeping:
         """The value that decides."""
         return self._policy.monitor
 
+    def describe(self) -> dict[str, str]:
+        """Return when it saves after a step and after an epoch, in words; no entry where it does not: for `Trainer.explain`."""
+        found = {}
+        if self._every is not None:
+            found["epoch" if self._every.unit == "epochs" else "step"] = f"save every {self._every}"
+        if self._policy.keep_best or self._others:
+            count = self._policy.keep_best
+            best = f"save when {self.monitor} is {'the best so far' if count <= 1 else f'among the {count} best'}"
+            found["epoch"] = f"{found['epoch']}, or {best}" if "epoch" in found else best
+        return found
+
     @property
     def counts_steps(self) -> bool:
         """Whether saves are due by the number of steps, which is the same in every process."""

@@ -26,6 +26,7 @@ FRONT_DOOR = {
     "averages",
     "optimization",
     "together",
+    "explain",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
