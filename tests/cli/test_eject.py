@@ -355,6 +355,16 @@ def net(width=8, names=("a",)):
     return nn.Sequential(nn.Linear(6, width), nn.Dropout(0.5), nn.ReLU(), nn.Linear(width, 3))
 
 
+class WithBuffers(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Linear(width, 3))
+        self.register_buffer("table", torch.ones(3))
+
+    def forward(self, x):
+        return self.layers(x) * self.table
+
+
 def loss(output, target, power=1.0):
     return functional.cross_entropy(output, target) ** power
 
@@ -408,7 +418,10 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
 
     assert printed == rows_of_run(own / "runs" / "it")
     assert ("val/loss" in printed[-1]) is (data == "shapes")
-    assert "from shelf_for_eject import net as make_model" in (own / "it.py").read_text()
+    script = (own / "it.py").read_text()
+    assert "from shelf_for_eject import net as make_model" in script
+    assert "`velodrome train own.toml data.name=" in script
+    assert "put this file beside them" in script
 
 
 @pytest.mark.parametrize(
@@ -431,6 +444,8 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
         ),
         (["scheduler.name=steplr", "scheduler.step_size=1", "scheduler.interval=2 epochs"], 'Use "step" or "epoch"'),
         (["ema.decay=0.9", "ema.warmup=true"], "ema.warmup=True cannot be ejected"),
+        (["ema.decay=0.9", "ema.every=2", "train.precision=fp16"], "ema.every=2 cannot be ejected. With fp16"),
+        (["ema.decay=0.9", "model.name=shelf_for_eject:WithBuffers"], "The model's buffer 'table' is copied"),
         (["early_stopping.restore_best=true"], "early_stopping.restore_best=True cannot be ejected"),
         (["loss.name=cross_entropy", "loss.weight=[1.0,2.0,3.0]"], "loss.weight=[1.0, 2.0, 3.0] cannot be ejected"),
     ],
