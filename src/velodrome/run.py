@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,13 +21,11 @@ from velodrome.loop.modes import training_mode
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.metrics.means import MAX_NAMES
 from velodrome.metrics.merging import ALONE
+from velodrome.notices import Notices
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.record.progress import NoProgress
-from velodrome.record.sink import say_on_stderr
 from velodrome.seeding import random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
-from velodrome.step.parameters import held_in_vain, unheld_parameters
-from velodrome.step.schedules import NO_SCHEDULE
 from velodrome.together import Together
 
 if TYPE_CHECKING:
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
     from velodrome.data.bound import BoundLoader
     from velodrome.data_in_use import DataInUse
     from velodrome.distributed.world import World
-    from velodrome.keeping import Keeping, Verdict
+    from velodrome.keeping import Keeping
     from velodrome.metrics.means import Merge
     from velodrome.record.progress import ProgressView
     from velodrome.run_files import RunFiles
@@ -138,10 +135,9 @@ class Run:
         self._has_begun_schedules = False
         self._started_at = 0.0
         self._interval = (0.0, 0)
-        self._skipped_before = 0
         self._is_under_way = False
         self._error: BaseException | None = None
-        self._warned: set[str] = set()
+        self.notices = Notices(files, world)
 
     @property
     def is_under_way(self) -> bool:
@@ -180,7 +176,8 @@ class Run:
             self.keeping.count_from(self.progress)
             self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
             self.files.check_model(self.model)
-            self._warn_of_parameters()
+            self.notices.of_parameters(self.model, self.windows)
+            self.notices.watch_gradients(self.model, self.windows)
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
             self._tell("on_fit_start")
@@ -226,9 +223,9 @@ class Run:
         row.pop("kind")
         for updates in self.windows.by_name.values():
             updates.schedule.after_epoch(row)
-        self._warn_of_skipped_updates()
+        self.notices.of_skipped(self.windows, self.progress)
         verdict = self.keeping.judge(row, self.progress.steps_done)
-        self._warn_of(verdict, row)
+        self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
             self.save()
         if verdict.is_best and verdict.is_kept:
@@ -250,7 +247,7 @@ class Run:
         if error is None:
             self.stop_reason = reason
             if self.averaging.describe() and not self.averaging.num_averaged:
-                self._warn_all(
+                self.notices.warn_all(
                     "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
                 )
             self.files.finish(reason, self.progress, self.keeping.best)
@@ -329,15 +326,12 @@ class Run:
         self._has_begun_schedules = True
         batches, several = length_of(source), len(self.windows)
         try:
-            for name, updates in self.windows.by_name.items():
+            for updates in self.windows.by_name.values():
                 per_epoch = None if batches is None else -(-batches // updates.accumulate)
                 # The budget counts the updates of all optimizers, which take turns.
                 steps = None if self._budget.steps is None else -(-self._budget.steps // several)
                 updates.schedule.start(steps_per_epoch=per_epoch, epochs=self._budget.epochs, steps=steps)
-                if updates.schedule is not NO_SCHEDULE:
-                    self.files.say(
-                        f"learning rate{f' of {name}' if several > 1 else ''}: {updates.schedule.describe()}"
-                    )
+            self.notices.of_schedules(self.windows)
         except BaseException as error:
             self.note(error)
             raise
@@ -396,7 +390,7 @@ class Run:
         """Set the phase's values, and say what is missing there."""
         phase.finish_blocking(merge)
         if phase.num_dropped:
-            self._warn_all(
+            self.notices.warn_all(
                 f"More than {MAX_NAMES} different names were logged while {phase.name!r} went on; the others were dropped. "
                 f"Put the changing part into the value, not into the name."
             )
@@ -460,7 +454,7 @@ class Run:
         """Pass the training data through the averaged model; the run goes on as if that had not been."""
         source, engine = self._train_source, self._engine
         if isinstance(getattr(source, "data", None), Iterator):
-            self._warn_all(
+            self.notices.warn_all(
                 "The training data can be read only once, so the BatchNorm statistics of the averaged weights are those of the "
                 "weights before averaging. Give data that can be read again, such as a DataLoader."
             )
@@ -607,54 +601,7 @@ class Run:
 
     def warn(self, line: str) -> None:
         """Show a line that must be seen, once a run; one that holds for this process and perhaps for no other."""
-        if self.world.is_main:
-            self._warn_all(line)
-        elif line not in self._warned:
-            self._warned.add(line)
-            say_on_stderr(f"[rank {self.world.rank}] warning: {line}")
-
-    def _warn_all(self, line: str) -> None:
-        """Show a line that must be seen, once a run; it holds for all processes, and one says it."""
-        if line not in self._warned:
-            self._warned.add(line)
-            self.files.warn(f"warning: {line}")
-
-    def _warn_of(self, verdict: Verdict, row: Mapping[str, Any]) -> None:
-        """Say what is wrong with an epoch's values and does not stop the run."""
-        for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value) and name != "lr":
-                self._warn_all(f"{name} is {value} in epoch {row['epoch']}. Such an epoch is never the best one.")
-        if not verdict.monitor:
-            known = ", ".join(name for name in row if "/" in name)
-            self._warn_all(
-                f"checkpoint monitors {self.keeping.monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."
-            )
-
-    def _warn_of_parameters(self) -> None:
-        """Say which parameters will not change although they could, and what the optimizers hold for nothing."""
-        optimizers = [updates.optimizer for updates in self.windows.by_name.values()]
-        unheld, vain = unheld_parameters(self.model, optimizers), held_in_vain(self.model, optimizers)
-        if unheld:
-            # Alone the others are no mistake: a loss may have parameters of its own.
-            foreign = (
-                f" {_listed(vain.foreign)} that the optimizer holds are none of the model's: if layers were replaced after it was made, "
-                f"make it anew from model.parameters()."
-            )
-            self.warn(
-                f"{_listed(unheld)} can be trained, but no optimizer holds them: they will not change. Give them to the optimizer, or "
-                f"name them in freeze=.{foreign if vain.foreign else ''}"
-            )
-        if vain.frozen:
-            self.files.say(f"{_listed(vain.frozen)} are held by an optimizer, but frozen: they will not change.")
-
-    def _warn_of_skipped_updates(self) -> None:
-        """Say how many updates fp16 skipped in this epoch."""
-        skipped, self._skipped_before = self.windows.skipped - self._skipped_before, self.windows.skipped
-        if skipped:
-            self.files.say(
-                f"fp16: {skipped} of {self.progress.steps_in_epoch} updates overflowed and were skipped in epoch "
-                f"{self.progress.epochs_done}; the loss scale is adapted."
-            )
+        self.notices.warn(line)
 
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
         check_finite_mean_loss(
@@ -672,9 +619,3 @@ class Run:
     def _tell(self, event: str, *details: Any) -> None:
         for call in self._events[event]:
             call(self.trainer, *details)
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return the first few of many names."""
-    shown = ", ".join(names[:5])
-    return f"{len(names)} parameters ({shown}{', ...' if len(names) > 5 else ''})"

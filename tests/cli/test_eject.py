@@ -230,8 +230,9 @@ VARIANTS = {
             "early_stopping.min_delta=0.2",
             "scheduler.name=exponential",
             "scheduler.gamma=0.9",
+            'train.freeze=["linear_relu_stack.0"]',
         ],
-        ["PATIENCE = 1", "GAMMA"],
+        ["PATIENCE = 1", "GAMMA", 'FROZEN = ["linear_relu_stack.0.weight", "linear_relu_stack.0.bias"]'],
     ),
     "multiclass table": (
         "diabetes-mlp",
@@ -431,8 +432,8 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
         (['train.metrics=["shelf_for_eject:always"]'], "train.metrics='shelf_for_eject:always' cannot be ejected"),
         (["data.name=shelf_for_eject:batches"], "Its train data are a list"),
         (
-            ['train.freeze=["0.weight"]'],
-            "train.freeze=('0.weight',) cannot be ejected. No plain script is written for it",
+            ['train.gradient_checkpointing=["0"]'],
+            "train.gradient_checkpointing=('0',) cannot be ejected. No plain script is written for it",
         ),
         (["scheduler.name=shelf_for_eject:optimizer"], "scheduler.name='shelf_for_eject:optimizer' cannot be ejected"),
         (["scheduler.name=cosine", "scheduler.interval=epoch"], "scheduler.interval='epoch' cannot be ejected"),
@@ -501,3 +502,11 @@ def test_the_script_goes_to_the_screen_alone_or_into_a_new_file(project, velodro
     assert (again.code, nowhere.code) == (3, 3)
     assert "exists already" in again.err
     assert "cannot be written" in nowhere.err
+
+
+def test_compilation_is_one_line_and_not_said_to_be_exact(project, velodrome):
+    answer = velodrome("eject", "mnist-mlp", *DIGITS, "train.compile=reduce-overhead")
+
+    assert '    model.compile(mode="reduce-overhead")\n' in answer.out
+    assert "but for rounding" in answer.out
+    assert "to the last bit" not in answer.out

@@ -489,6 +489,45 @@ def test_a_type_error_inside_of_the_model_stays_as_it_is():
         fit_once(Broken(), cut(X, Y), loss="mse")
 
 
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        (
+            {"x": X.float(), "y": Y.float()},
+            r"'x' is float32 \(8, 1\) on cpu, the model's first weight is float64 \(1, 1\)",
+        ),
+        (({"x": X.float()}, Y), r"'x' is float32 \(8, 1\) on cpu"),
+        (((X.float(),), Y), r"input 0 is float32 \(8, 1\) on cpu"),
+        ((X.float(), Y), r"the input is float32 \(8, 1\) on cpu.*\.to\(torch.float64\)"),
+    ],
+)
+def test_inputs_of_another_dtype_are_described_wherever_they_are(batch, told):
+    with pytest.raises(DataError, match=f"The first batch does not fit the model: {told}"):
+        fit_once(Named(), [batch], loss="mse")
+
+
+def test_many_inputs_are_counted():
+    class Six(Named):
+        def forward(self, *inputs):
+            return self.layer(torch.cat(inputs, dim=1))
+
+    with pytest.raises(DataError, match=r"input 3 is float64 \(8, 1\) on cpu, and 2 more, the model's first weight"):
+        fit_once(Six(), [(X,) * 6 + (Y,)], loss="mse")
+
+
+@pytest.mark.parametrize("make", [lambda x, y: {"x": x, "label": y}, lambda x, y: ({"x": x}, y)])
+def test_a_late_label_out_of_range_is_explained_in_dicts_too(make):
+    labels = torch.tensor([0, 1, 7, 0])
+
+    class Two(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    batches = [make(X[:4].float(), labels.clamp(max=1)), make(X[4:].float(), labels)]
+    with pytest.raises(DataError, match=r"Target 7 is out of bounds; the labels of this batch go from 0 to 7"):
+        fit_once(Two(1, 2), batches, loss="cross_entropy")
+
+
 def test_a_dict_without_a_target_is_refused_with_its_keys():
     with pytest.raises(DataError, match=r"dict with the keys a, b\. None of them is a target"):
         fit_once(OneWeight(), [{"a": X, "b": Y}], loss="mse")

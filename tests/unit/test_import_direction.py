@@ -24,6 +24,7 @@ FRONT_DOOR = {
     "data_in_use",
     "api",
     "averages",
+    "notices",
     "optimization",
     "together",
     "explain",

@@ -390,3 +390,22 @@ def test_dropped_names_are_said_also_when_the_phase_was_left_early(capsys):
             trainer.log(**{f"name{index}": 1.0 for index in range(1005)})
             break
     assert "More than 1000 different names were logged" in capsys.readouterr().err
+
+
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 1), nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_parameters_that_the_loss_does_not_depend_on_are_named_once(accumulate, capsys):
+    data = [(torch.randn(4, 2), torch.randn(4, 1))] * 4
+    vd.fit(Half(), data, epochs=2, loss="mse", optimizer="sgd", lr=0.1, accumulate=accumulate, device="cpu", progress=False)  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.count("2 parameters (unused.weight, unused.bias) got no gradient from the first batch") == 1
+    vd.fit(Half(), data, epochs=1, loss="mse", optimizer="sgd", lr=0.1, freeze=["unused"], device="cpu", progress=False)
+    assert "no gradient" not in capsys.readouterr().err

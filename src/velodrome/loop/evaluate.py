@@ -40,8 +40,10 @@ def run_prediction(
         map_tensors: applies a function to every tensor of an output, however nested.
     """
     with host.evaluation("predict", source) as phase:
-        # SYNC: outputs are asked for on the CPU, a batch at a time
-        outputs = [map_tensors(predict(batch), Tensor.cpu) for batch in evaluation_batches(host, phase, source)]
+        outputs = []
+        # Not a comprehension: before Python 3.12 an error's traceback would hold its iterator, and with it inference mode.
+        for batch in evaluation_batches(host, phase, source):
+            outputs.append(map_tensors(predict(batch), Tensor.cpu))  # SYNC: asked for on the CPU, a batch at a time
     # Copied outside of inference mode, either way: the caller may go on computing with them as with any tensor.
     if all(isinstance(output, Tensor) and output.ndim for output in outputs):
         return torch.cat(outputs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from velodrome.errors import ArgumentError, DataError
+from velodrome.step.eager import split_batch
 
 if TYPE_CHECKING:
     from velodrome.step.losses import Loss
@@ -19,6 +21,8 @@ __all__ = [
     "check_outcome",
     "explain_late_failure",
 ]
+
+_MAX_INPUTS = 4
 
 
 def check_outcome(
@@ -96,21 +100,41 @@ def check_input_fits_model(model: nn.Module, batch: Any, error: Exception) -> Da
     if "deterministic implementation" in str(error):  # asked for by the user; torch's own words name the operation
         return None
     parameter = next(model.parameters(), None)
-    tensor = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if parameter is None or not isinstance(tensor, Tensor):
+    inputs = _input_tensors(batch)
+    if parameter is None or not inputs:
         return None
-    facts = f"the input is {_describe(tensor)}, the model's first weight is {_describe(parameter)}"
-    if tensor.device != parameter.device:
-        return DataError(f"The first batch does not fit the model: {facts}. Both must be on one device. ({error})")
-    if tensor.is_floating_point() and parameter.is_floating_point() and tensor.dtype != parameter.dtype:
+    told = [f"{name} is {_describe(tensor)}" for name, tensor in inputs[:_MAX_INPUTS]]
+    more = f", and {len(inputs) - _MAX_INPUTS} more" if len(inputs) > _MAX_INPUTS else ""
+    facts = f"{', '.join(told)}{more}, the model's first weight is {_describe(parameter)}"
+    if any(tensor.device != parameter.device for _, tensor in inputs):
+        return DataError(f"The first batch does not fit the model: {facts}. All must be on one device. ({error})")
+    numbers = [tensor for _, tensor in inputs if tensor.is_floating_point()]
+    if parameter.is_floating_point() and any(tensor.dtype != parameter.dtype for tensor in numbers):
         return DataError(
             f"The first batch does not fit the model: {facts}. Convert the data with .to({parameter.dtype}). ({error})"
         )
-    if not tensor.is_floating_point() and "dtype" in str(error).lower():
+    if not numbers and "dtype" in str(error).lower():
         return DataError(
             f"The first batch does not fit the model: {facts}. Convert the data with .float() first. ({error})"
         )
     return DataError(f"The model failed on the first batch: {facts}. {type(error).__name__}: {error}")
+
+
+def _input_tensors(batch: Any) -> list[tuple[str, Tensor]]:
+    """Return the tensors that the model gets of a batch, with what to call each."""
+    try:
+        inputs, _ = split_batch(batch)
+    except DataError:
+        inputs = batch
+    if isinstance(inputs, Tensor):
+        return [("the input", inputs)]
+    if isinstance(inputs, Mapping):
+        named = [(f"{name!r}", part) for name, part in inputs.items()]
+    elif isinstance(inputs, (tuple, list)):
+        named = [(f"input {index}", part) for index, part in enumerate(inputs)]
+    else:
+        named = []
+    return [(name, part) for name, part in named if isinstance(part, Tensor)]
 
 
 def _check_classes(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, role: str, *, whole: bool) -> None:
@@ -181,7 +205,10 @@ def explain_late_failure(error: Exception, loss: Loss | None, batch: Any, *, whe
         batch: the one that failed.
         where: which phase and batch, for the message.
     """
-    target = batch[-1] if isinstance(batch, (tuple, list)) and batch else None
+    try:
+        target = split_batch(batch)[1]
+    except DataError:
+        target = None
     if isinstance(error, IndexError) and "out of bounds" in str(error) and isinstance(target, Tensor):
         smallest, largest = int(target.min()), int(target.max())  # SYNC: the run has failed
         return DataError(

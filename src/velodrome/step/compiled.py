@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -191,7 +192,9 @@ def _compile_in_place(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     def call(*args: Any, **kwargs: Any) -> Any:
         return model._call_impl(*args, **kwargs)
 
-    model._compiled_call_impl = torch.compile(call, **arguments)
+    # Graphs are counted by code object, and after eight of one torch gives up: each model gets a code object of its own.
+    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, closure=call.__closure__)
+    model._compiled_call_impl = torch.compile(own, **arguments)
 
 
 def _readable(seconds: float) -> str:

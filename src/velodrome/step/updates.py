@@ -115,6 +115,8 @@ class Updates:
         self.schedule = schedule
         self.on_update: list[Callable[[], None]] = []
         """called after every update that was really made"""
+        self.on_first_gradients: Callable[[list[nn.Parameter]], None] | None = None
+        """called once, before the next update, with the parameters that have no gradient"""
         self.skipped = 0
         """updates that fp16 skipped, as far as they are settled"""
         self.norms: dict[str, Tensor] = {}
@@ -220,6 +222,8 @@ class Updates:
     def update(self) -> None:
         """Update the parameters with the gradients of the window, and free them."""
         if self._is_plain:
+            if self.on_first_gradients is not None:
+                self._show_first_gradients()
             self.optimizer.step()
             self.free_gradients()
             return
@@ -247,6 +251,8 @@ class Updates:
         if self.schedule is not NO_SCHEDULE:
             rate = self.optimizer.param_groups[0].get("lr", math.nan)
             self._rate = rate.clone() if isinstance(rate, Tensor) else rate
+        if self.on_first_gradients is not None:
+            self._show_first_gradients()
         with self._precision.outside():
             if self._is_scaled:
                 self.scaler.unscale_(self.optimizer)
@@ -318,6 +324,11 @@ class Updates:
         self.schedule.after_update()
         for call in self.on_update:
             call()
+
+    def _show_first_gradients(self) -> None:
+        show, self.on_first_gradients = self.on_first_gradients, None
+        if show is not None:
+            show([parameter for parameter in self.parameters if parameter.grad is None])
 
     def free_gradients(self) -> None:
         """Set every gradient to None, as `zero_grad()` does, and begin a new window.

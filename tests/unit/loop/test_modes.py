@@ -80,6 +80,11 @@ def raise_in_evaluate(trainer):
             raise KeyError("mine")
 
 
+def raise_in_predict(trainer):
+    trainer.model.register_forward_hook(lambda *_: {}["mine"])
+    trainer.predict((X, Y))
+
+
 WAYS = [
     run_fit,
     run_evaluate,
@@ -89,6 +94,7 @@ WAYS = [
     leave_from_inside_evaluate,
     raise_in_train,
     raise_in_evaluate,
+    raise_in_predict,
 ]
 
 

@@ -70,6 +70,13 @@ def test_cost_and_break_even_are_said_once():
     assert "pays off" in lines[0]
 
 
+def test_a_tenth_model_is_compiled_like_the_first():
+    """torch stops compiling a function after eight graphs of it: a sweep of trainers must not share one."""
+    for number in range(10):
+        fit(tiny_mlp(), compile={"backend": "eager"}, epochs=1)
+        assert num_graphs() == 2 * (number + 1)
+
+
 def test_a_copy_of_a_compiled_model_is_its_own():
     model = tiny_mlp()
     fit(model, compile={"backend": "eager"})

@@ -212,3 +212,24 @@ def test_arguments_of_a_scaler_go_with_fp16_only():
         vd.Trainer(tiny_mlp(), "sgd", lr=0.1, precision="bf16", scaler_args={"init_scale": 4.0}, device="cpu")
     with pytest.raises(vd.errors.ArgumentError, match="GradScaler refused"):
         vd.Trainer(tiny_mlp(), "sgd", lr=0.1, precision="fp16", scaler_args={"initial": 4.0}, device="cpu")
+
+
+@pytest.mark.parametrize("log_every", ["1 step", "50 steps"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_schedule_does_not_move_for_updates_that_overflowed(log_every, fused):
+    model = tiny_mlp()
+    rates = []
+
+    class Rates(vd.Callback):
+        def on_step_end(self, trainer):
+            rates.append(trainer._windows.of(None).learning_rate)  # with which the update was made
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused)
+    trainer = vd.Trainer(
+        model, optimizer, loss=Overflowing(at=(3, 4, 7)), precision="fp16", callbacks=[Rates()], log_every=log_every,
+        scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda updates: 1.0 / (1 + updates)), scheduler_every="step",
+        device="cpu", progress=False,
+    )  # fmt: skip
+    result = trainer.fit(batches(32, 4), epochs=1)
+    assert result.metrics["skipped_steps"] == 3
+    assert rates == pytest.approx([1, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1 / 4, 1 / 5, 1 / 5])

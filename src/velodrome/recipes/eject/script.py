@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from velodrome.recipes.eject.refuse import check_can_be_ejected
 from velodrome.recipes.eject.schedule import schedule_of
 from velodrome.recipes.eject.stopping import stopping_of
 from velodrome.recipes.eject.updates import num_micro_batches, stepping_of
+from velodrome.step.parameters import freeze
 from velodrome.step.schedules.spans import RunLength
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def eject(ready: Ready, *, source: str = "", overrides: Sequence[str] = ()) -> s
         data=data,
         has_val=ready.data.val is not None,
         model=(maker, arguments),
+        frozen=_frozen(ready),
         optimizer=optimizer_lines,
         loss=loss,
         metrics=metrics_of(ready, try_model(ready)),
@@ -106,6 +109,12 @@ def eject(ready: Ready, *, source: str = "", overrides: Sequence[str] = ()) -> s
     )
 
 
+def _frozen(ready: Ready) -> list[str]:
+    """Return the names of the parameters that the recipe's patterns freeze; the model is left as it is."""
+    patterns = ready.recipe.train.freeze
+    return freeze(copy.deepcopy(ready.model), patterns) if patterns else []
+
+
 def _run_length(ready: Ready) -> RunLength:
     budget, per_epoch = ready.fit_arguments, -(-len(ready.train) // num_micro_batches(ready.recipe))
     return RunLength(steps_per_epoch=per_epoch, epochs=budget["epochs"], steps=budget["steps"])
@@ -123,21 +132,21 @@ def _constants(plan: Plan) -> list[str]:
     ]
     if plan.has_val:
         constants.append(f"EVAL_BATCH_SIZE = {train.eval_batch_size}")
+    if plan.frozen:
+        constants.append(assign("FROZEN", plan.frozen, "Parameters that are not trained."))
     return constants
 
 
 def _header(ready: Ready, plan: Plan, given: Sequence[str]) -> str:
+    equal = f"to the last bit on the same CPU with the same torch ({torch.__version__})"
+    if plan.recipe.train.compile:
+        equal = "but for rounding: compiled code has its own, and the run times a few batches without it"
     about = [
         f"Train {ready.name} in plain PyTorch.",
-        f"Prints the losses of `velodrome train {shlex.join(given)}`, to the last bit on the same CPU with the same torch "
-        f"({torch.__version__}). Made by velodrome {velodrome.__version__}, and needs none of it.",
+        f"Prints the losses of `velodrome train {shlex.join(given)}`, {equal}. Made by velodrome {velodrome.__version__}, "
+        f"and needs none of it.",
         f"Data: {plan.data.about}",
     ]
-    if plan.recipe.train.compile:
-        about.insert(
-            2,
-            "Compiled code rounds differently from one machine, and one batch size, to the next: losses agree in their first digits.",
-        )
     if any(registry.is_user_code(table.name) for table in plan.recipe.named_tables().values()):
         about.append("Your own modules are imported: put this file beside them, or name their folder in PYTHONPATH.")
     text = "\n\n".join(wrap(each.replace("\\", "/").replace('"""', "'''")) for each in about)
