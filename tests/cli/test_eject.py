@@ -6,7 +6,6 @@ import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -115,7 +114,7 @@ def test_the_script_of_a_built_in_recipe_is_plain_short_and_formatted(built_in, 
     assert len(text.splitlines()) <= 220
     for command in (["format", "--diff"], ["check", "--select", "E,F,I,W", "--ignore", "E501"]):
         done = subprocess.run(
-            [Path(sys.executable).parent / "ruff", *command, "--isolated", "--no-cache", f"{name}.py"],
+            [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", f"{name}.py"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -297,7 +296,7 @@ def test_the_script_of_a_recipe_with_switches_prints_the_losses_of_its_run(proje
     assert printed
     assert [line for line in expected_lines if line not in script] == []
     done = subprocess.run(
-        [Path(sys.executable).parent / "ruff", "format", "--diff", "--isolated", "--no-cache", "it.py"],
+        [sys.executable, "-m", "ruff", "format", "--diff", "--isolated", "--no-cache", "it.py"],
         capture_output=True,
         text=True,
         check=False,

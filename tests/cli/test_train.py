@@ -135,6 +135,6 @@ def test_explain_prints_the_calls_and_writes_nothing(project, velodrome):
     assert answer.code == 0, answer.err
     assert "clip to norm 0.5" in answer.out
     assert "velodrome.recipes.callbacks.SaveRecipe.on_fit_start" in answer.out
-    assert "save every 1 epochs" in answer.out
+    assert "save every epoch, or when val/loss is the best so far" in answer.out
     assert any("clip to norm 0.5" in line for line in as_json.json["calls"])
     assert not (project / "runs").exists()

@@ -16,6 +16,9 @@ import velodrome
 from velodrome import EMA, SWA, Callback, EarlyStopping
 from velodrome.callbacks.base import EVENTS, listeners
 from velodrome.explain import path_of
+from velodrome.step.clipping import Clipping
+from velodrome.step.precision import FullPrecision
+from velodrome.step.updates import Updates
 from velodrome.testing.recording import RecordingCallback
 from velodrome.testing.tiny import tiny_classification, tiny_mlp
 
@@ -196,7 +199,7 @@ def test_only_what_is_switched_on_appears(tmp_path):
         "divide by the items of the window",
         "clip to norm 1",
         "skip the update if a gradient overflowed",
-        "update the parameters",
+        "update the parameters: Adam",
         "adapt the scale",
     ]
 
@@ -224,6 +227,65 @@ def test_several_optimizers_have_their_updates_one_by_one():
     whats = whats_of(trainer.explain())
 
     assert whats.index("an update of one") < whats.index("an update of two")
+
+
+class PerPosition(nn.Module):
+    """Scores of 3 classes at each of 4 positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.layer(x.unsqueeze(2)).transpose(1, 2)
+
+
+def test_targets_of_several_positions_are_counted_as_printed():
+    trainer = velodrome.Trainer(PerPosition(), loss="cross_entropy", device="cpu", progress=False)
+    text = trainer.explain()
+    data = torch.zeros(8, 4), torch.zeros(8, 4, dtype=torch.int64)
+
+    called = record(lambda: trainer.fit(data, batch_size=8, epochs=1))
+
+    counted = [line for line in text.splitlines() if "where a sample has several targets" in line]
+    assert len(counted) == 2  # in training and in evaluation
+    assert called.count("velodrome.step.losses.Loss.count_items") == 1
+
+
+def test_a_trainer_that_only_evaluates_has_no_updates():
+    text = velodrome.Trainer(tiny_mlp(), None, loss="cross_entropy", device="cpu", progress=False).explain()
+
+    assert "an evaluation, where there are validation data" in whats_of(text)
+    assert [what for what in whats_of(text) if "update" in what] == []
+
+
+class TwoProcesses:
+    size = 2
+
+    def sum_gradients(self, parameters, extras):
+        raise AssertionError("only described")
+
+    def gather(self, value):
+        raise AssertionError("only described")
+
+
+def test_gradients_of_several_processes_are_summed_before_they_are_divided():
+    model = tiny_mlp()
+    updates = Updates(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        clipping=Clipping(norm=2.0),
+        precision=FullPrecision(),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        world=TwoProcesses(),
+    )
+
+    whats = [what for what, _ in updates.calls()["update"]]
+
+    assert whats[:3] == [
+        "sum gradients and items over 2 processes",
+        "divide by the items of the window",
+        "clip to norm 2",
+    ]
 
 
 def test_path_of_what_has_no_name_of_its_own():

@@ -287,7 +287,7 @@ class Updates:
             *([("divide by the items of the window", _divide)] if shares else []),
             *self._clipping.calls(),
             *([("skip the update if a gradient overflowed", self.scaler.step)] if self._is_scaled else []),
-            ("update the parameters", type(self.optimizer).step),
+            (f"update the parameters: {type(self.optimizer).__name__}", type(self.optimizer).step),
             *([("adapt the scale", self.scaler.update)] if self._is_scaled else []),
             ("free the gradients", self.free_gradients),
         ]
