@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -122,6 +122,34 @@ class BatchIterable:
     def whole(self) -> BatchIterable:
         """Return all batches, for every process; itself where there is one process, or the data divide themselves."""
         return self if self._share.size == 1 else BatchIterable(self.data)
+
+    def own_state(self) -> dict[str, Any] | None:
+        """Return the position that the data tell themselves, by a `state_dict` of their own; None where they have none."""
+        has_state = hasattr(self.data, "state_dict") and hasattr(self.data, "load_state_dict")
+        return {"own": self.data.state_dict()} if has_state else None  # type: ignore[attr-defined]
+
+    def go_to(self, epoch: int, state: Mapping[str, Any] | None, batches_done: int) -> int:
+        """Make the next `iter()` go on inside an epoch, where the data can.
+
+        Returns:
+            The batches that have to be read and thrown away, because the data cannot be entered in the middle.
+        """
+        self.set_epoch(epoch)
+        if state is None or not hasattr(self.data, "load_state_dict"):
+            return batches_done
+        self.data.load_state_dict(state["own"])  # type: ignore[attr-defined]
+        return 0
+
+    def use_seed(self, seed: int) -> None:
+        """Take another seed: that of the run that goes on here."""
+        self._seed = seed
+
+    def describe_data(self) -> dict[str, Any]:
+        """Return what must be the same when a run goes on: how many batches, where that is known."""
+        try:
+            return {"batches": len(self.data)}  # type: ignore[arg-type]
+        except TypeError:
+            return {}
 
     def __len__(self) -> int:
         return -(-len(self.data) // self._share.size)  # type: ignore[arg-type]

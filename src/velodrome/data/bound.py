@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.data.columns import available_bytes
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
+from velodrome.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -92,6 +93,37 @@ class BoundLoader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` give the order of this epoch, counted from 0."""
         self.loader.set_epoch(epoch, seed=self._seed)
+
+    def go_to(self, epoch: int, state: Mapping[str, Any] | None, batches_done: int) -> int:
+        """Make the next `iter()` go on inside an epoch; nothing that was skipped is read, of a map-style dataset.
+
+        Args:
+            epoch: counted from 0.
+            state: what `DataLoader.state_dict` gave.
+            batches_done: unused, for data of other kinds.
+        Returns:
+            The batches that have to be read and thrown away: none.
+        Raises:
+            DataError: the state belongs to other data, or to an order of another seed.
+        """
+        del batches_done
+        if state is None:
+            raise DataError(
+                "The checkpoint does not say where in its data it was made: the same loader was iterated over elsewhere meanwhile. "
+                "Give training and evaluation loaders of their own, and go on from an earlier checkpoint."
+            )
+        self.loader.set_epoch(epoch, seed=self._seed)
+        self.loader.load_state_dict(dict(state))
+        return 0
+
+    def use_seed(self, seed: int) -> None:
+        """Take another seed for the order: that of the run that goes on here."""
+        self._seed = seed
+
+    def describe_data(self) -> dict[str, Any]:
+        """Return what must be the same when a run goes on: how many samples, in which batches and order."""
+        loader = self.loader
+        return {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
 
     def __len__(self) -> int:
         total = len(self.loader)
