@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import velodrome as vd
 from velodrome.checkpoint.read import read_state, read_tensors
+from velodrome.checkpoint.store import CheckpointStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,7 +118,9 @@ class TwoOptimizers(Case):
                 hidden = model["body"](x)
                 loss = functional.cross_entropy(hidden, y)
                 trainer.step(loss, optimizer="body")
-                if trainer.progress.samples_in_epoch % 3:  # its windows are open where those of the body are closed, and saved
+                if (
+                    trainer.progress.samples_in_epoch % 3
+                ):  # its windows are open where those of the body are closed, and saved
                     trainer.step(functional.cross_entropy(model["head"](hidden.detach()), y), optimizer="head")
                 trainer.log(size=float(len(x)), hidden=hidden.mean())
             for x, y in epoch.evaluate(VAL, batch_size=5):
@@ -220,3 +223,207 @@ def test_a_run_may_be_cut_several_times(steps: tuple[int, ...], straight: Any, t
         cut(case, tmp_path / "run", step, resume="auto")
 
     assert different(straight(case), outcome(case, case.make(tmp_path / "run", resume="auto"))) == []
+
+
+# -- negative controls: each thing that is saved is needed -------------------------------------------------------------------
+
+CONTROL = Case(
+    "control",
+    {
+        "ema": vd.EMA(0.8),
+        "scheduler": "cosine",
+        "checkpoint": vd.Checkpointing(every="every step", keep_last=50, monitor="epoch", mode="min"),
+    },
+)
+GROUPS = ("model", "ema", "optimizer", "window", "rng-rank0", "sums-rank0", "callbacks")
+STATES = ("updates", "phase", "callbacks", "keeping", "row", "position", "journal_bytes")
+TENSORS = ("optimizers", "random/python", "random/numpy", "random/torch", "phase", "callbacks")
+
+
+def make_older(folder: Path, item: str, *, step: int, older: int) -> None:
+    """Replace one item in a checkpoint by what it was in an older one; the files are whole and their hashes true."""
+    paths = [folder / "checkpoints" / f"step-{each:08d}" for each in (step, older)]
+    held, old = ({g: read_tensors(path, g) for g in GROUPS if (path / f"{g}.safetensors").exists()} for path in paths)
+    state, old_state = (read_state(path) for path in paths)
+    if item in ("model", "ema"):
+        held[item] = old[item]
+    elif item == "progress":
+        state["progress"] = old_state["progress"]
+    else:
+        for group, tensors in held.items():
+            mine = [name for name in [*tensors, *old[group]] if f"{name}/".startswith(f"{item}/")]
+            kept = {name: value for name, value in tensors.items() if name not in mine}
+            held[group] = kept | {name: old[group][name] for name in mine if name in old[group]}
+        *outer, last = item.split("/")
+        new, old_one = state["resume"], old_state["resume"]
+        for name in outer:
+            new, old_one = new[name], old_one[name]
+        if last in new:
+            new[last] = old_one[last]
+    run_id = json.loads((folder / "run.json").read_text())["id"]
+    CheckpointStore(folder / "checkpoints", run_id=run_id).save(step, held, state)
+
+
+@pytest.mark.parametrize("item", sorted({"model", "ema", "progress", *STATES, *TENSORS}))
+def test_without_one_saved_item_the_run_ends_differently(item: str, straight: Any, tmp_path: Path) -> None:
+    cut(CONTROL, tmp_path / "run", 9)
+    make_older(tmp_path / "run", item, step=9, older=3)
+
+    assert different(straight(CONTROL), outcome(CONTROL, CONTROL.make(tmp_path / "run", resume="auto"))) != []
+
+
+def test_a_checkpoint_that_was_written_again_unchanged_is_as_good(straight: Any, tmp_path: Path) -> None:
+    cut(CONTROL, tmp_path / "run", 9)
+    make_older(tmp_path / "run", "nothing", step=9, older=3)  # the control of the controls above
+
+    assert different(straight(CONTROL), outcome(CONTROL, CONTROL.make(tmp_path / "run", resume="auto"))) == []
+
+
+def test_gradients_of_an_open_window_are_saved_and_needed(straight: Any, tmp_path: Path) -> None:
+    case = CASES[-1]
+    folder = tmp_path / "run"
+    for step in range(1, 10):
+        cut(case, folder, step, resume="auto")
+        path = sorted((folder / "checkpoints").glob("step-*"))[-1]
+        if read_tensors(path, "window"):
+            break
+    state, tensors = read_state(path), {group: read_tensors(path, group) for group in GROUPS if group != "ema"}
+    assert sorted(tensors["window"]) == ["gradients/head.bias", "gradients/head.weight"]
+    state["resume"]["gradients"], tensors["window"] = {}, {}
+    run_id = json.loads((folder / "run.json").read_text())["id"]
+    CheckpointStore(folder / "checkpoints", run_id=run_id).save(int(path.name[5:]), tensors, state)
+
+    assert "model head.bias" in different(straight(case), outcome(case, case.make(folder, resume="auto")))
+
+
+# -- cuts elsewhere ----------------------------------------------------------------------------------------------------------
+
+
+class Raise(vd.Callback):
+    """Ends the run at an event of an epoch."""
+
+    def __init__(self, event: str, epoch: int, *, save: bool = False) -> None:
+        self.epoch, self.save = epoch, save
+        setattr(self, event, self._raise)
+
+    def _raise(self, trainer: vd.Trainer, *details: Any) -> None:
+        if trainer.progress.epoch == self.epoch:
+            if self.save:
+                trainer.save()
+            raise Cut
+
+
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize(
+    ("event", "epoch"), [("on_epoch_start", 2), ("on_evaluate_end", 1), ("on_evaluate_end", 2), ("on_epoch_end", 2)]
+)
+@pytest.mark.parametrize("every", ["every epoch", "every 5 steps"])
+def test_a_run_cut_between_steps_ends_like_the_one_that_was_not(
+    event: str, epoch: int, every: str, save: bool, tmp_path: Path
+) -> None:
+    case = Case("between", {"checkpoint": every, "ema": vd.EMA(0.8), "scheduler": "plateau"}, epochs=3, patience=2)
+    expected = outcome(case, case.make(tmp_path / "straight"))
+    trainer = case.make(tmp_path / "run")
+    trainer._run.callbacks.append(Raise(event, epoch, save=save))
+    with pytest.raises(Cut):
+        case.train(trainer)
+    random.seed(99)  # another process
+    torch.manual_seed(99)
+
+    assert different(expected, outcome(case, case.make(tmp_path / "run", resume="auto"))) == []
+
+
+class SaveInside(vd.Callback):
+    """Saves within the batch, before its metrics are measured, and then ends the run a batch later."""
+
+    def on_step_end(self, trainer: vd.Trainer) -> None:
+        if trainer.progress.steps_done == 4:
+            trainer.save()
+        if trainer.progress.steps_done == 5:
+            raise Cut
+
+
+def test_a_save_within_a_batch_is_completed_when_the_batch_is_over(tmp_path: Path) -> None:
+    case = Case("inside", {"checkpoint": None})
+    expected = outcome(case, case.make(tmp_path / "straight"))
+    trainer = case.make(tmp_path / "run")
+    trainer._run.callbacks.append(SaveInside())
+    with pytest.raises(Cut):
+        case.train(trainer)
+
+    assert different(expected, outcome(case, case.make(tmp_path / "run", resume="auto"))) == []
+
+
+def test_a_loop_that_was_left_within_a_batch_is_not_gone_on_from(tmp_path: Path) -> None:
+    case = Case("left", {"checkpoint": None})
+    trainer = case.make(tmp_path / "run")
+    for epoch in trainer.epochs(2):
+        for x, y in epoch.train((X, Y), batch_size=4):
+            if trainer.progress.steps_done == 3:
+                break
+            trainer.step(functional.cross_entropy(trainer.model(x), y))
+        else:
+            continue
+        break
+
+    with pytest.raises(vd.errors.CheckpointError, match="made within a batch, and the loop was left there"):
+        case.make(tmp_path / "run", resume="auto")
+
+
+def test_an_unseeded_run_goes_on_in_the_order_of_the_first_process(tmp_path: Path) -> None:
+    case = Case("unseeded", {"seed": None})
+    torch.manual_seed(31)
+    random.seed(1), numpy.random.seed(2)
+    straight = case.make(tmp_path / "straight")  # building it draws nothing but what `make_model` seeds
+    torch.manual_seed(31)
+    expected = outcome(case, straight)
+    for step in (3, 6, 8):
+        torch.manual_seed(31)
+        random.seed(1), numpy.random.seed(2)
+        trainer = case.make(tmp_path / str(step), cut_at=step)
+        torch.manual_seed(31)
+        with pytest.raises(Cut):
+            case.train(trainer)
+        torch.manual_seed(1000 + step)
+
+        again = case.make(tmp_path / str(step), resume="auto")
+        torch.manual_seed(2000 + step)
+        assert different(expected, outcome(case, again)) == []
+
+
+class Squares(torch.utils.data.Dataset[Any]):
+    """Samples with in-process augmentation; notes what is read."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 22
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        return X[index] + 0.1 * torch.rand(6), Y[index]
+
+
+def test_skipped_samples_are_not_read(tmp_path: Path) -> None:
+    case = Case("seek")
+    straight, cut_short, rest = Squares(), Squares(), Squares()
+    first = case.make(tmp_path / "a").fit(vd.DataLoader(straight, 4, shuffle=True), epochs=2)
+    with pytest.raises(Cut):
+        case.make(tmp_path / "b", cut_at=8).fit(vd.DataLoader(cut_short, 4, shuffle=True), epochs=2)
+    second = case.make(tmp_path / "b", resume="auto").fit(vd.DataLoader(rest, 4, shuffle=True), epochs=2)
+
+    assert [*cut_short.read, *rest.read] == straight.read
+    assert len(rest.read) == 44 - 30  # step 8 is the second of the second epoch: 22 + 8 samples were done
+    assert rows_without_times(second.history) == rows_without_times(first.history)
+
+
+def test_ready_batches_are_read_up_to_the_position(tmp_path: Path) -> None:
+    case = Case("batches")
+    batches = [(X[i : i + 4], Y[i : i + 4]) for i in range(0, 20, 4)]
+    first = case.make(tmp_path / "a").fit(batches, epochs=2)
+    with pytest.raises(Cut):
+        case.make(tmp_path / "b", cut_at=7).fit(batches, epochs=2)
+    second = case.make(tmp_path / "b", resume="auto").fit(list(batches), epochs=2)
+
+    assert rows_without_times(second.history) == rows_without_times(first.history)
