@@ -15,10 +15,9 @@ from torch.utils.data import Dataset
 
 import velodrome as vd
 from velodrome.testing.torchvision_cpu import import_torchvision
-from velodrome.testing.worlds import Processes
 
 BATCH = 3  # no multiple of either world, and smaller than one process's share would need
-WORLDS = [2, 3]
+WORLDS = ["two", "three"]
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-13}
 
 SETTINGS = {
@@ -30,10 +29,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=WORLDS)
+@pytest.fixture(params=WORLDS)
 def processes(request):
-    with Processes(request.param) as group:
-        yield group
+    return request.getfixturevalue(request.param)
 
 
 class Model(nn.Module):
