@@ -54,6 +54,18 @@ class Keeping:
         """The value that decides."""
         return self._policy.monitor
 
+    def describe(self) -> dict[str, str]:
+        """Return when it saves after a step and after an epoch, in words; no entry where it does not: for `Trainer.explain`."""
+        found = {}
+        if self._every is not None:
+            every = self._every.unit.removesuffix("s") if self._every.amount == 1 else str(self._every)
+            found["epoch" if self._every.unit == "epochs" else "step"] = f"save every {every}"
+        if self._policy.keep_best or self._others:
+            count = self._policy.keep_best
+            best = f"when {self.monitor} is {'the best so far' if count <= 1 else f'among the {count} best'}"
+            found["epoch"] = f"{found['epoch']}, or {best}" if "epoch" in found else f"save {best}"
+        return found
+
     @property
     def policy(self) -> Checkpointing:
         """The settings."""

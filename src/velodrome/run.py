@@ -14,6 +14,7 @@ import torch
 from velodrome.callbacks.base import Callback, listeners
 from velodrome.data.share import EMPTY
 from velodrome.errors import ArgumentError, NumericsError
+from velodrome.explain import Explanation
 from velodrome.finite import check_finite_mean_loss, check_finite_weights
 from velodrome.loop.host import NO_BATCH, length_of
 from velodrome.loop.modes import training_mode
@@ -541,6 +542,21 @@ class Run:
         return path
 
     # -- inner works ------------------------------------------------------------------------------------------------
+
+    def explain(self) -> str:
+        """Return the calls of a run in order, each with its owner."""
+        return Explanation(
+            run=self,
+            events=listeners(self._callbacks),
+            metrics=self._metrics,
+            engine=self._engine,
+            first_batch=self.first_batch,
+            sources=self._sources,
+            precision=self._precision,
+            compilation=self._compilation,
+            log_every=self._log_every,
+            seed=self._seed,
+        ).text()
 
     def _log_interval(self) -> None:
         """Write a row with the means since the last one."""

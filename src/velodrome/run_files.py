@@ -89,6 +89,12 @@ class RunFiles:
         """The run's folder, or None."""
         return None if self._directory is None else self._directory.path
 
+    @property
+    def writes(self) -> str:
+        """What rows are written to, in words."""
+        names = ["metrics.jsonl", *(type(sink).__name__ for sink in self._sinks)]
+        return "the history in memory" if self._directory is None else ", ".join(names)
+
     def say(self, line: str) -> None:
         """Show a line to people, and keep it in the run's log."""
         self._display.say(line)

@@ -422,6 +422,13 @@ class Trainer:
             updates.accumulate = accumulate
         return micro_batch
 
+    def explain(self) -> str:
+        """Return the calls of a run of this trainer, in order and with who owns each: only what is switched on.
+
+        Printed before a run, lengths that follow from the data are not known yet.
+        """
+        return self._run.explain()
+
     # -- what has come out ------------------------------------------------------------------------------------------
 
     @property

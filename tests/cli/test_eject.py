@@ -6,7 +6,6 @@ import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -115,7 +114,7 @@ def test_the_script_of_a_built_in_recipe_is_plain_short_and_formatted(built_in, 
     assert len(text.splitlines()) <= 220
     for command in (["format", "--diff"], ["check", "--select", "E,F,I,W", "--ignore", "E501"]):
         done = subprocess.run(
-            [Path(sys.executable).parent / "ruff", *command, "--isolated", "--no-cache", f"{name}.py"],
+            [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", f"{name}.py"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -230,8 +229,9 @@ VARIANTS = {
             "early_stopping.min_delta=0.2",
             "scheduler.name=exponential",
             "scheduler.gamma=0.9",
+            'train.freeze=["linear_relu_stack.0"]',
         ],
-        ["PATIENCE = 1", "GAMMA"],
+        ["PATIENCE = 1", "GAMMA", 'FROZEN = ["linear_relu_stack.0.weight", "linear_relu_stack.0.bias"]'],
     ),
     "multiclass table": (
         "diabetes-mlp",
@@ -296,7 +296,7 @@ def test_the_script_of_a_recipe_with_switches_prints_the_losses_of_its_run(proje
     assert printed
     assert [line for line in expected_lines if line not in script] == []
     done = subprocess.run(
-        [Path(sys.executable).parent / "ruff", "format", "--diff", "--isolated", "--no-cache", "it.py"],
+        [sys.executable, "-m", "ruff", "format", "--diff", "--isolated", "--no-cache", "it.py"],
         capture_output=True,
         text=True,
         check=False,
@@ -355,6 +355,16 @@ def net(width=8, names=("a",)):
     return nn.Sequential(nn.Linear(6, width), nn.Dropout(0.5), nn.ReLU(), nn.Linear(width, 3))
 
 
+class WithBuffers(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Linear(width, 3))
+        self.register_buffer("table", torch.ones(3))
+
+    def forward(self, x):
+        return self.layers(x) * self.table
+
+
 def loss(output, target, power=1.0):
     return functional.cross_entropy(output, target) ** power
 
@@ -408,7 +418,10 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
 
     assert printed == rows_of_run(own / "runs" / "it")
     assert ("val/loss" in printed[-1]) is (data == "shapes")
-    assert "from shelf_for_eject import net as make_model" in (own / "it.py").read_text()
+    script = (own / "it.py").read_text()
+    assert "from shelf_for_eject import net as make_model" in script
+    assert "`velodrome train own.toml data.name=" in script
+    assert "put this file beside them" in script
 
 
 @pytest.mark.parametrize(
@@ -418,8 +431,8 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
         (['train.metrics=["shelf_for_eject:always"]'], "train.metrics='shelf_for_eject:always' cannot be ejected"),
         (["data.name=shelf_for_eject:batches"], "Its train data are a list"),
         (
-            ['train.freeze=["0.weight"]'],
-            "train.freeze=('0.weight',) cannot be ejected. No plain script is written for it",
+            ['train.gradient_checkpointing=["0"]'],
+            "train.gradient_checkpointing=('0',) cannot be ejected. No plain script is written for it",
         ),
         (["scheduler.name=shelf_for_eject:optimizer"], "scheduler.name='shelf_for_eject:optimizer' cannot be ejected"),
         (["scheduler.name=cosine", "scheduler.interval=epoch"], "scheduler.interval='epoch' cannot be ejected"),
@@ -431,6 +444,8 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
         ),
         (["scheduler.name=steplr", "scheduler.step_size=1", "scheduler.interval=2 epochs"], 'Use "step" or "epoch"'),
         (["ema.decay=0.9", "ema.warmup=true"], "ema.warmup=True cannot be ejected"),
+        (["ema.decay=0.9", "ema.every=2", "train.precision=fp16"], "ema.every=2 cannot be ejected. With fp16"),
+        (["ema.decay=0.9", "model.name=shelf_for_eject:WithBuffers"], "The model's buffer 'table' is copied"),
         (["early_stopping.restore_best=true"], "early_stopping.restore_best=True cannot be ejected"),
         (["loss.name=cross_entropy", "loss.weight=[1.0,2.0,3.0]"], "loss.weight=[1.0, 2.0, 3.0] cannot be ejected"),
     ],
@@ -486,3 +501,11 @@ def test_the_script_goes_to_the_screen_alone_or_into_a_new_file(project, velodro
     assert (again.code, nowhere.code) == (3, 3)
     assert "exists already" in again.err
     assert "cannot be written" in nowhere.err
+
+
+def test_compilation_is_one_line_and_not_said_to_be_exact(project, velodrome):
+    answer = velodrome("eject", "mnist-mlp", *DIGITS, "train.compile=reduce-overhead")
+
+    assert '    model.compile(mode="reduce-overhead")\n' in answer.out
+    assert "but for rounding" in answer.out
+    assert "to the last bit" not in answer.out

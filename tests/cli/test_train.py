@@ -126,3 +126,15 @@ def test_dry_run_counts_updates_and_not_micro_batches(project, velodrome):
     assert answer.json["plan"]["total_steps"] == 6
     trained = velodrome("train", "mine.toml", *changes, "--json")
     assert trained.json["metrics"]["step"] == 6
+
+
+def test_explain_prints_the_calls_and_writes_nothing(project, velodrome):
+    answer = velodrome("train", "mine.toml", "train.clip_norm=0.5", "train.accumulate=2", "--explain")
+    as_json = velodrome("train", "mine.toml", "train.clip_norm=0.5", "--explain", "--json")
+
+    assert answer.code == 0, answer.err
+    assert "clip to norm 0.5" in answer.out
+    assert "velodrome.recipes.callbacks.SaveRecipe.on_fit_start" in answer.out
+    assert "save every epoch, or when val/loss is the best so far" in answer.out
+    assert any("clip to norm 0.5" in line for line in as_json.json["calls"])
+    assert not (project / "runs").exists()

@@ -27,6 +27,7 @@ FRONT_DOOR = {
     "notices",
     "optimization",
     "together",
+    "explain",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

@@ -37,7 +37,7 @@ def eject(
     _refuse_taken(output)
     # The screen may be the file: what is said about the data goes beside it.
     ready = build(load_recipe(recipe, overrides or []), say=lambda line: write_quietly(f"Data: {line}", sys.stderr))
-    text = write_script(ready, overrides=overrides or [])
+    text = write_script(ready, source=recipe, overrides=overrides or [])
     screen = Screen(as_json=json)
     if output == "-":
         screen.answer(text.removesuffix("\n"), {"script": text})

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try one step and one evaluation, write nothing.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the calls of the run in order, with who owns each; write nothing.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -46,12 +50,12 @@ def train(
     from velodrome.recipes.read import load_recipe
 
     speaks = is_main()
-    screen = Screen(as_json=json and speaks, quiet=quiet or not speaks, answer_matters=dry_run)
+    screen = Screen(as_json=json and speaks, quiet=quiet or not speaks, answer_matters=dry_run or explain)
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     if quiet:
         changes.append("logging.progress=false")
     loaded = load_recipe(recipe, changes)
-    if processes > 1 and not dry_run:
+    if processes > 1 and not dry_run and not explain:
         options = ["--out", str(out), *(["--name", name] if name else []), *(["--device", device] if device else [])]
         switches = [flag for flag, on in (("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on]
         run_verb(["train", recipe, *(overrides or []), *options, *switches], processes=processes)
@@ -60,6 +64,10 @@ def train(
     run_dir = choose_run_dir(out, name, loaded.name) if speaks else out / loaded.name
     screen.say(f"Recipe: {loaded.name}")
     ready = main_first(loaded.recipe.train.device, lambda: build(loaded, say=screen.say_data))
+    if explain:
+        calls = _explain(ready)
+        screen.answer(f"{calls}\nNothing was trained or written.", {"calls": calls.splitlines()})
+        return
     trial = try_out(ready)  # what is refused is refused here, before there is a run directory
     if dry_run:
         _show_plan(ready, trial, screen)
@@ -81,6 +89,12 @@ def train(
         write_quietly(f"Error: {problem}", sys.stderr)
     if weights.problems:
         raise typer.Exit(1)
+
+
+def _explain(ready: Ready) -> str:
+    """Return the calls of a run; the folder that a trainer makes for it is made elsewhere and goes away again."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ready.make_trainer(run_dir=Path(folder) / "run").explain()
 
 
 def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:

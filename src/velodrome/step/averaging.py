@@ -148,6 +148,10 @@ class NoAveraging:
         """Return what it is, for the records."""
         return {}
 
+    def calls(self) -> dict[str, list[tuple[str, Any]]]:
+        """Return what is done after an update, after an epoch's training and for an evaluation: for `Trainer.explain`."""
+        return {}
+
 
 NO_AVERAGING = NoAveraging()
 
@@ -282,6 +286,19 @@ class Averaging(NoAveraging):
     def describe(self) -> dict[str, object]:
         """Return what it is, how many weights went into it and how many updates there were, for the records."""
         return {"kind": self._rule.kind, "num_averaged": self.num_averaged, "num_updates": self._num_updates}
+
+    def calls(self) -> dict[str, list[tuple[str, Any]]]:
+        """Return what is done after an update, after an epoch's training and for an evaluation: for `Trainer.explain`."""
+        name, every = self._rule.kind.upper(), self._rule.steps_between or self._rule.epochs_between
+        often = "" if every == 1 else f", every {every} times"
+        found: dict[str, list[tuple[str, Any]]] = {}
+        if self._rule.steps_between is not None:
+            found["update"] = [(f"update the {name} of the weights{often}", self.after_update)]
+        else:
+            found["epoch"] = [(f"update the {name} of the weights{often}", self.after_epoch)]
+        if self._rule.evaluates_averaged:
+            found["evaluation"] = [(f"let the model carry the {name}, once there is one", self.evaluating)]
+        return found
 
     # -- inner works ------------------------------------------------------------------------------------------------
 

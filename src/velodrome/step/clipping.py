@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,19 @@ class Clipping:
         else:
             total = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
         return {"grad_norm": total, **norms}
+
+    def calls(self) -> list[tuple[str, Any]]:
+        """Return what `apply` calls, in order, in words and with the function: for `Trainer.explain`."""
+        found: list[tuple[str, Any]] = []
+        if self._layers:
+            found.append(("note the norm of each layer's gradients", self._norms_by_layer))
+        if self._value is not None or self._norm is None:
+            found.append(("note the norm of all gradients", torch.nn.utils.get_total_norm))
+        if self._value is not None:
+            found.append((f"clip each number to {self._value:g}", torch.nn.utils.clip_grad_value_))
+        if self._norm is not None:
+            found.append((f"clip to norm {self._norm:g}", torch.nn.utils.clip_grad_norm_))
+        return found if self.is_on else []
 
     def _norms_by_layer(self, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
         by_layer: dict[str, list[Tensor]] = {}

@@ -41,6 +41,10 @@ class NotCompiled:
     def leave_phase(self) -> None:
         """Nothing was changed."""
 
+    def calls(self) -> list[tuple[str, Any]]:
+        """Return what is done to each batch, in words and with who does it: for `Trainer.explain`."""
+        return []
+
 
 class Compiled(NotCompiled):
     """Compiles the model in place with `nn.Module.compile`: parameters keep their names, and the model its class.
@@ -100,6 +104,10 @@ class Compiled(NotCompiled):
             return placed, samples
 
         return place_and_choose
+
+    def calls(self) -> list[tuple[str, Any]]:
+        """Return what is done to each batch."""
+        return [("choose whether the batch runs compiled", self.watch)]
 
     def leave_phase(self) -> None:
         """Compile again whatever is called from now on."""

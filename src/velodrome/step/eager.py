@@ -79,6 +79,20 @@ class EagerEngine:
             return Outcome(loss, output, target, count(output, target))
         return Outcome(loss, output, target)
 
+    def calls(self) -> list[tuple[str, Any]]:
+        """Return what `forward` calls, in order, in words and with the function: for `Trainer.explain`."""
+        if self.step_fn is not None:
+            return [("step_fn: model and loss", self.step_fn)]
+        model = ("the model", self.model.forward)
+        if self.loss is None:
+            return [("the model, which returns its loss", self.model.forward)]
+        found = [model, (f"the loss: {self.loss.name}", self.loss.function)]
+        if self._has_items:
+            found.append(("count what the loss is a mean over", self.loss.count_items))
+        elif self.loss.divisor == "positions":
+            found.append(("where a sample has several targets: count them", self.loss.count_items))
+        return found
+
     def expect_targets(self, targets: Any) -> None:
         """Look whether targets to come hold labels that the loss ignores: from then on they are counted. Waits for the device."""
         loss = self.loss

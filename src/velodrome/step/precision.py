@@ -53,6 +53,10 @@ class Precision:
     def forget_casts(self) -> None:
         """The weights have changed: narrow copies of them are not valid any more."""
 
+    def calls(self) -> list[tuple[str, Any]]:
+        """Return what `around` switches on, in words and with who does it: for `Trainer.explain`."""
+        return []
+
 
 class FullPrecision(Precision):
     """What PyTorch does by itself."""
@@ -83,6 +87,10 @@ class TensorFloat32(Precision):
         """Return the context in which products are TF32; the global switches are put back afterwards."""
         del model
         return self._set()
+
+    def calls(self) -> list[tuple[str, Any]]:
+        """Return what `around` switches on."""
+        return [("matrix products in tf32", self.around)]
 
 
 class Autocast(Precision):
@@ -139,6 +147,10 @@ class Autocast(Precision):
     def forget_casts(self) -> None:
         """Drop the narrow weights: autocast keeps them as long as its outermost context lasts, here a whole epoch."""
         torch.clear_autocast_cache()
+
+    def calls(self) -> list[tuple[str, Any]]:
+        """Return what `around` switches on."""
+        return [(f"autocast to {self.name}, outputs widened to fp32", self.around)]
 
     def _widen_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         del module, args

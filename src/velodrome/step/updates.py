@@ -272,6 +272,31 @@ class Updates:
         if not self._is_scaled or self.on_update:
             self.settle_blocking()
 
+    def calls(self) -> dict[str, list[tuple[str, Any]]]:
+        """Return what `backward` and `update` call, in order, in words and with the function: for `Trainer.explain`."""
+        shares = self.accumulate > 1 or self.world.size > 1
+        others = f"sum gradients and items over {self.world.size} processes"
+        backward: list[tuple[str, Any]] = [
+            *([("weigh the loss with its items", self._weigh)] if shares else []),
+            *([("scale the loss (fp16)", self.scaler.scale)] if self._is_scaled else []),
+            ("backward: add to the gradients", Tensor.backward if self._is_only else torch.autograd.backward),
+        ]
+        update: list[tuple[str, Any]] = [
+            *([(others, self.world.sum_gradients)] if self.world.size > 1 else []),
+            *([("unscale (fp16)", self.scaler.unscale_)] if self._is_scaled else []),
+            *([("divide by the items of the window", _divide)] if shares else []),
+            *self._clipping.calls(),
+            *([("skip the update if a gradient overflowed", self.scaler.step)] if self._is_scaled else []),
+            (f"update the parameters: {type(self.optimizer).__name__}", type(self.optimizer).step),
+            *([("adapt the scale", self.scaler.update)] if self._is_scaled else []),
+            ("free the gradients", self.free_gradients),
+        ]
+        if self.schedule is not NO_SCHEDULE:
+            late = ", once it is known whether fp16 skipped it" if self._is_scaled else ""
+            what = f"tell the schedule of the update{late}: {self.schedule.describe()}"
+            update.append((what, self.schedule.after_update))
+        return {"backward": backward, "update": update}
+
     def settle_blocking(self) -> None:
         """Advance what counts updates, now that it is known whether the last one was made.
 

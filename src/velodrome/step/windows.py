@@ -146,6 +146,15 @@ class Windows:
         for updates in self.by_name.values():
             updates.free_gradients()
 
+    def calls(self) -> dict[str, list[tuple[str, Any]]]:
+        """Return what is done around training and evaluation for optimizers with modes of their own: for `Trainer.explain`."""
+        if not self._modal:
+            return {}
+        return {
+            "training": [("tell the optimizer that it trains", optimizer.train) for optimizer in self._modal],
+            "evaluation": [("show the weights meant for evaluation", optimizer.eval) for optimizer in self._modal],
+        }
+
     @contextmanager
     def training(self) -> Iterator[None]:
         """Tell optimizers that have modes of their own (schedule-free ones) that training goes on, and that it has ended.

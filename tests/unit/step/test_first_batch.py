@@ -114,10 +114,10 @@ def test_second_source_of_training_data_is_checked_too():
 
 def test_source_that_takes_the_place_of_one_that_is_gone_is_checked():
     trainer = make_trainer(nn.Linear(3, 3))
-    for _ in range(20):
+    for _ in range(5):
         trainer.evaluate([(X, LABELS)])
         gc.collect()
-    for _ in range(20):
+    for _ in range(5):
         with pytest.raises(DataError, match="eval label 9"):
             trainer.evaluate([(X, LABELS + 9)])
         gc.collect()

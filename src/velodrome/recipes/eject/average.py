@@ -44,15 +44,21 @@ def averages_of(ready: Ready) -> Averages:
         raise refusal("ema.warmup", True, "torch's averages have one decay: leave it out.")
     budget = ready.fit_arguments
     first_step, first_epoch = rule.find_start(epochs=budget["epochs"], steps=budget["steps"])
-    has_norm = any(isinstance(module, _BatchNorm) for module in ready.model.modules())
+    is_scaled = ready.recipe.train.precision == "fp16"
+    if is_scaled and rule.kind == "ema" and (first_step or rule.steps_between > 1):
+        raise refusal(
+            "ema.every" if rule.steps_between > 1 else "ema.start",
+            rule.every if rule.steps_between > 1 else rule.start,
+            "With fp16 it counts only updates that were not skipped: average every update from the first on.",
+        )
     update = "averaged.update_parameters(model)"
     evaluated = "model"
     if rule.evaluates_averaged:
-        starts_at_once = rule.steps_between == 1 and not first_step and not first_epoch
+        starts_at_once = rule.steps_between == 1 and not (first_step or first_epoch or is_scaled)
         evaluated = "averaged" if starts_at_once else "averaged if averaged.n_averaged > 0 else model"
     part = Part(imports=("from torch.optim import swa_utils",))
     if rule.kind == "swa":
-        if has_norm:
+        if any(isinstance(module, _BatchNorm) for module in ready.model.modules()):
             raise refusal(
                 "ema.kind", "swa", "The statistics of BatchNorm layers would have to be computed anew: use ema."
             )
@@ -72,8 +78,7 @@ def averages_of(ready: Ready) -> Averages:
             counts_steps=first_step > 0,
         )
     arguments = ["model", f"multi_avg_fn=swa_utils.get_ema_multi_avg_fn({rule.decay!r})"]
-    # Running statistics are means over the last batches themselves: they are averaged with the weights.
-    arguments += ["use_buffers=True"] if has_norm else []
+    arguments += ["use_buffers=True"] if _averages_buffers(ready) else []
     conditions = [f"epoch >= {first_epoch}"] if first_epoch else []
     conditions += [f"step > {first_step}"] if first_step else []
     if rule.steps_between > 1:
@@ -86,6 +91,21 @@ def averages_of(ready: Ready) -> Averages:
         evaluated=evaluated,
         counts_steps=first_step > 0 or rule.steps_between > 1,
     )
+
+
+def _averages_buffers(ready: Ready) -> bool:
+    """Return whether there are running statistics: means over the last batches themselves, averaged with the weights.
+
+    Raises:
+        RecipeError: there are other buffers of real numbers too, which are copied; torch's average knows all or none.
+    """
+    floats = [name for name, buffer in ready.model.named_buffers() if buffer.is_floating_point()]
+    others = [name for name in floats if not name.rpartition(".")[2].startswith("running_")]
+    if others and len(others) < len(floats):
+        raise refusal(
+            "ema.kind", "ema", f"The model's buffer {others[0]!r} is copied and others are averaged: leave [ema] out."
+        )
+    return bool(floats) and not others
 
 
 def _under(conditions: list[str], line: str) -> tuple[str, ...]:

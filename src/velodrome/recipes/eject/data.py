@@ -54,6 +54,8 @@ def data_part(ready: Ready) -> Data:
     elif name == "csv":
         part = table_part(ready.recipe.data.arguments, data)
         where, what, about = data.files[0], "The CSV file.", f"{data.origin}."
+        if not ready.recipe.data.arguments.get("path"):
+            about += " Get the file with: velodrome data fetch diabetes"
     elif name == "text":
         part = text_part(ready.recipe.data.arguments, data.files[0])
         where, what, about = data.files[0], "The text.", f"{data.origin}."

@@ -35,6 +35,9 @@ def main_function(plan: Plan) -> str:
     train, (maker, arguments) = plan.recipe.train, plan.model
     lines = [*_options(plan), "", *_device(plan), *_data(plan), ""]
     lines += ["torch.manual_seed(SEED)", call(f"model = {maker}", arguments, ".to(device)", level=1)]
+    if plan.frozen:
+        lines += ["for name, parameter in model.named_parameters():"]
+        lines += ["    parameter.requires_grad_(name not in FROZEN)"]
     if train.compile:
         mode = train.compile if isinstance(train.compile, str) and train.compile != "default" else ""
         lines.append(f'model.compile(mode="{mode}")' if mode else "model.compile()")

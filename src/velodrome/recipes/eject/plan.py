@@ -26,6 +26,8 @@ class Plan:
     has_val: bool
     model: tuple[str, list[str]]
     """what makes it, and its arguments"""
+    frozen: list[str]
+    """names of parameters that are not trained"""
     optimizer: str
     """the lines that make it"""
     loss: LossLines

@@ -14,7 +14,7 @@ __all__ = ["check_can_be_ejected", "refusal"]
 # Fields that the parts write out; a field that is added to the schema is refused until a part knows it.
 _TRAIN = {
     "epochs", "steps", "batch_size", "eval_batch_size", "metrics", "seed", "device", "shuffle", "drop_last", "precision",
-    "accumulate", "micro_batch", "clip_norm", "clip_value", "compile",
+    "accumulate", "micro_batch", "clip_norm", "clip_value", "compile", "freeze",
 }  # fmt: skip
 _CHANGES_NO_LOSS = {"num_workers", "grad_norms"}  # of data in memory; of the records
 _TABLES = {"model", "data", "loss", "optimizer", "scheduler", "train", "ema", "early_stopping"}

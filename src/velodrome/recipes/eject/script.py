@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import shlex
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,8 @@ from velodrome.recipes.eject.plan import Plan
 from velodrome.recipes.eject.refuse import check_can_be_ejected
 from velodrome.recipes.eject.schedule import schedule_of
 from velodrome.recipes.eject.stopping import stopping_of
-from velodrome.recipes.eject.updates import stepping_of
+from velodrome.recipes.eject.updates import num_micro_batches, stepping_of
+from velodrome.step.parameters import freeze
 from velodrome.step.schedules.spans import RunLength
 
 if TYPE_CHECKING:
@@ -49,12 +52,12 @@ def mean(losses: list[tuple[Tensor, int]]) -> float:
 '''
 
 
-def eject(ready: Ready, *, overrides: Sequence[str] = ()) -> str:
+def eject(ready: Ready, *, source: str = "", overrides: Sequence[str] = ()) -> str:
     """Return the plain PyTorch script that trains what a recipe says and prints the same losses.
 
     Args:
         ready: a recipe with its data loaded and its model built.
-        overrides: the changes to the recipe that were given, for the script's first lines.
+        source, overrides: the recipe and the changes to it as they were given, for the script's first lines.
     Raises:
         RecipeError: something that no plain lines are written for, by the field's name.
     """
@@ -71,6 +74,7 @@ def eject(ready: Ready, *, overrides: Sequence[str] = ()) -> str:
         data=data,
         has_val=ready.data.val is not None,
         model=(maker, arguments),
+        frozen=_frozen(ready),
         optimizer=optimizer_lines,
         loss=loss,
         metrics=metrics_of(ready, try_model(ready)),
@@ -89,7 +93,7 @@ def eject(ready: Ready, *, overrides: Sequence[str] = ()) -> str:
     imports = _imports([line for part in parts for line in part.imports], body)
     return "\n".join(
         [
-            _header(ready, plan, overrides),
+            _header(ready, plan, [source or ready.name, *overrides]),
             "",
             *imports,
             "",
@@ -105,11 +109,15 @@ def eject(ready: Ready, *, overrides: Sequence[str] = ()) -> str:
     )
 
 
+def _frozen(ready: Ready) -> list[str]:
+    """Return the names of the parameters that the recipe's patterns freeze; the model is left as it is."""
+    patterns = ready.recipe.train.freeze
+    return freeze(copy.deepcopy(ready.model), patterns) if patterns else []
+
+
 def _run_length(ready: Ready) -> RunLength:
-    train = ready.recipe.train
-    accumulate = train.batch_size // train.micro_batch if train.micro_batch else train.accumulate or 1
-    budget = ready.fit_arguments
-    return RunLength(steps_per_epoch=-(-len(ready.train) // accumulate), epochs=budget["epochs"], steps=budget["steps"])
+    budget, per_epoch = ready.fit_arguments, -(-len(ready.train) // num_micro_batches(ready.recipe))
+    return RunLength(steps_per_epoch=per_epoch, epochs=budget["epochs"], steps=budget["steps"])
 
 
 def _constants(plan: Plan) -> list[str]:
@@ -124,22 +132,21 @@ def _constants(plan: Plan) -> list[str]:
     ]
     if plan.has_val:
         constants.append(f"EVAL_BATCH_SIZE = {train.eval_batch_size}")
+    if plan.frozen:
+        constants.append(assign("FROZEN", plan.frozen, "Parameters that are not trained."))
     return constants
 
 
-def _header(ready: Ready, plan: Plan, overrides: Sequence[str]) -> str:
-    recipe = shlex.join([ready.name, *overrides])
+def _header(ready: Ready, plan: Plan, given: Sequence[str]) -> str:
+    equal = f"to the last bit on the same CPU with the same torch ({torch.__version__})"
+    if plan.recipe.train.compile:
+        equal = "but for rounding: compiled code has its own, and the run times a few batches without it"
     about = [
         f"Train {ready.name} in plain PyTorch.",
-        f"Prints the losses of `velodrome train {recipe}`, to the last bit on the same CPU with the same torch "
-        f"({torch.__version__}). Made by velodrome {velodrome.__version__}, and needs none of it.",
+        f"Prints the losses of `velodrome train {shlex.join(given)}`, {equal}. Made by velodrome {velodrome.__version__}, "
+        f"and needs none of it.",
         f"Data: {plan.data.about}",
     ]
-    if plan.recipe.train.compile:
-        about.insert(
-            2,
-            "Compiled code rounds differently from one machine, and one batch size, to the next: losses agree in their first digits.",
-        )
     if any(registry.is_user_code(table.name) for table in plan.recipe.named_tables().values()):
         about.append("Your own modules are imported: put this file beside them, or name their folder in PYTHONPATH.")
     text = "\n\n".join(wrap(each.replace("\\", "/").replace('"""', "'''")) for each in about)
@@ -151,15 +158,14 @@ def _imports(given: list[str], body: str) -> list[str]:
     standard = {"import argparse", "from pathlib import Path"} if "options" in body else {"import argparse"}
     standard |= {"import itertools"} if "itertools." in body else set()
     packages = {"import torch"}
-    packages |= {"import torch.nn.functional as F"} if "F." in body else set()
-    names = [name for name in ("Tensor", "nn") if name == "Tensor" or "nn." in body]
+    packages |= {"import torch.nn.functional as F"} if re.search(r"\bF\.", body) else set()
+    names = ["Tensor", *(["nn"] if re.search(r"\bnn\.", body) else [])]
     packages.add(f"from torch import {', '.join(names)}")
     own = set()
     for line in given:
         root = line.split()[1].partition(".")[0]
-        (
-            own if " as " in line and line.startswith("from") else packages if root in ("torch", "numpy") else standard
-        ).add(line)
+        is_own = line.startswith("from") and " as " in line
+        (own if is_own else packages if root in ("torch", "numpy") else standard).add(line)
     blocks = [_sorted(standard), _sorted(packages), _sorted(own)]
     return [line for block in blocks if block for line in ["", *block]][1:]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from velodrome.recipes.eject.schedule import Scheduling
     from velodrome.recipes.schema import Recipe
 
-__all__ = ["Stepping", "stepping_of"]
+__all__ = ["Stepping", "num_micro_batches", "stepping_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,12 @@ class Stepping:
     accumulates: bool
 
 
+def num_micro_batches(recipe: Recipe) -> int:
+    """Return how many micro-batches make an update."""
+    train = recipe.train
+    return train.batch_size // train.micro_batch if train.micro_batch else train.accumulate or 1
+
+
 def stepping_of(recipe: Recipe, *, schedule: Scheduling, averages: Averages, loss: LossLines) -> Stepping:
     """Return the lines that turn a loss into an update.
 
@@ -38,7 +44,7 @@ def stepping_of(recipe: Recipe, *, schedule: Scheduling, averages: Averages, los
         RecipeError: fp16 with accumulation over tokens, whose scale depends on the first batch.
     """
     train = recipe.train
-    accumulate = train.batch_size // train.micro_batch if train.micro_batch else train.accumulate or 1
+    accumulate = num_micro_batches(recipe)
     is_scaled = train.precision == "fp16"
     if is_scaled and accumulate > 1 and loss.count != "len(x)":
         raise refusal(
@@ -66,7 +72,8 @@ def stepping_of(recipe: Recipe, *, schedule: Scheduling, averages: Averages, los
         weighted = f"loss * ({weight})" if "/" in weight else f"loss * {weight}"
         backward = f"{scaled.format(weighted)}.backward()" if is_scaled else f"({weighted}).backward()"
         lines = [
-            "# Each micro-batch counts as much as it has " + ("samples." if loss.count == "len(x)" else "tokens."),
+            f"# Gradients are summed, weighted with the {'samples' if loss.count == 'len(x)' else 'tokens'} of each micro-batch, and",
+            "# divided once by those of all: exact for unequal ones and a short last window.",
             f"window.append({loss.count})",
             backward,
             "if len(window) == ACCUMULATE or rows is batches[-1]:",
