@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -224,7 +225,7 @@ class Run:
         row.pop("kind")
         for updates in self.windows.by_name.values():
             updates.schedule.after_epoch(row)
-        self.notices.of_skipped(self.windows, self.progress)
+        self.notices.of_skipped(self.windows, self.progress, epoch)
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
@@ -239,6 +240,7 @@ class Run:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
         self.tick()
         self._left_phase, self._is_under_way = None, False
+        self.windows.discard()  # the window of a loop that was left together with the run
         error = self._error if reason is StopReason.LEFT else None
         if error is None:
             try:
@@ -387,7 +389,14 @@ class Run:
     def _new_phase(self, name: str, display: ProgressView) -> Phase:
         # Every process predicts everything, and may do so alone.
         others = ALONE if name == "predict" else self.world
-        return Phase(name, metrics=self._metrics, device=self.trainer.device, display=display, others=others)
+        return Phase(
+            name,
+            metrics=self._metrics,
+            device=self.trainer.device,
+            display=display,
+            others=others,
+            outputs_are_reused=self._compilation.reuses_memory,
+        )
 
     def _read_blocking(self, phase: Phase, merge: Merge) -> None:
         """Set the phase's values, and say what is missing there."""
@@ -404,6 +413,7 @@ class Run:
         self.windows.settle_blocking()
         self.tick()
         self._read_blocking(phase, self._agree)
+        phase.told = self.world.gather((phase.batches_done, phase.is_whole))
         self.world.broadcast_buffers(self.model)  # statistics of BatchNorm are those of each process's own batches
         self._check_finite_loss(phase.values)
         self._row.update({f"train/{name}": value for name, value in phase.values.items()})
@@ -473,14 +483,14 @@ class Run:
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def after_micro_batch(self, loss: Tensor, items: Tensor | float) -> None:
+    def after_micro_batch(self, loss: Tensor, items: Tensor | float, updates: Updates) -> None:
         """Count a loss that was backpropagated."""
         self.progress.micro_batches_done += 1
         self._error = None  # whatever it was, the user's loop went on
         if self._precision.needs_scaler:
             # Overflow is part of fp16: its update is skipped and counted, and its loss is no number for a mean.
-            items = torch.where(torch.isfinite(loss.detach()), torch.as_tensor(items, device=loss.device), 0)
-        self.phase.count_loss(loss, items)
+            items = torch.where(torch.isfinite(loss.detach()), items, 0.0)
+        self.phase.count_loss(loss, items, prefix=self.windows.prefix_of(updates))
 
     def after_update(self, updates: Updates) -> None:
         """Count an update; every so often write a row or save."""
@@ -514,7 +524,7 @@ class Run:
             self._stop_wanted = reason
 
     def measure(self, outcome: Any) -> None:
-        """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_step` counts."""
+        """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_micro_batch` counts."""
         if not self.phase.is_training:
             self.phase.count_loss(outcome.loss, outcome.items)
         self.phase.measure(outcome.output, outcome.target)
@@ -607,13 +617,10 @@ class Run:
         self.notices.warn(line)
 
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
-        check_finite_mean_loss(
-            means.get("loss", 0.0),
-            step=self.progress.steps_done,
-            epoch=self._row["epoch"],
-            lr=self.windows.learning_rates["lr"],
-            num_steps=self._log_every,
-        )
+        for name, mean in means.items():
+            if not math.isfinite(mean) and name.rpartition("/")[2] == "loss":
+                lr = self.windows.learning_rates["lr"]
+                check_finite_mean_loss(mean, step=self.progress.steps_done, epoch=self._row["epoch"], lr=lr)
 
     def tick(self) -> None:
         """Bring the clock of the progress up to date."""

@@ -90,6 +90,11 @@ class PhaseLike(Protocol):
 
     name: str
     batch_samples: int
+    batches_done: int
+    is_whole: bool
+    """whether the data came to their end, as far as this process is concerned"""
+    told: list[tuple[int, bool]]
+    """batches_done and is_whole of every process, when it is over"""
     values: dict[str, float]
     """loss and metrics, when it is over"""
 
