@@ -216,7 +216,7 @@ class Run:
 
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
-        self._finish_left_phase()
+        self.finish_left_phase()
         self._average_epoch()
         self.tick()
         epoch = self._row.pop("epoch")
@@ -306,7 +306,7 @@ class Run:
     @contextmanager
     def training(self, source: Any) -> Iterator[Phase]:
         """Collect what is logged and measured inside as the training phase."""
-        self._finish_left_phase()
+        self.finish_left_phase()
         if self.phase is not NO_PHASE:
             raise ArgumentError(
                 f"epoch.train() was started inside of the {self.phase.name!r} phase. Finish that loop first."
@@ -342,7 +342,7 @@ class Run:
     @contextmanager
     def evaluation(self, name: str, source: Any) -> Iterator[Phase]:
         """Collect what is logged and measured inside under this name."""
-        self._finish_left_phase()
+        self.finish_left_phase()
         if self.phase is not NO_PHASE and not self.phase.is_training:
             raise ArgumentError(
                 f"The evaluation {name!r} was started inside of the evaluation {self.phase.name!r}. Finish that loop first."
@@ -427,8 +427,8 @@ class Run:
             self._row.update(named)
             self._tell("on_evaluate_end", named)
 
-    def _finish_left_phase(self) -> None:
-        """Finish a phase whose loop was left by `break`."""
+    def finish_left_phase(self) -> None:
+        """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
         finish, self._left_phase = self._left_phase, None
         if finish is not None:
             if finish == self._finish_training and (self.windows.open_ones or not self.is_alone):

@@ -397,6 +397,7 @@ class Trainer:
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
+        self._run.finish_left_phase()
         keep = self._run.is_under_way  # a callback's data come again every epoch
         source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000, keep=keep)
         return run_evaluation(self, self._run, source)

@@ -78,6 +78,7 @@ class Epoch:
 
     def _train(self, data: Any, *, batch_size: int | None, shuffle: bool) -> Generator[Any, None, None]:
         host, progress, budget = self._host, self._host.progress, self._budget
+        host.finish_left_phase()
         source = host.source(data, role="train", batch_size=batch_size, shuffle=shuffle)
         place = host.placer(source)
         source.set_epoch(self.index)
@@ -140,6 +141,7 @@ class Epoch:
                     f'its values are recorded as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'
                 )
             self._evaluated.add(name)
+            host.finish_left_phase()
             source = host.source(data, role=name, batch_size=batch_size)
             with host.evaluation(name, source) as phase:
                 yield from evaluation_batches(host, phase, source)

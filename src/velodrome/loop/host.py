@@ -170,6 +170,10 @@ class LoopHost(Protocol):
         """Return the value of every process that trains or evaluates together, by rank."""
         ...
 
+    def finish_left_phase(self) -> None:
+        """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
+        ...
+
     def training(self, source: Any) -> AbstractContextManager[PhaseLike]:
         """Collect what is logged and measured inside as the training phase."""
         ...
