@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["check_finite_mean_loss", "check_finite_weights"]
 
 
-def check_finite_mean_loss(loss: float, *, step: int, epoch: int, lr: float, num_steps: int) -> None:
+def check_finite_mean_loss(loss: float, *, step: int, epoch: int, lr: float) -> None:
     """Refuse a mean training loss that was read at a log point and is NaN or infinite.
 
     Raises:
@@ -25,7 +25,7 @@ def check_finite_mean_loss(loss: float, *, step: int, epoch: int, lr: float, num
     """
     if not math.isfinite(loss):
         raise NumericsError(
-            f"The training loss became {loss} within the last {num_steps} steps before step {step} (epoch {epoch}, lr {lr:g}). "
+            f"The training loss became {loss} at step {step} or since the log point before it (epoch {epoch}, lr {lr:g}). "
             f"A mean over finite losses is finite. Try a smaller lr, or look at the data and at log, sqrt and division in the model; "
             f"these weights were not saved.",
             step=step,

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitor"]
 
-_SMALLER_IS_BETTER = ("loss", "error", "perplexity")
-_LARGER_IS_BETTER = ("accuracy", "auc", "f1", "top")
+_SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse")
+_LARGER_IS_BETTER = ("accuracy", "auc", "auroc", "f1", "top", "precision", "recall", "score", "iou", "dice", "r2")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Notices:
             if unused:
                 self.warn_all(
                     f"{_listed([names.get(id(each), 'one of another model') for each in unused])} got no gradient from the first batch: "
-                    f"the loss does not depend on them, and they will not change. If that is meant, name them in freeze=."
+                    f"its loss does not depend on them. They change only if a later one does; if that is meant, name them in freeze=."
                 )
 
         for updates in windows.by_name.values():
@@ -90,19 +90,19 @@ class Notices:
                 whose = f" of {name}" if len(windows) > 1 else ""
                 self._files.say(f"learning rate{whose}: {updates.schedule.describe()}")
 
-    def of_skipped(self, windows: Windows, progress: Progress) -> None:
+    def of_skipped(self, windows: Windows, progress: Progress, epoch: int) -> None:
         """Say how many updates fp16 skipped in this epoch."""
         skipped, self._skipped_before = windows.skipped - self._skipped_before, windows.skipped
         if skipped:
             self._files.say(
                 f"fp16: {skipped} of {progress.steps_in_epoch} updates overflowed and were skipped in epoch "
-                f"{progress.epochs_done}; the loss scale is adapted."
+                f"{epoch}; the loss scale is adapted."
             )
 
     def of_epoch(self, verdict: Verdict, row: Mapping[str, Any], *, monitor: str) -> None:
         """Say what is wrong with an epoch's values and does not stop the run."""
         for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value) and name != "lr":
+            if isinstance(value, float) and not math.isfinite(value) and name.partition("/")[0] != "lr":
                 self.warn_all(f"{name} is {value} in epoch {row['epoch']}. Such an epoch is never the best one.")
         if not verdict.monitor:
             known = ", ".join(name for name in row if "/" in name)

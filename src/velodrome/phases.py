@@ -31,6 +31,7 @@ class Phase:
         device: where the metrics' state lives.
         display: shows how far the phase is.
         others: the processes whose batches belong to it too.
+        outputs_are_reused: what the model returned is overwritten by its next call, so that nothing of it can be kept.
     """
 
     def __init__(
@@ -41,14 +42,17 @@ class Phase:
         device: torch.device,
         display: ProgressView,
         others: MetricWorld = ALONE,
+        outputs_are_reused: bool = False,
     ) -> None:
+        self._outputs_are_reused = outputs_are_reused
         self.name = name
         self.others = others
         self.display = display
         self.batch_samples = 0
         """samples of the batch under way"""
         self.batches_done = 0
-        """of the loop under way, the batch under way included"""
+        self.is_whole = True
+        self.told: list[tuple[int, bool]] = []
         self.values: dict[str, float] = {}
         """loss, metrics and what was logged, when it is over"""
         self._means = RunningMeans()
@@ -79,13 +83,15 @@ class Phase:
         """Its loop is over."""
         self._seconds += perf_counter() - self._entered_at
 
-    def count_loss(self, loss: Tensor, items: Tensor | float | None = None) -> None:
+    def count_loss(self, loss: Tensor, items: Tensor | float | None = None, *, prefix: str = "") -> None:
         """Count a loss that is the mean of so many items; of the batch's samples when left out."""
         if items is None:
             items = self.batch_samples
         elif not isinstance(items, Tensor):
             items = float(items)
-        self._means.add("loss", loss, items)
+        if self._outputs_are_reused:
+            loss = loss.detach().clone()
+        self._means.add(f"{prefix}loss" if prefix else "loss", loss, items)
 
     def count_norms(self, norms: Mapping[str, Tensor], *, prefix: str = "") -> None:
         """Count the gradient norms of an update; one that overflowed counts nothing."""
@@ -94,6 +100,8 @@ class Phase:
 
     def measure(self, output: Any, target: Any) -> None:
         """Feed the metrics."""
+        if self._outputs_are_reused and isinstance(output, Tensor):
+            output = output.detach().clone()
         self._metrics.update(output, target)
 
     def log(self, values: Mapping[str, Tensor | float]) -> None:
@@ -151,7 +159,7 @@ class _NoPhase(Phase):
             "log() was called outside of epoch.train(...) and epoch.evaluate(...): there is no phase to average over."
         )
 
-    def count_loss(self, loss: Tensor, items: Tensor | float | None = None) -> None:
+    def count_loss(self, loss: Tensor, items: Tensor | float | None = None, *, prefix: str = "") -> None:
         raise ArgumentError("measure() was called outside of epoch.train(...) and epoch.evaluate(...). Call it inside.")
 
 

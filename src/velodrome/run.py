@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -268,7 +269,7 @@ class Run:
 
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
-        self._finish_left_phase()
+        self.finish_left_phase()
         self._average_epoch()
         self.tick()
         epoch = self.row.pop("epoch")
@@ -277,7 +278,7 @@ class Run:
         row.pop("kind")
         for updates in self.windows.by_name.values():
             updates.schedule.after_epoch(row)
-        self.notices.of_skipped(self.windows, self.progress)
+        self.notices.of_skipped(self.windows, self.progress, epoch)
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
@@ -302,6 +303,7 @@ class Run:
             return
         self.tick()
         self._left_phase, self._is_under_way = None, False
+        self.windows.discard()  # the window of a loop that was left together with the run
         error = self._error if reason is StopReason.LEFT else None
         if error is None:
             try:
@@ -367,7 +369,7 @@ class Run:
     @contextmanager
     def training(self, source: Any) -> Iterator[Phase]:
         """Collect what is logged and measured inside as the training phase."""
-        self._finish_left_phase()
+        self.finish_left_phase()
         if self.phase is not NO_PHASE:
             raise ArgumentError(
                 f"epoch.train() was started inside of the {self.phase.name!r} phase. Finish that loop first."
@@ -412,7 +414,7 @@ class Run:
     @contextmanager
     def evaluation(self, name: str, source: Any) -> Iterator[Phase]:
         """Collect what is logged and measured inside under this name."""
-        self._finish_left_phase()
+        self.finish_left_phase()
         if self.phase is not NO_PHASE and not self.phase.is_training:
             raise ArgumentError(
                 f"The evaluation {name!r} was started inside of the evaluation {self.phase.name!r}. Finish that loop first."
@@ -459,7 +461,14 @@ class Run:
     def _new_phase(self, name: str, display: ProgressView) -> Phase:
         # Every process predicts everything, and may do so alone.
         others = ALONE if name == "predict" else self.world
-        return Phase(name, metrics=self._metrics, device=self.trainer.device, display=display, others=others)
+        return Phase(
+            name,
+            metrics=self._metrics,
+            device=self.trainer.device,
+            display=display,
+            others=others,
+            outputs_are_reused=self._compilation.reuses_memory,
+        )
 
     def _read_blocking(self, phase: Phase, merge: Merge) -> None:
         """Set the phase's values, and say what is missing there."""
@@ -476,6 +485,7 @@ class Run:
         self.windows.settle_blocking()
         self.tick()
         self._read_blocking(phase, self._agree)
+        phase.told = self.world.gather((phase.batches_done, phase.is_whole))
         self.world.broadcast_buffers(self.model)  # statistics of BatchNorm are those of each process's own batches
         self._check_finite_loss(phase.values)
         self.row.update({f"train/{name}": value for name, value in phase.values.items()})
@@ -492,8 +502,8 @@ class Run:
             self.row.update(named)
             self.tell("on_evaluate_end", named)
 
-    def _finish_left_phase(self) -> None:
-        """Finish a phase whose loop was left by `break`."""
+    def finish_left_phase(self) -> None:
+        """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
         finish, self._left_phase = self._left_phase, None
         if finish is not None:
             if finish == self._finish_training and (self.windows.open_ones or not self.is_alone):
@@ -548,14 +558,14 @@ class Run:
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def after_micro_batch(self, loss: Tensor, items: Tensor | float) -> None:
+    def after_micro_batch(self, loss: Tensor, items: Tensor | float, updates: Updates) -> None:
         """Count a loss that was backpropagated."""
         self.progress.micro_batches_done += 1
         self._error = None  # whatever it was, the user's loop went on
         if self._precision.needs_scaler:
             # Overflow is part of fp16: its update is skipped and counted, and its loss is no number for a mean.
-            items = torch.where(torch.isfinite(loss.detach()), torch.as_tensor(items, device=loss.device), 0)
-        self.phase.count_loss(loss, items)
+            items = torch.where(torch.isfinite(loss.detach()), items, 0.0)
+        self.phase.count_loss(loss, items, prefix=self.windows.prefix_of(updates))
 
     def after_update(self, updates: Updates) -> None:
         """Count an update; every so often write a row or save."""
@@ -589,7 +599,7 @@ class Run:
             self._stop_wanted = reason
 
     def measure(self, outcome: Any) -> None:
-        """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_step` counts."""
+        """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_micro_batch` counts."""
         if not self.phase.is_training:
             self.phase.count_loss(outcome.loss, outcome.items)
         self.phase.measure(outcome.output, outcome.target)
@@ -688,13 +698,10 @@ class Run:
         self.notices.warn(line)
 
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
-        check_finite_mean_loss(
-            means.get("loss", 0.0),
-            step=self.progress.steps_done,
-            epoch=self.row["epoch"],
-            lr=self.windows.learning_rates["lr"],
-            num_steps=self._log_every,
-        )
+        for name, mean in means.items():
+            if not math.isfinite(mean) and name.rpartition("/")[2] == "loss":
+                lr = self.windows.learning_rates["lr"]
+                check_finite_mean_loss(mean, step=self.progress.steps_done, epoch=self.row["epoch"], lr=lr)
 
     def tick(self) -> None:
         """Bring the clock of the progress up to date."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from velodrome.errors import WorldError
+from velodrome.errors import ArgumentError, WorldError
 from velodrome.seeding import seed_everything, seed_of_rank
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ class Together:
         if self.world.size == 1:
             return
         held = [*model.named_parameters(), *model.named_buffers()]
+        lazy = [name for name, value in held if is_lazy(value)]
+        if lazy:
+            raise ArgumentError(
+                f"The parameter {lazy[0]!r} of a lazy module has no shape yet, and each process would make its own. Run one batch through "
+                f"the model before the Trainer is made."
+            )
         layout = {name: f"{tuple(value.shape)} {value.dtype}" for name, value in held if not value.is_meta}
         all_seeds = []
         for rank, (others_facts, others_layout, others_seed) in enumerate(

@@ -42,7 +42,7 @@ from velodrome.step.losses import Loss, resolve_loss
 from velodrome.step.parameters import freeze as freeze_parameters
 from velodrome.step.precision import resolve_precision
 from velodrome.step.recompute import recompute_activations
-from velodrome.step.updates import num_micro_batches
+from velodrome.step.updates import check_items, num_micro_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -205,6 +205,7 @@ class Trainer:
             clip_value=clip_value,
             grad_norms=grad_norms,
         )
+        self._accumulate = accumulate
         self._windows = optimization.make_windows(
             self.model, precision=self._precision, device=self.device, world=world
         )
@@ -298,17 +299,19 @@ class Trainer:
     ) -> None:
         """Backpropagate a loss; at the end of an accumulation window update the parameters and free their gradients.
 
-        A window that the data end in, or that a loop is left in, is shorter: its update is made then, divided by what it has.
+        A window that the data end in, or that is open when `epoch.train` is left by `break`, is shorter: its update is made then,
+        divided by what it has.
 
         Args:
             loss: a scalar, the mean over the (micro-)batch.
             items: what the loss is a mean over: a number, or a scalar tensor, for which nothing waits; the batch's samples when
                 left out. `outcome.items` when `forward` computed the loss. Gradients of a window and means in the records are
-                weighted with it.
+                weighted with it. A batch of 0 items counts nothing; where that number is a tensor its gradient must be finite all
+                the same: `(losses * mask).sum() / mask.sum().clamp(min=1)`.
             optimizer: which one, by name or as an object, where there are several; the loss then gives gradients to its
                 parameters only.
         Raises:
-            ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient.
+            ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient; items are no number.
             NumericsError: at a log point, when the mean loss is not finite any more; fp16 cannot find a scale.
         """
         run = self._run
@@ -320,14 +323,13 @@ class Trainer:
             if self._first_batch.loss_is_unchecked:
                 self._first_batch.check_loss(loss)
             updates = self._windows.of(optimizer)
-            if items is None:
-                items = run.phase.batch_samples
+            items = run.phase.batch_samples if items is None else check_items(items)
             try:
                 updates.backward(loss, items)
             except RuntimeError:
                 self._first_batch.check_loss(loss)  # no scalar, or without a gradient: says so; another error goes on
                 raise
-            run.after_micro_batch(loss, items)
+            run.after_micro_batch(loss, items, updates)
             if updates.is_full:
                 self._windows.update(updates)
                 run.after_update(updates)
@@ -391,9 +393,11 @@ class Trainer:
         Args:
             train: a loader, an iterable of batches, or a dataset or tensors with `batch_size`.
             val: the same, or None.
-            epochs, steps, seconds: the run ends with the first of these that is used up, counted from the trainer's first epoch.
+            epochs, steps, seconds: the run ends with the first of these that is used up, counted from the trainer's first epoch;
+                steps at the end of a batch, in which several optimizers may each make one.
             batch_size: samples a batch, for a dataset or tensors; samples an update where `micro_batch` is given.
-            micro_batch: samples that go through the model at once; sets `accumulate` to batch_size / micro_batch.
+            micro_batch: samples that go through the model of one process at once; sets `accumulate` for this call, to
+                batch_size / micro_batch in one process.
             eval_batch_size: the same for `val`; when left out `batch_size`, or 1000 where there is none.
             shuffle: draw a new order of a dataset or tensors every epoch.
         """
@@ -401,6 +405,8 @@ class Trainer:
             size = batch_size
             if micro_batch is not None:
                 size = self._split_batch_size(batch_size, micro_batch)
+            else:
+                self._set_accumulate(self._accumulate)
             train = self._sources.get(train, role="train", batch_size=size, shuffle=shuffle)
             self._run.going_on.foresee(train)
             if val is not None:
@@ -414,6 +420,7 @@ class Trainer:
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
+        self._run.finish_left_phase()
         keep = self._run.is_under_way  # a callback's data come again every epoch
         source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000, keep=keep)
         return run_evaluation(self, self._run, source)
@@ -434,16 +441,19 @@ class Trainer:
         return run_prediction(self._run, source, self._engine.predict, map_tensors)
 
     def _split_batch_size(self, batch_size: int | None, micro_batch: int) -> int:
-        """Make the windows of as many micro-batches as a batch needs; return the size of one."""
-        accumulate = num_micro_batches(batch_size, micro_batch)
+        """Make the windows of this fit of as many micro-batches as a batch needs; return the size of one, over all processes."""
+        accumulate = num_micro_batches(batch_size, micro_batch, processes=self._world.size)
+        if self._accumulate not in (1, accumulate):
+            raise ArgumentError(
+                f"accumulate={self._accumulate} was given to the trainer, and batch_size={batch_size} with micro_batch={micro_batch} "
+                f"to fit, which makes {accumulate}. Give one of the two."
+            )
+        self._set_accumulate(accumulate)
+        return (batch_size or 0) // accumulate
+
+    def _set_accumulate(self, accumulate: int) -> None:
         for updates in self._windows.by_name.values():
-            if updates.accumulate not in (1, accumulate):
-                raise ArgumentError(
-                    f"accumulate={updates.accumulate} was given to the trainer, and batch_size={batch_size} with micro_batch={micro_batch} "
-                    f"to fit, which makes {accumulate}. Give one of the two."
-                )
             updates.accumulate = accumulate
-        return micro_batch
 
     def explain(self) -> str:
         """Return the calls of a run of this trainer, in order and with who owns each: only what is switched on.

@@ -218,3 +218,97 @@ def test_norms_layer_by_layer_are_recorded():
     assert row["train/grad_norm/0"] == pytest.approx(first, rel=1e-12)
     assert row["train/grad_norm/2"] == pytest.approx(last, rel=1e-12)
     assert row["train/grad_norm"] == pytest.approx((first**2 + last**2) ** 0.5, rel=1e-12)
+
+
+def test_micro_batch_holds_for_its_own_fit_only():
+    model, x, y = problem(64)
+    trainer = vd.Trainer(model, "sgd", lr=0.1, loss="cross_entropy", device="cpu", progress=False)
+    for arguments, steps in (({"micro_batch": 8}, 2), ({}, 4), ({"micro_batch": 16}, 6)):
+        trainer.fit((x, y), epochs=trainer.progress.epochs_done + 1, batch_size=32, **arguments)
+        assert trainer.progress.steps_done == steps
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_windows_without_any_item_change_nothing(accumulate, precision):
+    model, x, y = problem(24)
+    model, x = model.float(), x.float()
+    before = copy.deepcopy(model.state_dict())
+    trainer = vd.Trainer(model, "sgd", lr=0.1, accumulate=accumulate, precision=precision, clip_norm=1.0, device="cpu", progress=False)  # fmt: skip
+    for epoch in trainer.epochs(1):
+        for xs, ys in epoch.train(batches_of(x, y, [6, 6, 6, 6])):
+            trainer.step(F.cross_entropy(trainer.model(xs)[:0], ys[:0]), items=0)  # the mean of nothing: NaN
+    assert trainer.progress.steps_done == 4 // accumulate
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for epoch in trainer.epochs(2):  # and the run can go on
+        for xs, ys in epoch.train(batches_of(x, y, [6, 6, 6, 6])):
+            trainer.step(F.cross_entropy(trainer.model(xs), ys))
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_a_masked_mean_with_a_clamped_count_may_have_no_items():
+    model, x, y = problem(24)
+    twin = copy.deepcopy(model)
+    keep = (torch.arange(24) % 3 != 0).double()
+    keep[:12] = 0
+
+    def masked(model, batch):
+        xs, ys, ks = batch
+        losses = F.cross_entropy(model(xs), ys, reduction="none")
+        return {"loss": (losses * ks).sum() / ks.sum().clamp(min=1), "items": ks.sum()}
+
+    data = list(zip(x.split(6), y.split(6), keep.split(6), strict=True))
+    seen, _, _ = train(model, data, accumulate=4, step_fn=masked)
+    losses = F.cross_entropy(twin(x), y, reduction="none")
+    ((losses * keep).sum() / keep.sum()).backward()
+    equal(seen, [[p.grad for p in twin.parameters()]])
+
+
+@pytest.mark.parametrize(
+    ("items", "fragment"),
+    [
+        (-1, "items=-1 is no number of items"),
+        (True, "items=True"),
+        ("many", "items='many'"),
+        (float("nan"), "items=nan"),
+        (torch.tensor([1, 2]), r"shape \(2,\).*sum"),
+        (torch.tensor(True), "torch.bool"),
+    ],
+)
+def test_items_that_are_no_number_are_refused(items, fragment):
+    model, x, y = problem(12)
+    trainer = vd.Trainer(model, "sgd", lr=0.1, accumulate=2, device="cpu", progress=False)
+    with pytest.raises(vd.errors.ArgumentError, match=fragment):
+        for epoch in trainer.epochs(1):
+            for xs, ys in epoch.train(batches_of(x, y, [6, 6])):
+                trainer.step(F.cross_entropy(trainer.model(xs), ys), items=items)
+
+
+def test_an_iterator_kept_in_a_variable_ends_with_its_epoch():
+    model, x, y = problem(20)
+    trainer = vd.Trainer(model, "sgd", lr=0.1, loss="cross_entropy", accumulate=4, device="cpu", progress=False)
+    for epoch in trainer.epochs(2):
+        batches = epoch.train(batches_of(x, y, [7, 1, 9, 3]))
+        for batch in batches:
+            trainer.step(trainer.forward(batch).loss)
+            break
+        for batch in epoch.evaluate([(x, y)]):
+            trainer.measure(trainer.forward(batch))
+    assert trainer.progress.steps_done == 2
+    assert [{"train/loss", "val/loss"} <= row.keys() for row in trainer.result.history] == [True, True]
+
+
+def test_a_run_that_is_left_in_a_window_keeps_no_gradient():
+    model, x, y = problem(20)
+    trainer = vd.Trainer(model, "sgd", lr=0.1, accumulate=4, device="cpu", progress=False)
+
+    def leave():
+        for epoch in trainer.epochs(1):
+            for xs, ys in epoch.train(batches_of(x, y, [7, 1, 9, 3])):
+                trainer.step(F.cross_entropy(trainer.model(xs), ys))
+                return
+
+    leave()
+    assert all(p.grad is None for p in model.parameters())
+    assert trainer.result.stop_reason is vd.StopReason.LEFT

@@ -151,8 +151,9 @@ def run_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
     seen = {"val/loss": last["val/loss"], "val/accuracy": last["val/accuracy"], "steps": trainer.progress.steps_done}
     if result.run_dir is None:  # not the process that writes
         return seen
-    parts = {path.name for path in (result.run_dir / "checkpoints").glob(f"step-*{updates}/*.safetensors")}
-    assert parts == {"model.safetensors", "ema.safetensors"} if average else {"model.safetensors"}
+    parts = {path.name for path in (result.run_dir / "checkpoints").glob(f"step-{updates:08d}/*.safetensors")}
+    assert parts >= ({"model.safetensors", "ema.safetensors"} if average else {"model.safetensors"})
+    assert ("ema.safetensors" in parts) == (average is not None)
     loaded = vd.load_model(result.run_dir / "checkpoints", model=Net())
     twin = vd.Trainer(loaded, None, loss="cross_entropy", metrics=["accuracy"], precision=row["precision"], device="cpu", progress=False)  # fmt: skip
     if row["processes"] == 1:

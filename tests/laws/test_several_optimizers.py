@@ -177,7 +177,6 @@ def test_optimizers_with_modes_are_told_and_evaluation_sees_their_averages():
     twin = copy.deepcopy(model)
     batches = [(torch.randn(8, 2), torch.randn(8, 1)) for _ in range(6)]
     optimizer = schedulefree.SGDScheduleFree(model.parameters(), lr=0.5)
-    trainer = vd.Trainer(model, optimizer, loss="mse", device="cpu", progress=False)
     seen = []
 
     class Look(vd.Callback):
@@ -186,7 +185,7 @@ def test_optimizers_with_modes_are_told_and_evaluation_sees_their_averages():
             seen.append(trainer.evaluate([batches[0]])["loss"])
             assert torch.equal(before, model.weight)  # training goes on where it was
 
-    trainer._run._callbacks.append(Look())
+    trainer = vd.Trainer(model, optimizer, loss="mse", callbacks=[Look()], device="cpu", progress=False)
     result = trainer.fit(batches, [batches[0]], epochs=1)
     plain = schedulefree.SGDScheduleFree(twin.parameters(), lr=0.5)
     expected = []
@@ -206,3 +205,24 @@ def test_optimizers_with_modes_are_told_and_evaluation_sees_their_averages():
     assert seen == pytest.approx(expected, rel=1e-6)
     assert result.metrics["val/loss"] == pytest.approx(expected[-1], rel=1e-6)
     assert torch.equal(model.weight, twin.weight)  # left in the mode that is for use
+
+
+def test_each_optimizer_has_a_mean_loss_of_its_own():
+    model = gan()
+    trainer = vd.Trainer(model, {"d": "sgd", "g": "sgd"}, lr=0.0, device="cpu", progress=False)
+    for epoch in trainer.epochs(1):
+        for real, _ in epoch.train(data()):
+            trainer.step(model["d"](real).sum() * 0 + 1, optimizer="d")
+            trainer.step(model["g"](real[:, :2]).sum() * 0 + 3, optimizer="g")
+    row = trainer.result.metrics
+    assert (row["train/d/loss"], row["train/g/loss"]) == (1.0, 3.0)
+    assert "train/loss" not in row
+
+
+def test_a_nan_in_the_loss_of_one_of_them_ends_the_run():
+    model = gan()
+    trainer = vd.Trainer(model, {"d": "sgd", "g": "sgd"}, lr=0.0, device="cpu", progress=False)
+    with pytest.raises(vd.errors.NumericsError, match="loss became nan"):
+        for epoch in trainer.epochs(1):
+            for real, _ in epoch.train(data()):
+                trainer.step(model["d"](real).sum() * float("nan"), optimizer="d")

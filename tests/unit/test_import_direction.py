@@ -40,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"report", "seeding"},  # what a seed may be is said once
     "checkpoint": {"report", "monitor"},  # as is what a better value is
     "callbacks": {"report", "monitor"},
+    "step": {"report", "monitor"},
     **dict.fromkeys(FRONT_DOOR, FRONT_DOOR | PARTS | LEAVES),
     "recipes": FRONT_DOOR | PARTS | LEAVES,
     "cli": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,

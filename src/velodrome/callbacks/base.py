@@ -68,7 +68,9 @@ class Callback:
         """An evaluation is over; `metrics` are its values by name, such as "val/loss"."""
 
     def on_checkpoint(self, trainer: Trainer, path: Any) -> None:
-        """A checkpoint is on the disk."""
+        """A checkpoint is on the disk. Of several processes only the one that writes is told: it must not wait for the others here,
+        as an evaluation would.
+        """
 
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
         """An epoch is over; `row` is what the history keeps of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.loop.host import NO_BATCH, length_of
@@ -12,7 +13,7 @@ from velodrome.loop.modes import evaluation_mode, fetch_outside_of_inference_mod
 from velodrome.loop.progress import StopReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from velodrome.loop.host import BatchSource, LoopHost, PhaseLike
     from velodrome.loop.progress import Budget
@@ -32,6 +33,7 @@ def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
             host.begin_epoch()
             epoch = Epoch(host, budget)
             yield epoch
+            epoch.close_loops()
             epoch.check_trained()
             host.progress.epochs_done += epoch.is_whole
             host.end_epoch()
@@ -61,6 +63,7 @@ class Epoch:
         self._host = host
         self._budget = budget
         self._batches_done = 0
+        self._loops: list[ref[Generator[Any, None, None]]] = []
         self._evaluated: set[str] = set()
         self._micro_batches_before = host.progress.micro_batches_done
 
@@ -74,7 +77,13 @@ class Epoch:
         Raises:
             DataError: the data hold no batch.
         """
+        loop = self._train(data, batch_size=batch_size, shuffle=shuffle)
+        self._loops.append(ref(loop))
+        return loop
+
+    def _train(self, data: Any, *, batch_size: int | None, shuffle: bool) -> Generator[Any, None, None]:
         host, progress, budget = self._host, self._host.progress, self._budget
+        host.finish_left_phase()
         source = host.source(data, role="train", batch_size=batch_size, shuffle=shuffle)
         place = host.placer(source)
         start = host.enter_data(source, self.index)
@@ -92,10 +101,10 @@ class Epoch:
         next_draw = 0.0
         batches_done, batches_skipped = start, 0
         with host.training(source) as phase, training_mode(host.model):
+            phase.batches_done, phase.is_whole = start, self.is_whole or not is_used_up
             advance = phase.display.advance
             for raw_batch in () if is_used_up else host.batches(source):
                 batch, samples = place(raw_batch)
-                phase.batches_done = batches_done + 1
                 if samples == NO_BATCH:
                     batches_skipped += 1
                     host.skip_batch()
@@ -109,6 +118,7 @@ class Epoch:
                     if host.phase is not phase:
                         raise _interleaved(phase, host.phase)
                 batches_done += 1
+                phase.batches_done = batches_done
                 if host.save_is_due:
                     host.save()
                 now = perf_counter()
@@ -116,7 +126,7 @@ class Epoch:
                     advance(batches_done, progress.samples_in_epoch)
                     next_draw = now + _SECONDS_BETWEEN_DRAWS
                 if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
-                    self.is_whole = batches_done == total
+                    self.is_whole = phase.is_whole = batches_done == total
                     break
             else:
                 if total is not None and 0 < batches_done != total and not is_used_up:
@@ -127,10 +137,9 @@ class Epoch:
                 raise _no_batches(progress.epoch)
             advance(batches_done, progress.samples_in_epoch)
         self._batches_done += batches_done - batches_skipped - start
-        told = host.gather((batches_done, self.is_whole))
-        if not any(batches for batches, _ in told):
+        if not any(batches for batches, _ in phase.told):
             raise _no_batches(progress.epoch)
-        self.is_whole = all(is_whole for _, is_whole in told)
+        self.is_whole = all(is_whole for _, is_whole in phase.told)
 
     def evaluate(self, data: Any, *, batch_size: int | None = None, name: str = "val") -> Iterator[Any]:
         """Yield the evaluation batches, on the device; eval mode and inference mode hold meanwhile and are put back.
@@ -145,9 +154,17 @@ class Epoch:
                     f'its values are recorded as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'
                 )
             self._evaluated.add(name)
+            host.finish_left_phase()
             source = host.source(data, role=name, batch_size=batch_size)
             with host.evaluation(name, source) as phase:
                 yield from evaluation_batches(host, phase, source)
+
+    def close_loops(self) -> None:
+        """End loops over training batches that were left and whose iterator is still held somewhere: in a variable, say."""
+        for reference in self._loops:
+            loop = reference()
+            if loop is not None:
+                loop.close()
 
     def check_trained(self) -> None:
         """Refuse an epoch that handed out batches and was given no loss."""

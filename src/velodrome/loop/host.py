@@ -91,6 +91,10 @@ class PhaseLike(Protocol):
     name: str
     batch_samples: int
     batches_done: int
+    is_whole: bool
+    """whether the data came to their end, as far as this process is concerned"""
+    told: list[tuple[int, bool]]
+    """batches_done and is_whole of every process, when it is over"""
     values: dict[str, float]
     """loss and metrics, when it is over"""
 
@@ -194,6 +198,10 @@ class LoopHost(Protocol):
 
     def gather(self, value: T) -> list[T]:
         """Return the value of every process that trains or evaluates together, by rank."""
+        ...
+
+    def finish_left_phase(self) -> None:
+        """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
         ...
 
     def training(self, source: Any) -> AbstractContextManager[PhaseLike]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_COMPILED", "Compiled", "NotCompiled", "resolve_compilation"]
 
+_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 # Micro-batches of a run, counted from 0, that are measured: the first is compiled, the second warms up.
 _EAGER_ONES = (2, 3, 4)
@@ -32,6 +33,8 @@ class NotCompiled:
     """The model runs as it is."""
 
     is_on = False
+    reuses_memory = False
+    """whether the next forward pass writes over the outputs of this one, as CUDA graphs do"""
 
     def watch(self, place: Place, micro_batch: Callable[[], int | None]) -> Place:
         """Return what puts batches on the device."""
@@ -70,8 +73,9 @@ class Compiled(NotCompiled):
     ) -> None:
         self._say = say
         self._device = device
-        self._full_size: int | None = None
-        self._num_odd = 0
+        options = arguments.get("options") or {}
+        has_graphs = arguments.get("mode") in _GRAPH_MODES or options.get("triton.cudagraphs", False)
+        self.reuses_memory = has_graphs and device.type == "cuda"
         self._stance = "default"
         self._times: dict[int, float] = {}
         self._last: tuple[int, float] | None = None
@@ -88,19 +92,22 @@ class Compiled(NotCompiled):
             place: puts a batch on the device.
             micro_batch: the number of the training micro-batch that comes, from 0 in the run; None in an evaluation.
         """
-        self._full_size, self._num_odd = None, 0
+        full_size, num_odd = None, 0
 
         def place_and_choose(batch: Any) -> tuple[Any, int]:
+            nonlocal full_size, num_odd
             placed, samples = place(batch)
             number = micro_batch()
-            if self._full_size is None:
-                self._full_size = samples
-            is_odd = samples != self._full_size
-            self._num_odd += is_odd
+            if full_size is None:
+                full_size = samples
+            is_odd = samples != full_size
+            num_odd += is_odd
             if number is not None and not self._is_reported:
                 self._measure(number)
-            runs_eager = (is_odd and self._num_odd == 1) or (number in _EAGER_ONES)
+            runs_eager = (is_odd and num_odd == 1) or (number in _EAGER_ONES)
             self._set_stance("force_eager" if runs_eager else "default")
+            if self.reuses_memory:
+                torch.compiler.cudagraph_mark_step_begin()
             return placed, samples
 
         return place_and_choose

@@ -39,6 +39,7 @@ __all__ = [
     "GradientWorld",
     "Updates",
     "check_accumulate",
+    "check_items",
     "num_micro_batches",
 ]
 
@@ -206,7 +207,8 @@ class Updates:
         """Add the gradient of a loss, the mean over so many items, to the window."""
         if self._is_plain:
             self.micro_batches = 1
-            loss.backward()
+            if items.__class__ is Tensor or items:  # the mean of no items is NaN, and counts nothing
+                loss.backward()
             return
         self.micro_batches += 1
         with self._precision.outside():
@@ -216,6 +218,8 @@ class Updates:
                 if weighted is None:
                     return
                 loss = weighted
+            elif not isinstance(items, Tensor) and not items:
+                return
             # Else: a window of one micro-batch, whose mean has the right gradient as it is.
             if self._is_scaled:
                 loss = self.scaler.scale(loss)
@@ -237,7 +241,8 @@ class Updates:
             if self.micro_batches == 1:
                 self._base, self._items = self._token_base or 1.0, 0.0
             self._items = self._items + items.double() if loss.device.type != "mps" else self._items + items
-            # The mean of no items is NaN, and counts nothing.
+            # The mean of no items is often NaN, and counts nothing. Its gradient, too, where that is finite: torch's own losses
+            # give zeros, a quotient of the user's with 0 below gives NaN, which no weight makes undone.
             return torch.where(items > 0, loss * (items / self._base), 0.0)
         if self.micro_batches == 1:
             self._base, self._items = float(items) or 1.0, 0.0
@@ -288,7 +293,12 @@ class Updates:
             self._rate = rate.clone() if isinstance(rate, Tensor) else rate
         if self.on_first_gradients is not None:
             self._show_first_gradients()
+        is_empty = all(parameter.grad is None for parameter in self.parameters)
         with self._precision.outside():
+            if is_empty:  # no items in any micro-batch of any process: there is nothing to scale, divide or clip
+                self.norms = {}
+                self._finish_update()
+                return
             if self._is_scaled:
                 self.scaler.unscale_(self.optimizer)
             if not isinstance(divisor, float) or divisor != 1.0:
@@ -296,10 +306,15 @@ class Updates:
             if self._clipping.is_on:
                 self.norms = self._clipping.apply(self.parameters)
             if self._is_scaled:
-                self.scaler.step(self.optimizer)
+                self.scaler.step(
+                    self.optimizer
+                )  # SYNC: fp16, where torch's optimizer is not fused: was there an overflow?
                 self.scaler.update()
             else:
                 self.optimizer.step()
+        self._finish_update()
+
+    def _finish_update(self) -> None:
         self.free_gradients()
         self._precision.forget_casts()
         self._is_settled = False
@@ -336,7 +351,8 @@ class Updates:
         """Advance what counts updates, now that it is known whether the last one was made.
 
         fp16 decides that on the device. It is read as late as possible: just before the next update, whose forward and
-        backward passes are queued by then, so that the device does not run dry.
+        backward passes are queued by then, so that the device does not run dry. (With an optimizer that is not fused torch's
+        scaler waits by itself, in every update.)
 
         Raises:
             NumericsError: the scale fell so far that overflow cannot be the reason.
@@ -417,8 +433,31 @@ def check_accumulate(accumulate: object) -> int:
     return accumulate
 
 
-def num_micro_batches(batch_size: int | None, micro_batch: int) -> int:
-    """Return how many micro-batches make a batch.
+def check_items(items: object) -> Tensor | float:
+    """Return what the user says a loss is a mean over.
+
+    Raises:
+        ArgumentError: it is neither a number of at least 0 nor a tensor with one number.
+    """
+    if isinstance(items, Tensor):
+        if items.numel() != 1 or items.dtype is torch.bool:
+            raise ArgumentError(
+                f"items is a {items.dtype} tensor of shape {tuple(items.shape)}. A mean is over one number of items: take their sum()."
+            )
+        return items.detach().reshape(())
+    try:
+        number = float(items)  # type: ignore[arg-type]  # SYNC: never, no tensor of torch
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(items, bool) or not 0 <= number < math.inf:
+        raise ArgumentError(
+            f"items={items!r} is no number of items. It must be a number of at least 0, or a tensor with one."
+        )
+    return number
+
+
+def num_micro_batches(batch_size: int | None, micro_batch: int, *, processes: int = 1) -> int:
+    """Return how many micro-batches make a batch: with several processes the fewest of equal size that fit into each.
 
     Raises:
         ArgumentError: no batch size, or one that is no multiple.
@@ -439,7 +478,10 @@ def num_micro_batches(batch_size: int | None, micro_batch: int) -> int:
             f"micro_batch={micro_batch} does not divide batch_size={batch_size} ({batch_size} % {micro_batch} = {batch_size % micro_batch}). "
             f"Use {below} or {above}."
         )
-    return batch_size // micro_batch
+    count = -(-batch_size // (micro_batch * processes))
+    while batch_size % count:
+        count += 1
+    return count
 
 
 _ONE = torch.ones(())

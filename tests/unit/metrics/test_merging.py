@@ -6,13 +6,6 @@ import torch
 from velodrome.errors import ArgumentError
 from velodrome.metrics.merging import check_mergeable, merged_states
 from velodrome.testing.torchvision_cpu import import_torchvision
-from velodrome.testing.worlds import Processes
-
-
-@pytest.fixture(scope="module")
-def two():
-    with Processes(2) as processes:
-        yield processes
 
 
 def make(name):

@@ -106,3 +106,17 @@ def test_inductor_gives_nearly_the_same_weights():
 def test_unknown_modes_and_arguments_are_refused(compile, fragment):
     with pytest.raises(vd.errors.ArgumentError, match=fragment):
         vd.Trainer(tiny_mlp(), "sgd", lr=0.1, compile=compile, device="cpu")
+
+
+def test_an_evaluation_in_the_middle_of_an_epoch_does_not_change_which_batch_is_odd():
+    x, y = tiny_classification(100)
+
+    class Evaluate(vd.Callback):
+        def on_step_end(self, trainer):
+            if trainer.progress.steps_in_epoch == 5:
+                trainer.evaluate((x, y), batch_size=32)
+
+    trainer = vd.Trainer(tiny_mlp(), "sgd", lr=0.1, loss="cross_entropy", compile={"backend": "eager"},
+                         callbacks=[Evaluate()], device="cpu", progress=False)  # fmt: skip
+    trainer.fit((x, y), epochs=3, batch_size=8, shuffle=False)
+    assert num_graphs() == 2

@@ -233,3 +233,9 @@ def test_a_schedule_does_not_move_for_updates_that_overflowed(log_every, fused):
     result = trainer.fit(batches(32, 4), epochs=1)
     assert result.metrics["skipped_steps"] == 3
     assert rates == pytest.approx([1, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1 / 4, 1 / 5, 1 / 5])
+
+
+def test_skipped_updates_are_told_with_their_epoch(capsys):
+    vd.fit(tiny_mlp(), batches(64, 16), steps=3, loss=Overflowing(at=(2,)), optimizer="sgd", lr=0.5, precision="fp16",
+           device="cpu", progress=True)  # fmt: skip
+    assert "1 of 3 updates overflowed and were skipped in epoch 1" in "".join(capsys.readouterr())

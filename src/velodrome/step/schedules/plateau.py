@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError, nearest
+from velodrome.monitor import Monitor
 from velodrome.step.schedules.base import Schedule, check_kind
 from velodrome.step.schedules.rates import LearningRates, set_rate
 from velodrome.step.schedules.spans import Interval, RunLength
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["PlateauSchedule", "direction_of"]
 
 _DEFAULT_MONITORS = ("val/loss", "train/loss")
-_SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "rmse")
-_LARGER_IS_BETTER = ("accuracy", "auroc", "f1", "precision", "recall", "score", "iou", "dice", "r2")
 
 
 def direction_of(monitor: str | None) -> str:
@@ -32,16 +31,7 @@ def direction_of(monitor: str | None) -> str:
     Raises:
         ArgumentError: the name does not say.
     """
-    quantity = (monitor or _DEFAULT_MONITORS[0]).lower().rsplit("/", 1)[-1]
-    if any(word in quantity for word in _SMALLER_IS_BETTER):
-        return "min"
-    if any(word in quantity for word in _LARGER_IS_BETTER):
-        return "max"
-    raise ArgumentError(
-        f'monitor={monitor!r} does not say whether smaller is better. Give mode="min" or mode="max" among the scheduler\'s '
-        f"arguments.",
-        argument="mode",
-    )
+    return Monitor(monitor or _DEFAULT_MONITORS[0]).direction
 
 
 class PlateauSchedule(Schedule):

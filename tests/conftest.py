@@ -1,3 +1,5 @@
+"""Groups of processes, started once for all tests: Python with torch takes seconds to start."""
+
 import pytest
 
 from velodrome.testing.worlds import Processes
