@@ -6,7 +6,6 @@ back after it is made and before the first batch is fetched.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from velodrome.checkpoint.nested import join
@@ -15,7 +14,7 @@ from velodrome.keeping import Verdict
 from velodrome.loop.progress import Progress, StopReason
 from velodrome.resume import Resumption, compare
 from velodrome.run_state import SavedState, collect_state, load_callbacks
-from velodrome.seeding import set_random_state
+from velodrome.seeding import get_random_state, set_random_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -178,18 +177,27 @@ class GoingOn:
         self._resumption.refuse(compare(self._saved.state["data"], source.describe_data(), name="data"))
         self._batches_to_skip = source.go_to(epoch, loop["data"], loop["batches_done"])
         self._is_random_pending = True
-        return loop["batches_done"]
+        if source.draws_in_workers:
+            run.files.warn(
+                "warning: Worker processes fetch the data. Their random numbers begin anew in the middle of this epoch: random "
+                "augmentation is not bit for bit that of the run that was not interrupted; order and samples are."
+            )
+        return self._batches_to_skip
 
     def batches(self, source: Any) -> Iterator[Any]:
         """Return the iterator over the batches that are left, with the generators as they were when it was interrupted."""
-        iterator = iter(source)
+        run, device = self._run, self._run.trainer.device
         if not self._is_random_pending:
-            return iterator
-        if self._batches_to_skip:
-            next(islice(iterator, self._batches_to_skip - 1, None), None)
-            self._batches_to_skip = 0
+            if source.draws_at_start and run.files.path is not None:
+                run.position.loop_start = get_random_state(device)
+            return iter(source)
         saved, self._saved, self._is_random_pending = self._saved, None, False
         assert saved is not None
+        loop_start = run.position.loop_start = saved.get("rng-rank0", "loop_start")
+        if loop_start is not None:  # a sampler draws the same order again
+            set_random_state(loop_start, device)
+        iterator = iter(source)
+        source.skip(iterator, self._batches_to_skip)
         self._restore_random(saved)
         return iterator
 

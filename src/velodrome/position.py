@@ -25,6 +25,7 @@ class Position:
         source: of the training loop under way; None between them.
         is_in_batch: the body of that loop is under way. What it will still do with its batch (log, measure, a second optimizer's step)
             nobody knows: a checkpoint that is made here cannot be gone on from, and is made again when the batch is over.
+        loop_start: the random state when the training loop under way began, where that decides its order.
         after_training: the random state when the last training loop was over: an evaluation that was cut short is run again whole.
         epoch_end: the row and the verdict of the epoch that is over.
     """
@@ -33,21 +34,22 @@ class Position:
     loops_done: int = 0
     source: Any = None
     is_in_batch: bool = False
+    loop_start: Mapping[str, Any] | None = None
     after_training: Mapping[str, Any] | None = None
     epoch_end: dict[str, Any] = field(default_factory=dict)
 
     def open_epoch(self) -> None:
         """An epoch begins."""
         self.stage, self.loops_done, self.source, self.after_training = "open", 0, None, None
-        self.is_in_batch = False
+        self.is_in_batch, self.loop_start = False, None
 
     def enter_loop(self, source: Any) -> None:
         """A training loop begins, or goes on."""
         self.source = source
 
-    def leave_loop(self, random_state: Mapping[str, Any]) -> None:
+    def leave_loop(self, random_state: Mapping[str, Any] | None) -> None:
         """A training loop is over, or was left."""
-        self.source, self.is_in_batch, self.after_training = None, False, random_state
+        self.source, self.is_in_batch, self.loop_start, self.after_training = None, False, None, random_state
         self.loops_done += 1
 
     def end_epoch(self, **facts: Any) -> None:

@@ -490,7 +490,7 @@ class Run:
         self._check_finite_loss(phase.values)
         self.row.update({f"train/{name}": value for name, value in phase.values.items()})
         self.row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
-        self.position.leave_loop(get_random_state(self.trainer.device))
+        self.position.leave_loop(None if self.files.path is None else get_random_state(self.trainer.device))
         if self.save_is_due:
             self.save()
 

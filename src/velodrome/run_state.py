@@ -87,6 +87,7 @@ def collect_state(run: Run) -> SavedState:
     evaluates = position.stage == "open" and position.source is None
     random = position.after_training if evaluates else None
     saved.add("rng-rank0", "random", get_random_state(run.trainer.device) if random is None else random)
+    saved.add("rng-rank0", "loop_start", position.loop_start)
     saved.add("sums-rank0", "phase", run.train_phase.state_dict() if position.stage == "open" else None)
     saved.add("callbacks", "callbacks", {name: each.state_dict() for name, each in named_callbacks(run.callbacks)})
     inside = run.train_phase.batches_done if position.source is not None else 0

@@ -427,3 +427,87 @@ def test_ready_batches_are_read_up_to_the_position(tmp_path: Path) -> None:
     second = case.make(tmp_path / "b", resume="auto").fit(list(batches), epochs=2)
 
     assert rows_without_times(second.history) == rows_without_times(first.history)
+
+
+class Stateful:
+    """Batches with a position of their own, as torchdata's StatefulDataLoader has; shuffled by the global generator."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+        self._order: list[int] = []
+        self._next = 0
+        self._is_loaded = False
+
+    def __iter__(self) -> Any:
+        if not self._is_loaded:
+            self._order, self._next = torch.randperm(5).tolist(), 0
+        self._is_loaded = False
+        while self._next < 5:
+            index = self._order[self._next]
+            self._next += 1
+            self.read.append(index)
+            yield X[4 * index : 4 * index + 4], Y[4 * index : 4 * index + 4]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": list(self._order), "next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order, self._next, self._is_loaded = state["order"], state["next"], True
+
+
+def in_random_order() -> Any:
+    """Yield batches in an order that the global generator decides when the epoch begins."""
+    for index in torch.randperm(5).tolist():
+        yield X[4 * index : 4 * index + 4], Y[4 * index : 4 * index + 4]
+
+
+def weighted() -> vd.DataLoader:
+    dataset = torch.utils.data.TensorDataset(X, Y)
+    sampler = torch.utils.data.WeightedRandomSampler(torch.arange(1.0, 23.0), 20)
+    return vd.DataLoader(dataset, 4, sampler=sampler)
+
+
+def in_batches() -> vd.DataLoader:
+    sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(range(20)), 4, drop_last=False)
+    return vd.DataLoader(Squares(), batch_sampler=sampler)
+
+
+def rebuilt() -> Any:
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X[:20], Y[:20]), 4, shuffle=True)
+
+
+def with_workers() -> vd.DataLoader:
+    return vd.DataLoader(
+        torch.utils.data.TensorDataset(X[:20], Y[:20]), 4, shuffle=True, num_workers=2, collate_fn=list_of_tensors
+    )
+
+
+def list_of_tensors(samples: list[Any]) -> Any:
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+
+
+@pytest.mark.parametrize("make_data", [Stateful, lambda: in_random_order, weighted, in_batches, rebuilt, with_workers])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_data_of_every_kind_go_on_at_the_same_sample(make_data: Any, tmp_path: Path) -> None:
+    case = Case("data")  # five batches an epoch
+    first = case.make(tmp_path / "a")
+    first.fit(make_data(), epochs=3)
+    for folder, step in (("b", 8), ("b", 9), ("b", 12)):
+        with pytest.raises(Cut):
+            case.make(tmp_path / folder, cut_at=step, resume="auto").fit(make_data(), epochs=3)
+    second = case.make(tmp_path / "b", resume="auto")
+    second.fit(make_data(), epochs=3)
+
+    assert rows_without_times(second.result.history) == rows_without_times(first.result.history)
+    assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
+
+
+def test_another_batch_size_goes_on_at_the_same_sample(tmp_path: Path) -> None:
+    case = Case("other size")
+    with pytest.raises(Cut):
+        case.make(tmp_path / "run", cut_at=8).fit((X, Y), batch_size=4, epochs=2)  # 22 + 8 samples
+    trainer = case.make(tmp_path / "run", resume="auto", accept_changes=True)
+    result = trainer.fit((X, Y), batch_size=7, epochs=2)
+
+    assert trainer.progress.samples_done == 44
+    assert result.history[-1]["step"] == 8 + 2  # the 14 samples that are left, in two batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,7 @@ class BatchIterable:
         self._share = WHOLE
         self._seed = 0
         self._is_sharded = False
+        self._is_entered = False
 
     def deal_out(self, *, rank: int, size: int, seed: int) -> None:
         """From now on give this process its batches only: every `size`-th one, or all where the data divide themselves.
@@ -132,13 +134,24 @@ class BatchIterable:
         """Make the next `iter()` go on inside an epoch, where the data can.
 
         Returns:
-            The batches that have to be read and thrown away, because the data cannot be entered in the middle.
+            The batches done.
         """
         self.set_epoch(epoch)
-        if state is None or not hasattr(self.data, "load_state_dict"):
-            return batches_done
-        self.data.load_state_dict(state["own"])  # type: ignore[attr-defined]
-        return 0
+        self._is_entered = state is not None and hasattr(self.data, "load_state_dict")
+        if self._is_entered:
+            assert state is not None
+            self.data.load_state_dict(state["own"])  # type: ignore[attr-defined]
+        return batches_done
+
+    def skip(self, iterator: Iterator[Any], batches: int) -> None:
+        """Read what comes before the position and throw it away, unless the data were entered in the middle."""
+        if not self._is_entered:
+            next(islice(iterator, batches - 1, None), None)
+
+    draws_at_start = True
+    """beginning an epoch may draw from the global generators what decides its order"""
+    draws_in_workers = False
+    """nothing is known of workers"""
 
     def use_seed(self, seed: int) -> None:
         """Take another seed: that of the run that goes on here."""
