@@ -123,7 +123,11 @@ class Journal:
             self._warn(
                 f"{self.path} is shorter than it was at the checkpoint of step {step}; rows before it are missing."
             )
-        rows = _parse(kept, self.path)
+        try:
+            rows = _parse(kept, self.path)
+        except CheckpointError:
+            self._close_file()
+            raise
         self.rows = [dict(row) for row in rows]
         self._names.update(name for row in rows for name in row)
         for sink in tuple(self._sinks):
