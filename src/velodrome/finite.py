@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["check_finite_mean_loss", "check_finite_weights"]
+__all__ = ["check_finite_mean", "check_finite_weights"]
 
 
-def check_finite_mean_loss(loss: float, *, step: int, epoch: int, lr: float) -> None:
-    """Refuse a mean training loss that was read at a log point and is NaN or infinite.
+def check_finite_mean(mean: float, *, what: str, step: int, epoch: int, lr: float) -> None:
+    """Refuse a mean training loss or gradient norm that was read at a log point and is NaN or infinite.
 
     Raises:
         NumericsError: with step, epoch and learning rate.
     """
-    if not math.isfinite(loss):
+    if not math.isfinite(mean):
         raise NumericsError(
-            f"The training loss became {loss} at step {step} or since the log point before it (epoch {epoch}, lr {lr:g}). "
-            f"A mean over finite losses is finite. Try a smaller lr, or look at the data and at log, sqrt and division in the model; "
+            f"The training {what} became {mean} at step {step} or since the log point before it (epoch {epoch}, lr {lr:g}). "
+            f"A mean over finite numbers is finite. Try a smaller lr, or look at the data and at log, sqrt and division in the model and the loss; "
             f"these weights were not saved.",
             step=step,
             lr=lr,

@@ -74,9 +74,10 @@ class Notices:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
 
         def show(unused: list[nn.Parameter]) -> None:
-            if unused:
+            own = [names[id(each)] for each in unused if id(each) in names]
+            if own:
                 self.warn_all(
-                    f"{_listed([names.get(id(each), 'one of another model') for each in unused])} got no gradient from the first batch: "
+                    f"{_listed(own)} got no gradient from the first batch: "
                     f"its loss does not depend on them. They change only if a later one does; if that is meant, name them in freeze=."
                 )
 
@@ -90,10 +91,24 @@ class Notices:
                 whose = f" of {name}" if len(windows) > 1 else ""
                 self._files.say(f"learning rate{whose}: {updates.schedule.describe()}")
 
+    def of_schedule_lengths(self, windows: Windows) -> None:
+        """Say when an optimizer makes more updates than its schedule was fitted to: it makes several a batch, say."""
+        for name, updates in windows.by_name.items():
+            if updates.schedule.needs_length and updates.planned is not None and updates.made > updates.planned:
+                self.warn_all(
+                    f"The learning rate of {name!r} was fitted to {updates.planned:,} updates, one a batch, and {updates.made:,} were made: "
+                    f"it stays at its last value. Give the length: scheduler_args={{'length': '{2 * updates.made} steps'}}, say."
+                )
+
     def of_skipped(self, windows: Windows, progress: Progress, epoch: int) -> None:
         """Say how many updates fp16 skipped in this epoch."""
         skipped, self._skipped_before = windows.skipped - self._skipped_before, windows.skipped
-        if skipped:
+        if skipped and skipped == progress.steps_in_epoch:
+            self.warn_all(
+                f"fp16: all {skipped} updates of epoch {epoch} overflowed and were skipped: nothing was trained. If the loss scale does not "
+                f'find its size soon, a loss or gradients are not finite; try precision="bf16" or "fp32".'
+            )
+        elif skipped:
             self._files.say(
                 f"fp16: {skipped} of {progress.steps_in_epoch} updates overflowed and were skipped in epoch "
                 f"{epoch}; the loss scale is adapted."

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from velodrome.errors import ArgumentError, nearest
 from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
-from velodrome.step.precision import Precision, make_scaler
+from velodrome.step.precision import Precision, check_fits_model, make_scaler
 from velodrome.step.schedules import resolve_scheduler
 from velodrome.step.updates import GradientWorld, Updates, check_accumulate
 from velodrome.step.windows import Windows
@@ -55,6 +55,7 @@ class Optimization:
         Raises:
             ArgumentError: an argument is wrong, or goes with another one that is not there.
         """
+        check_fits_model(precision, model)
         optimizers = self._optimizers(model)
         schedulers = self._schedulers(optimizers)
         layers = layer_names(model) if self.grad_norms else {}
@@ -82,6 +83,11 @@ class Optimization:
         return Windows(windows)
 
     def _optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
+        if not isinstance(self.parameter_groups, Mapping):
+            raise ArgumentError(
+                f"parameter_groups={self.parameter_groups!r} is no dict. Write patterns and their options: "
+                f'{{"head": {{"lr": 1e-3}}}}.'
+            )
         if self.optimizer is None:
             given = [name for name in ("lr", "scheduler") if getattr(self, name) is not None]
             given += [*sorted(self.optimizer_args), *(["parameter_groups"] if self.parameter_groups else [])]

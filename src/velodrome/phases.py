@@ -93,10 +93,10 @@ class Phase:
             loss = loss.detach().clone()
         self._means.add(f"{prefix}loss" if prefix else "loss", loss, items)
 
-    def count_norms(self, norms: Mapping[str, Tensor], *, prefix: str = "") -> None:
-        """Count the gradient norms of an update; one that overflowed counts nothing."""
+    def count_norms(self, norms: Mapping[str, Tensor], *, prefix: str = "", all_count: bool = True) -> None:
+        """Count the gradient norms of an update; or only those that are finite."""
         for name, norm in norms.items():
-            self._means.add(prefix + name, norm, torch.isfinite(norm).double())
+            self._means.add(prefix + name, norm, 1.0 if all_count else torch.isfinite(norm).double())
 
     def measure(self, output: Any, target: Any) -> None:
         """Feed the metrics."""

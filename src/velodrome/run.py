@@ -16,7 +16,7 @@ from velodrome.callbacks.base import Callback, listeners
 from velodrome.data.share import EMPTY
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.explain import Explanation
-from velodrome.finite import check_finite_mean_loss, check_finite_weights
+from velodrome.finite import check_finite_mean, check_finite_weights
 from velodrome.going_on import GoingOn
 from velodrome.loop.host import NO_BATCH, length_of
 from velodrome.loop.modes import training_mode
@@ -280,6 +280,7 @@ class Run:
             updates.schedule.after_epoch(row)
         self.notices.of_skipped(self.windows, self.progress, epoch)
         verdict = self.keeping.judge(row, self.progress.steps_done)
+        self.notices.of_schedule_lengths(self.windows)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
         if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
@@ -307,6 +308,8 @@ class Run:
         error = self._error if reason is StopReason.LEFT else None
         if error is None:
             try:
+                if self.progress.steps_done and not self.files.can_save(self.progress):
+                    check_finite_weights(self.model.named_parameters(), step=self.progress.steps_done)
                 self.save()
             except NumericsError as numerics_error:
                 error = numerics_error
@@ -394,6 +397,12 @@ class Run:
         """Return the iterator over the batches that are left."""
         return self.going_on.batches(source)
 
+    def check_lengths(self, source: Any, budget: Budget) -> None:
+        """Refuse schedules and averages that a run of this length would not fit, without running it."""
+        self._budget = budget
+        self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
+        self._begin_schedules(source)
+
     def _begin_schedules(self, source: Any) -> None:
         """Tell the learning-rate schedules how long the run is, once its data are known."""
         if self._has_begun_schedules:
@@ -405,6 +414,10 @@ class Run:
                 per_epoch = None if batches is None else -(-batches // updates.accumulate)
                 # The budget counts the updates of all optimizers, which take turns.
                 steps = None if self._budget.steps is None else -(-self._budget.steps // several)
+                lengths = [
+                    n for n in (steps, per_epoch and self._budget.epochs and per_epoch * self._budget.epochs) if n
+                ]
+                updates.planned = min(lengths, default=None)
                 updates.schedule.start(steps_per_epoch=per_epoch, epochs=self._budget.epochs, steps=steps)
             self.notices.of_schedules(self.windows)
         except BaseException as error:
@@ -573,7 +586,8 @@ class Run:
         progress.steps_done += 1
         progress.steps_in_epoch += 1
         if updates.norms:
-            self.phase.count_norms(updates.norms, prefix=self.windows.prefix_of(updates))
+            overflows_count = not self._precision.needs_scaler  # with fp16 they are skipped, and counted as that
+            self.phase.count_norms(updates.norms, prefix=self.windows.prefix_of(updates), all_count=overflows_count)
         for call in self._events["on_step_end"]:
             call(self.trainer)
         # The clock and the samples of one process are not those of another: these saves are agreed on at log points.
@@ -699,9 +713,10 @@ class Run:
 
     def _check_finite_loss(self, means: Mapping[str, float]) -> None:
         for name, mean in means.items():
-            if not math.isfinite(mean) and name.rpartition("/")[2] == "loss":
+            what = {"loss": "loss", "grad_norm": "gradient norm"}.get(name.rpartition("/")[2])
+            if what is not None and not math.isfinite(mean):
                 lr = self.windows.learning_rates["lr"]
-                check_finite_mean_loss(mean, step=self.progress.steps_done, epoch=self.row["epoch"], lr=lr)
+                check_finite_mean(mean, what=what, step=self.progress.steps_done, epoch=self.row["epoch"], lr=lr)
 
     def tick(self) -> None:
         """Bring the clock of the progress up to date."""

@@ -26,7 +26,7 @@ __all__ = ["Agreement", "Together"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told:
+class RunCounters:
     """What one process tells the others at a log point."""
 
     sums: dict[str, list[float]] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Together:
         """
         progress = self._progress
         new = progress.samples_done - self._samples
-        told = self.world.gather(_Told(sums=dict(sums), samples=new, seconds=progress.seconds, wishes=wishes))
+        told = self.world.gather(RunCounters(sums=dict(sums), samples=new, seconds=progress.seconds, wishes=wishes))
         all_new = sum(each.samples for each in told)
         progress.samples_done += all_new - new
         progress.samples_in_epoch += all_new - new

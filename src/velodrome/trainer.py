@@ -440,6 +440,17 @@ class Trainer:
         source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000, keep=False)
         return run_prediction(self._run, source, self._engine.predict, map_tensors)
 
+    def check_lengths(
+        self, train: Any, *, epochs: int | None = None, steps: int | None = None, seconds: float | None = None
+    ) -> None:
+        """Refuse what does not fit into a run of this length, a warm-up that is longer say, without training or writing anything.
+
+        Raises:
+            ArgumentError: as `fit` would.
+        """
+        source = self._sources.get(train, role="train")
+        self._run.check_lengths(source, Budget.of(epochs, steps, seconds))
+
     def _split_batch_size(self, batch_size: int | None, micro_batch: int) -> int:
         """Make the windows of this fit of as many micro-batches as a batch needs; return the size of one, over all processes."""
         accumulate = num_micro_batches(batch_size, micro_batch, processes=self._world.size)

@@ -138,3 +138,16 @@ def test_explain_prints_the_calls_and_writes_nothing(project, velodrome):
     assert "save every epoch, or when val/loss is the best so far" in answer.out
     assert any("clip to norm 0.5" in line for line in as_json.json["calls"])
     assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        (["scheduler.name=cosine", "scheduler.warmup=100000"], "warmup"),
+        (["ema.decay=0.9", "ema.start='100 epochs'"], "start"),
+    ],
+)
+def test_dry_run_refuses_what_does_not_fit_into_the_run(project, velodrome, changes, fragment):
+    answer = velodrome("train", "mine.toml", *changes, "--dry-run")
+    assert answer.code == 2, answer
+    assert fragment in answer.err

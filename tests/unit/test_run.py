@@ -409,3 +409,78 @@ def test_parameters_that_the_loss_does_not_depend_on_are_named_once(accumulate, 
     assert said.count("2 parameters (unused.weight, unused.bias) got no gradient from the first batch") == 1
     vd.fit(Half(), data, epochs=1, loss="mse", optimizer="sgd", lr=0.1, freeze=["unused"], device="cpu", progress=False)
     assert "no gradient" not in capsys.readouterr().err
+
+
+def test_samples_are_what_most_parts_of_a_batch_have():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, mask, x):
+            return self.linear(x) + 0 * mask.sum()
+
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+    data = [(torch.ones(5, 5), x[:2], y[:2]), (torch.ones(5, 5), x[2:], y[2:])]
+    model = Masked()
+    trainer = vd.Trainer(model, "sgd", lr=0.0, loss="cross_entropy", accumulate=2, device="cpu", progress=False)
+    row = trainer.fit(data, epochs=1).metrics
+    assert trainer.progress.samples_done == 20
+    assert row["train/loss"] == pytest.approx(nn.functional.cross_entropy(model.linear(x), y).item(), rel=1e-6)
+
+
+def test_an_iterable_of_arrays_is_taken():
+    np = pytest.importorskip("numpy")
+    x, y = np.random.default_rng(0).normal(size=(8, 2)).astype("float32"), np.zeros((8, 1), "float32")
+    result = vd.fit(nn.Linear(2, 1), [(x, y)] * 3, epochs=2, loss="mse", optimizer="sgd", lr=0.1, device="cpu", progress=False)  # fmt: skip
+    assert result.metrics["train/loss"] < result.history[0]["train/loss"]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_gradients_that_are_not_finite_end_the_run_also_in_its_last_update(clip_norm):
+    def step(model, batch):
+        output = model(batch[0])
+        return nn.functional.mse_loss(output, batch[1]) + torch.sqrt((output * 0).pow(2).sum())  # its gradient is 0 / 0
+
+    with pytest.raises(vd.errors.NumericsError, match="gradient norm became nan" if clip_norm else "not finite"):
+        vd.fit(nn.Linear(2, 1), [(torch.randn(4, 2), torch.randn(4, 1))], epochs=1, optimizer="sgd", lr=0.1, step_fn=step,
+               clip_norm=clip_norm, device="cpu", progress=False)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ({"freeze": [0]}, "freeze=.* is no list of patterns"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing=True is no list"),
+        ({"parameter_groups": ["0"]}, "parameter_groups=.* is no dict"),
+        ({"precision": "fp16", "scaler_args": {"init_scale": 0}}, "init_scale.*no number above 0"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, fragment):
+    with pytest.raises(vd.errors.ArgumentError, match=fragment):
+        vd.Trainer(nn.Sequential(nn.Linear(2, 1)), "sgd", lr=0.1, device="cpu", **arguments)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_narrow_precision_that_does_nothing_is_refused(precision):
+    with pytest.raises(vd.errors.ArgumentError, match="weights are float64"):
+        vd.Trainer(nn.Linear(2, 1).double(), "sgd", lr=0.1, precision=precision, device="cpu")
+
+
+def test_a_time_without_end_is_refused():
+    with pytest.raises(vd.errors.ArgumentError, match="seconds=inf"):
+        vd.fit(nn.Linear(2, 1), [(torch.ones(2, 2), torch.ones(2, 1))], seconds=float("inf"), loss="mse", device="cpu")
+
+
+def test_an_optimizer_that_outlives_its_schedule_is_told(capsys):
+    model = nn.ModuleDict({"g": nn.Linear(2, 1), "d": nn.Linear(2, 1)})
+    trainer = vd.Trainer(model, {"g": "sgd", "d": "sgd"}, lr=0.1, scheduler="linear", device="cpu", progress=False)
+    x, y = torch.randn(4, 2), torch.randn(4, 1)
+    for epoch in trainer.epochs(2):
+        for a, b in epoch.train([(x, y)] * 3):
+            for _ in range(5):
+                trainer.step(nn.functional.mse_loss(model["d"](a), b), optimizer="d")
+            trainer.step(nn.functional.mse_loss(model["g"](a), b), optimizer="g")
+    said = capsys.readouterr().err
+    assert "learning rate of 'd' was fitted to 6 updates" in said
+    assert "'g' was fitted" not in said

@@ -60,6 +60,8 @@ class EarlyStopping(Callback):
             raise ArgumentError(f"min_delta={min_delta!r} is not a difference. It must be a number of at least 0.")
         self.patience = patience
         self.min_delta = min_delta
+        if not isinstance(restore_best, bool):
+            raise ArgumentError(f"restore_best={restore_best!r} is neither True nor False. Give one of them.")
         self.restore_best = restore_best
         self._forget()
 

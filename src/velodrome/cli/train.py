@@ -85,6 +85,7 @@ def train(
         return
     trial = try_out(ready)  # what is refused is refused here, before there is a run directory
     if dry_run:
+        ready.make_trainer(progress=False).check_lengths(ready.train, **ready.fit_arguments)
         _show_plan(ready, trial, screen)
         return
     del trial

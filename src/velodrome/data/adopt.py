@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import DataLoader as TorchDataLoader
 
+from velodrome.data.batches import tensors_from_arrays
 from velodrome.data.columns import columns_from
 from velodrome.data.loader import DataLoader
 from velodrome.data.own_order import check_own_order
@@ -184,10 +185,13 @@ class BatchIterable:
                     f"A generator can be run through only once. Give a list, a DataLoader, or an object whose __iter__ starts anew.",
                     epoch=self._epochs_begun,
                 )
-            yield first
+            yield tensors_from_arrays(first)
         # `yield from` would close the user's generator when an epoch is left early; the next one goes on with it.
-        for batch in iterator:  # noqa: UP028
-            yield batch
+        is_converted = None
+        for batch in iterator:
+            if is_converted is None:
+                is_converted = tensors_from_arrays(batch) is not batch
+            yield tensors_from_arrays(batch) if is_converted else batch
 
 
 _NOTHING = object()

@@ -5,14 +5,16 @@ Tensors may also be packed sequences, or lie in an object that moves itself by a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, ValuesView
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["map_tensors", "move", "num_samples"]
+__all__ = ["map_tensors", "move", "num_samples", "tensors_from_arrays"]
 
 
 def move(batch: Any, device: torch.device) -> Any:
@@ -51,26 +53,55 @@ def map_tensors(
     return of_other(batch)
 
 
+def tensors_from_arrays(batch: Any) -> Any:
+    """Return the batch with a tensor over the memory of each NumPy array of numbers; the batch itself where it has none."""
+    has_arrays = False
+
+    def convert(part: Any) -> Any:
+        nonlocal has_arrays
+        if isinstance(part, np.ndarray) and part.dtype.kind in "biufc":
+            has_arrays = True
+            return torch.from_numpy(part if part.flags.writeable else part.copy())
+        return part
+
+    converted = map_tensors(batch, lambda tensor: tensor, convert)
+    return converted if has_arrays else batch
+
+
 def num_samples(batch: Any) -> int:
-    """Return the length of the first dimension of the first tensor, or the sequences of a pack; 1 when there is neither."""
-    tensor = batch[0] if type(batch) in (tuple, list) and batch else batch
-    if isinstance(tensor, Tensor) and tensor.ndim:
-        return tensor.shape[0]
-    length = _first_length(batch)
-    return 1 if length is None else length
+    """Return how many samples a batch has: the first dimension of its tensors, or the sequences of a pack; 1 when there is neither.
+
+    Where they differ, a mask of (length, length) before the inputs say, it is what most parts have; of two the first.
+    """
+    if type(batch) in (tuple, list) and len(batch) == 2:  # nearly always
+        first, second = batch
+        if isinstance(first, Tensor) and isinstance(second, Tensor) and first.ndim:
+            return first.shape[0]
+    lengths = list(_all_lengths(batch))
+    counts = Counter(lengths)
+    return max(lengths, key=lambda length: counts[length], default=1)
 
 
-def _first_length(batch: Any) -> int | None:
-    """Return the samples of the first part of the batch that tells them."""
+def _all_lengths(batch: Any) -> Iterator[int]:
+    """Yield what each part of the batch says about its samples."""
+    if isinstance(batch, Mapping):
+        batch = batch.values()
+    if isinstance(batch, (tuple, list, ValuesView)) and not isinstance(batch, PackedSequence):
+        for part in batch:
+            yield from _all_lengths(part)
+    else:
+        length = _length(batch)
+        if length is not None:
+            yield length
+
+
+def _length(batch: Any) -> int | None:
+    """Return what a part of a batch says about the samples."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else None
     if isinstance(batch, PackedSequence):
         return int(batch.batch_sizes[0])  # SYNC: none, torch keeps the lengths on the CPU
-    if isinstance(batch, Mapping):
-        batch = batch.values()
-    elif not isinstance(batch, (tuple, list)):
-        return None
-    return next((length for length in map(_first_length, batch) if length is not None), None)
+    return None
 
 
 def _map_pack(pack: PackedSequence, function: Callable[[Tensor], Tensor]) -> PackedSequence:

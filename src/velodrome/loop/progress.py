@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -79,7 +80,7 @@ class Budget:
                     f"{name}={value!r} is not a number of {name}. It must be a whole number of at least 1."
                 )
         if seconds is not None and (
-            isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0
+            isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf
         ):
             raise ArgumentError(f"seconds={seconds!r} is not a time. It must be a positive number.")
         if epochs is None and steps is None and seconds is None:

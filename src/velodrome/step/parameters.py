@@ -18,7 +18,15 @@ from velodrome.errors import ArgumentError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["HeldInVain", "freeze", "held_in_vain", "hint_names", "parameter_groups", "unheld_parameters"]
+__all__ = [
+    "HeldInVain",
+    "check_patterns",
+    "freeze",
+    "held_in_vain",
+    "hint_names",
+    "parameter_groups",
+    "unheld_parameters",
+]
 
 
 class HeldInVain(NamedTuple):
@@ -138,7 +146,21 @@ def _match(model: nn.Module, patterns: Sequence[str]) -> dict[str, list[nn.Param
 
 
 def _as_list(patterns: Sequence[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    return check_patterns(patterns, "freeze")
+
+
+def check_patterns(patterns: object, name: str) -> list[str]:
+    """Return the patterns as a list.
+
+    Raises:
+        ArgumentError: it is neither a text nor a list of texts.
+    """
+    given = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(given, (list, tuple)) or not all(isinstance(pattern, str) for pattern in given):
+        raise ArgumentError(
+            f'{name}={patterns!r} is no list of patterns. Write names of parameters or modules: ["encoder.*"].'
+        )
+    return list(given)
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["Autocast", "FullPrecision", "Precision", "TensorFloat32", "resolve_precision"]
+__all__ = [
+    "Autocast",
+    "FullPrecision",
+    "Precision",
+    "TensorFloat32",
+    "check_fits_model",
+    "make_scaler",
+    "resolve_precision",
+]
 
 _NAMES = ("fp32", "tf32", "bf16", "fp16")
 _ALIASES = {
@@ -189,6 +197,27 @@ def resolve_precision(
     return Autocast(known, device, map_tensors)
 
 
+def check_fits_model(precision: Precision, model: nn.Module) -> None:
+    """Refuse a narrow precision for weights that autocast leaves alone, or that are narrow already.
+
+    Raises:
+        ArgumentError: names the type.
+    """
+    if not isinstance(precision, Autocast):
+        return
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if dtypes == {torch.float64}:
+        raise ArgumentError(
+            f'precision="{precision.name}" does nothing for this model: its weights are float64, which autocast leaves alone. '
+            f"Use model.float(), or leave precision out."
+        )
+    if precision.needs_scaler and torch.float16 in dtypes:
+        raise ArgumentError(
+            'precision="fp16" keeps the weights in fp32 and narrows what is computed; this model\'s weights are float16 already. '
+            "Use model.float()."
+        )
+
+
 def make_scaler(precision: Precision, device: torch.device, arguments: Mapping[str, Any]) -> torch.amp.GradScaler:
     """Return the scaler of one optimizer; it does nothing where the precision needs none.
 
@@ -199,6 +228,10 @@ def make_scaler(precision: Precision, device: torch.device, arguments: Mapping[s
         raise ArgumentError(
             f'scaler_args {sorted(arguments)} were given with precision="{precision.name}", which scales nothing. They go with "fp16".'
         )
+    for name, value in arguments.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name != "enabled" and (not is_number or not 0 < value < float("inf")):
+            raise ArgumentError(f"scaler_args[{name!r}]={value!r} is no number above 0. Give one, or leave it out.")
     try:
         return torch.amp.GradScaler(device.type, enabled=precision.needs_scaler, **arguments)
     except (TypeError, AssertionError, ValueError) as error:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from velodrome.errors import ArgumentError
-from velodrome.step.parameters import hint_names
+from velodrome.step.parameters import check_patterns, hint_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ def recompute_activations(model: nn.Module, patterns: Sequence[str]) -> list[str
     Cost: about one more forward of these modules a step, and their buffers twice while one runs.
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016; torch.utils.checkpoint, not re-entrant.
     """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = check_patterns(patterns, "gradient_checkpointing")
     named = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     chosen: list[str] = []
     for pattern in patterns:

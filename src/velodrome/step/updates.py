@@ -118,6 +118,10 @@ class Updates:
         """called after every update that was really made"""
         self.on_first_gradients: Callable[[list[nn.Parameter]], None] | None = None
         """called once, before the next update, with the parameters that have no gradient"""
+        self.made = 0
+        """updates that were made, as far as they are settled; not counted where nothing asks for it"""
+        self.planned: int | None = None
+        """updates that the schedule was fitted to"""
         self.skipped = 0
         """updates that fp16 skipped, as far as they are settled"""
         self.norms: dict[str, Tensor] = {}
@@ -372,14 +376,17 @@ class Updates:
                         f'the model, or try precision="bf16" or "fp32".'
                     )
                 return
+        self.made += 1
         self.schedule.after_update()
         for call in self.on_update:
             call()
 
     def _show_first_gradients(self) -> None:
-        show, self.on_first_gradients = self.on_first_gradients, None
-        if show is not None:
-            show([parameter for parameter in self.parameters if parameter.grad is None])
+        show, parameters = self.on_first_gradients, self.parameters
+        unused = [parameter for parameter in parameters if parameter.grad is None]
+        if show is not None and len(unused) < len(parameters):  # else a window without any item: the next one tells
+            self.on_first_gradients = None
+            show(unused)
 
     def free_gradients(self) -> None:
         """Set every gradient to None, as `zero_grad()` does, and begin a new window.
@@ -476,7 +483,7 @@ def num_micro_batches(batch_size: int | None, micro_batch: int, *, processes: in
         above = next((size for size in range(micro_batch, batch_size + 1) if batch_size % size == 0), batch_size)
         raise ArgumentError(
             f"micro_batch={micro_batch} does not divide batch_size={batch_size} ({batch_size} % {micro_batch} = {batch_size % micro_batch}). "
-            f"Use {below} or {above}."
+            f"Use {below if below == above else f'{below} or {above}'}."
         )
     count = -(-batch_size // (micro_batch * processes))
     while batch_size % count:

@@ -239,3 +239,9 @@ def test_skipped_updates_are_told_with_their_epoch(capsys):
     vd.fit(tiny_mlp(), batches(64, 16), steps=3, loss=Overflowing(at=(2,)), optimizer="sgd", lr=0.5, precision="fp16",
            device="cpu", progress=True)  # fmt: skip
     assert "1 of 3 updates overflowed and were skipped in epoch 1" in "".join(capsys.readouterr())
+
+
+def test_an_epoch_in_which_every_update_overflowed_is_told_to_everybody(capsys):
+    vd.fit(tiny_mlp(), batches(64, 16), epochs=1, loss=Overflowing(at=range(100)), optimizer="sgd", lr=0.5, precision="fp16",
+           device="cpu", progress=False)  # fmt: skip
+    assert "all 4 updates of epoch 1 overflowed" in capsys.readouterr().err
