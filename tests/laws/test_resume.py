@@ -511,3 +511,33 @@ def test_another_batch_size_goes_on_at_the_same_sample(tmp_path: Path) -> None:
 
     assert trainer.progress.samples_done == 44
     assert result.history[-1]["step"] == 8 + 2  # the 14 samples that are left, in two batches
+
+
+class StopAt(vd.Callback):
+    """Asks for the end of the run after a step of the first epoch."""
+
+    def on_step_end(self, trainer: vd.Trainer) -> None:
+        if trainer.progress.steps_done == 4:
+            trainer.stop()
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 3}, {"steps": 4}])
+def test_a_run_cut_after_it_was_to_stop_only_brings_its_epoch_to_the_end(
+    budget: dict[str, int], tmp_path: Path
+) -> None:
+    def run(folder: str, *callbacks: vd.Callback, resume: str = "never") -> vd.Trainer:
+        trainer = Case("stop").make(tmp_path / folder, resume=resume)
+        trainer._run.callbacks += [*([StopAt()] if "epochs" in budget else []), *callbacks]
+        trainer.fit((X, Y), VAL, batch_size=4, **budget)
+        return trainer
+
+    straight = run("straight")
+    with pytest.raises(Cut):
+        run("run", CutAt(4))
+    resumed = run("run", resume="auto")
+
+    assert [row["step"] for row in straight.result.history] == [4]
+    assert rows_without_times(resumed.result.history) == rows_without_times(straight.result.history)
+    assert resumed.result.stop_reason is straight.result.stop_reason
+    assert counters(resumed) == counters(straight)
+    assert all(map(torch.equal, straight.model.state_dict().values(), resumed.model.state_dict().values()))
