@@ -81,6 +81,8 @@ class DataInUse:
         self._device = device
         self._seed = seed
         self._say = say
+        self.order_seed = seed
+        """the seed of the order, once there is one"""
         self._known: list[_Known] = []
         self._num_uses = 0
         self._said: dict[str, str] = {}
@@ -138,11 +140,24 @@ class DataInUse:
             self._say(line)
         return source
 
+    def go_on_with(self, seed: int | None) -> None:
+        """Take the seed of the run that goes on here, for data that are in use already too."""
+        if seed is None:
+            return
+        self._seed = self.order_seed = seed
+        for known in self._known:
+            known.source.use_seed(seed)
+
     def _order_seed(self, role: str) -> int:
         if self._seed is not None:
             return self._seed
         # A prediction is read in the data's own order: one process may make it alone.
-        return torch.initial_seed() if role == "predict" else self._take_seed(torch.initial_seed())
+        if role == "predict":
+            return torch.initial_seed()
+        seed = self._take_seed(torch.initial_seed())
+        if role == "train":
+            self.order_seed = seed
+        return seed
 
     def needs_batch_size(self, data: Any) -> bool:
         """Return whether the data are a dataset or tensors that were not turned into batches yet."""

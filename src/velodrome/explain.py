@@ -124,16 +124,17 @@ class Explanation:
             is_first = name == next(iter(run.windows.by_name))
             yield from _lines(5, run.averaging.calls().get("update", []) if is_first else [])
             yield from _lines(5, self._after_update())
-        yield from _lines(4, self._measured())
+        measured = self._measured()
+        yield from _lines(4, measured[:1])
+        when = run.keeping.describe().get("step")
+        if when is not None and run.files.path is not None:
+            yield from _lines(4, [(when, run.save), *self._told("on_checkpoint")])
+        yield from _lines(4, measured[1:])
 
     def _after_update(self) -> list[Call]:
         run = self.run
         row = f"log point every {_times(self.log_every, 'step')}: mean loss to {run.files.writes}"
-        calls = [*self._told("on_step_end"), (row, run._log_interval)]
-        when = run.keeping.describe().get("step")
-        if when is not None and run.files.path is not None:
-            calls += [(when, run.save), *self._told("on_checkpoint")]
-        return calls
+        return [*self._told("on_step_end"), (row, run._log_interval)]
 
     def _evaluation(self) -> Iterator[_Line]:
         run = self.run

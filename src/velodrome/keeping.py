@@ -81,6 +81,18 @@ class Keeping:
         """The steps whose checkpoints stay because they are among the best."""
         return [step for _, step in self._best_ones] + [step for other in self._others for step in other.kept_steps]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best epochs so far; time and samples until the next save are counted from this one."""
+        return {
+            "best": self.best,
+            "best_ones": [list(each) for each in self._best_ones],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.best = state["best"]
+        self._best_ones = [(value, step) for value, step in state["best_ones"]]
+
     def count_from(self, progress: Progress) -> None:
         """Count time and samples until the next save from here on: a run begins or goes on, or a save was made."""
         self._saved_at, self._saved_samples = perf_counter(), progress.samples_done

@@ -57,6 +57,7 @@ class Phase:
         """loss, metrics and what was logged, when it is over"""
         self._means = RunningMeans()
         self._metrics = MetricSet(metrics, device)
+        self._device = device
         self._seconds = 0.0
         self._entered_at = 0.0
 
@@ -114,6 +115,21 @@ class Phase:
     def num_dropped(self) -> int:
         """Logged values that were dropped, because there were too many names."""
         return self._means.num_dropped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and the metrics' state so far, as tensors and numbers."""
+        return {"means": self._means.state_dict(), "metrics": self._metrics.state_dict(), "seconds": self._seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._means.load_state_dict(state["means"], self._device)
+        self._metrics.load_state_dict(state["metrics"], self._device)
+        self._seconds = state["seconds"]
+
+    @property
+    def unsaved(self) -> list[str]:
+        """The metrics whose state is not in `state_dict`."""
+        return self._metrics.unsaved
 
     def drain_blocking(self, merge: Merge) -> dict[str, float]:
         """Return the means since the last call, without the metrics; waits for the device.

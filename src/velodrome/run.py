@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from velodrome.data.share import EMPTY
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.explain import Explanation
 from velodrome.finite import check_finite_mean, check_finite_weights
+from velodrome.going_on import GoingOn
 from velodrome.loop.host import NO_BATCH, length_of
 from velodrome.loop.modes import training_mode
 from velodrome.loop.progress import Budget, Progress, StopReason
@@ -24,8 +25,10 @@ from velodrome.metrics.means import MAX_NAMES
 from velodrome.metrics.merging import ALONE
 from velodrome.notices import Notices
 from velodrome.phases import NO_PHASE, Phase
+from velodrome.position import Position
 from velodrome.record.progress import NoProgress
-from velodrome.seeding import random_state_kept, seed_everything
+from velodrome.resume import settings_of
+from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
 from velodrome.together import Together
 
@@ -39,9 +42,10 @@ if TYPE_CHECKING:
     from velodrome.data.bound import BoundLoader
     from velodrome.data_in_use import DataInUse
     from velodrome.distributed.world import World
-    from velodrome.keeping import Keeping
+    from velodrome.keeping import Keeping, Verdict
     from velodrome.metrics.means import Merge
     from velodrome.record.progress import ProgressView
+    from velodrome.resume import Resumption
     from velodrome.run_files import RunFiles
     from velodrome.step.averaging import NoAveraging
     from velodrome.step.compiled import NotCompiled
@@ -79,6 +83,7 @@ class Run:
         log_every: a number of steps.
         seed: or None.
         world: the processes that train together.
+        resumption: what the run goes on from, if anything.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Run:
         log_every: int,
         seed: int | None,
         world: World,
+        resumption: Resumption,
     ) -> None:
         self.trainer = trainer
         self.world = world
@@ -116,7 +122,7 @@ class Run:
         self.files = files
         self.keeping = keeping
         self.first_batch = first_batch
-        self._callbacks = list(callbacks)
+        self.callbacks = list(callbacks)
         self._events = listeners(())
         self._display = display
         self._sources = sources
@@ -129,9 +135,9 @@ class Run:
         self._train_source: Any = ()
         self._log_every = log_every
         self._seed = seed
-        self._train_phase = NO_PHASE
+        self.train_phase = NO_PHASE
         self._left_phase: Callable[[], None] | None = None
-        self._row: dict[str, Any] = {}
+        self.row: dict[str, Any] = {}
         self._budget = Budget()
         self._has_begun_schedules = False
         self._started_at = 0.0
@@ -139,6 +145,36 @@ class Run:
         self._is_under_way = False
         self._error: BaseException | None = None
         self.notices = Notices(files, world)
+        self.position = Position()
+        self.going_on = GoingOn(self, resumption)
+        self.save_is_due = False
+
+    # -- for a checkpoint -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers, as it was before the run began."""
+        return settings_of(self, seed=self._seed, precision=self._precision.name)
+
+    @property
+    def interval_samples(self) -> int:
+        """Samples done at the last log point."""
+        return self._interval[1]
+
+    @property
+    def order_seed(self) -> int | None:
+        """The seed of the order of the training data."""
+        return self._sources.order_seed
+
+    @property
+    def data_facts(self) -> dict[str, Any]:
+        """What must be the same about the training data when the run goes on."""
+        source = self._train_source
+        return source.describe_data() if hasattr(source, "describe_data") else {}
+
+    def mark_batch(self, *, is_under_way: bool) -> None:
+        """Note that the body of a training loop begins or is over."""
+        self.position.is_in_batch = is_under_way
 
     @property
     def is_under_way(self) -> bool:
@@ -166,13 +202,15 @@ class Run:
         self.stop_requested = self.stop_reason = self._error = self._stop_wanted = None
         self._budget = budget
         self._has_begun_schedules = False
-        self._events = listeners(self._callbacks)
+        self._events = listeners(self.callbacks)
         try:
             if not self.progress.steps_done:
                 if self._seed is not None:
                     seed_everything(self._seed)
                 self._join_others()
             self.windows.discard()  # what a computation before the run left there is not this run's gradient
+            _ = self.settings
+            self.going_on.load(budget)
             self._started_at = perf_counter() - self.progress.seconds
             self.keeping.count_from(self.progress)
             self.averaging.begin(epochs=budget.epochs, steps=budget.steps)
@@ -180,8 +218,13 @@ class Run:
             self.notices.of_parameters(self.model, self.windows)
             self.notices.watch_gradients(self.model, self.windows)
             limits = {name: value for name, value in asdict(budget).items() if value is not None}
+            if self.going_on.is_over:
+                self.going_on.look_back()
+                return budget
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
-            self._tell("on_fit_start")
+            self.going_on.start(self._sources)
+            self.tell("on_fit_start")
+            self.going_on.begin()
             if self.is_alone:
                 return budget
             self._agree({})  # the clocks
@@ -206,21 +249,31 @@ class Run:
         parameters = [parameter for updates in self.windows.by_name.values() for parameter in updates.parameters]
         self._together.begin(self.model, parameters, facts, self._seed)
 
+    @property
+    def is_inside_epoch(self) -> bool:
+        """Whether the run goes on in the middle of an epoch."""
+        return self.going_on.is_inside_epoch
+
     def begin_epoch(self) -> None:
-        """Start new sums."""
+        """Start new sums, or go on with those of an epoch that was interrupted."""
+        self.position.open_epoch()
+        if self.going_on.is_inside_epoch:
+            self.train_phase = self._new_phase("train", self._display)
+            self._interval = (perf_counter(), self.going_on.begin_epoch())
+            return
         self.progress.steps_in_epoch = self.progress.samples_in_epoch = 0
-        self._row = {"epoch": self.progress.epochs_done + 1}
-        self._train_phase = self._new_phase("train", self._display)
+        self.row = {"epoch": self.progress.epochs_done + 1}
+        self.train_phase = self._new_phase("train", self._display)
         self._interval = (perf_counter(), self.progress.samples_done)
-        self._tell("on_epoch_start")
+        self.tell("on_epoch_start")
 
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
         self.finish_left_phase()
         self._average_epoch()
         self.tick()
-        epoch = self._row.pop("epoch")
-        row = {**self._coordinates("epoch", epoch), **self._row}
+        epoch = self.row.pop("epoch")
+        row = {**self._coordinates("epoch", epoch), **self.row}
         self.files.write(row)
         row.pop("kind")
         for updates in self.windows.by_name.values():
@@ -229,16 +282,26 @@ class Run:
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self.notices.of_schedule_lengths(self.windows)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
+        self.position.end_epoch(row=row, verdict=asdict(verdict))
         if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
             self.save()
-        if verdict.is_best and verdict.is_kept:
-            self.files.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
-        self._tell("on_epoch_end", row)
+        self.after_epoch(row, verdict)
         if not self.is_alone:
             self._agree({})  # what the callbacks want
 
+    def after_epoch(self, row: dict[str, Any], verdict: Verdict) -> None:
+        """Do what comes after the epoch's checkpoint; a run that goes on from it does it again."""
+        if verdict.is_best and verdict.is_kept:
+            self.files.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
+        self.tell("on_epoch_end", row)
+        self.position.close_epoch()
+
     def end_run(self, reason: StopReason) -> None:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
+        if self.going_on.is_over:
+            self.going_on.is_over, self._is_under_way, self.stop_reason = False, False, reason
+            self.files.leave()
+            return
         self.tick()
         self._left_phase, self._is_under_way = None, False
         self.windows.discard()  # the window of a loop that was left together with the run
@@ -257,15 +320,15 @@ class Run:
                     "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
                 )
             self.files.finish(reason, self.progress, self.keeping.best)
-            self._tell("on_fit_end")
+            self.tell("on_fit_end")
             return
         self.phase = NO_PHASE
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
         try:
-            self._tell("on_exception", error)
+            self.tell("on_exception", error)
         finally:
             self.files.fail(self.stop_reason, error, self.progress)
-            self._tell("on_fit_end")
+            self.tell("on_fit_end")
         if reason is not StopReason.LEFT:
             raise error
 
@@ -314,16 +377,25 @@ class Run:
             raise ArgumentError(
                 f"epoch.train() was started inside of the {self.phase.name!r} phase. Finish that loop first."
             )
-        if "epoch" not in self._row:
+        if "epoch" not in self.row:
             raise ArgumentError(
                 "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
-        self._train_source = source
-        self._begin_schedules(source)
-        with self._inside(self._train_phase, source, self._finish_training), self.windows.training():
-            yield self._train_phase
+        self.position.enter_loop(source)
+        with self._inside(self.train_phase, source, self._finish_training), self.windows.training():
+            yield self.train_phase
             self._close_windows()
             self._follow_others()
+
+    def enter_data(self, source: Any, epoch: int) -> int | None:
+        """Choose the order of the epoch and where in it to begin; None when this loop was over before the run was interrupted."""
+        self._train_source = source
+        self._begin_schedules(source)
+        return self.going_on.enter_data(source, epoch)
+
+    def batches(self, source: Any) -> Iterator[Any]:
+        """Return the iterator over the batches that are left."""
+        return self.going_on.batches(source)
 
     def check_lengths(self, source: Any, budget: Budget) -> None:
         """Refuse schedules and averages that a run of this length would not fit, without running it."""
@@ -376,7 +448,7 @@ class Run:
         outer, self.phase = self.phase, phase
         columns = getattr(source, "columns", None)
         phase.enter(
-            self._row.get("epoch", 0), self._budget.epochs, length_of(source), batches_are_new=columns is not None
+            self.row.get("epoch", 0), self._budget.epochs, length_of(source), batches_are_new=columns is not None
         )
         try:
             with self.first_batch.of(source, columns), self._determinism.around(), self._precision.around(self.model):
@@ -422,23 +494,26 @@ class Run:
 
     def _finish_training(self) -> None:
         """Put the means of the training phase into the epoch's row."""
-        phase = self._train_phase
+        phase = self.train_phase
         self.windows.settle_blocking()
         self.tick()
         self._read_blocking(phase, self._agree)
         phase.told = self.world.gather((phase.batches_done, phase.is_whole))
         self.world.broadcast_buffers(self.model)  # statistics of BatchNorm are those of each process's own batches
         self._check_finite_loss(phase.values)
-        self._row.update({f"train/{name}": value for name, value in phase.values.items()})
-        self._row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
+        self.row.update({f"train/{name}": value for name, value in phase.values.items()})
+        self.row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
+        self.position.leave_loop(None if self.files.path is None else get_random_state(self.trainer.device))
+        if self.save_is_due:
+            self.save()
 
     def _finish_evaluation(self, phase: Phase) -> None:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
         self._read_blocking(phase, phase.others.merge_sums)
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
-        if "epoch" in self._row and phase.name not in ("eval", "predict"):
-            self._row.update(named)
-            self._tell("on_evaluate_end", named)
+        if "epoch" in self.row and phase.name not in ("eval", "predict"):
+            self.row.update(named)
+            self.tell("on_evaluate_end", named)
 
     def finish_left_phase(self) -> None:
         """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
@@ -452,7 +527,7 @@ class Run:
 
     def _close_windows(self) -> None:
         """Make the update of a window that the data ended in: a short one is divided by what it has."""
-        outer, self.phase = self.phase, self._train_phase
+        outer, self.phase = self.phase, self.train_phase
         try:
             for updates in self.windows.open_ones:
                 self.windows.update(updates)
@@ -464,7 +539,7 @@ class Run:
         """Take part in the updates of processes whose data last longer, until nobody has any: weights stay the same everywhere."""
         if self.is_alone:
             return
-        outer, self.phase = self.phase, self._train_phase
+        outer, self.phase = self.phase, self.train_phase
         try:
             while (updates := self.windows.take_part()) is not None:
                 self.after_update(updates)
@@ -473,7 +548,7 @@ class Run:
 
     def _average_epoch(self) -> None:
         """Average the weights at the end of an epoch's training, if it is time: before they are evaluated and saved."""
-        if "epoch" in self._row and self.progress.steps_in_epoch and self.averaging.after_epoch(self._row["epoch"]):
+        if "epoch" in self.row and self.progress.steps_in_epoch and self.averaging.after_epoch(self.row["epoch"]):
             self._recompute_statistics()
 
     def _recompute_statistics(self) -> None:
@@ -519,8 +594,8 @@ class Run:
         save_is_due = (self.is_alone or self.keeping.counts_steps) and self.keeping.is_due_after_step(progress)
         if save_is_due or progress.steps_done % self._log_every == 0:
             self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
-        if save_is_due or self._save_is_wanted:
-            self.save()
+        # Written when the batch is over: what the loop still does with it belongs to the checkpoint.
+        self.save_is_due |= save_is_due or self._save_is_wanted
 
     def skip_batch(self) -> None:
         """Other processes have a training batch where this one has none: take part in its update."""
@@ -553,16 +628,22 @@ class Run:
         Raises:
             NumericsError: a weight is not finite; such weights are never saved.
         """
-        if not self.files.can_save(self.progress):
+        is_resumable = not self.position.is_in_batch
+        if is_resumable:
+            self.save_is_due = False
+        if not self.files.can_save(self.progress, is_resumable=is_resumable):
             return None
+        self.save_is_due = not is_resumable
         step, averaging = self.progress.steps_done, self.averaging
         with averaging.raw(), self.windows.evaluating():
             check_finite_weights(self.model.named_parameters(), step=step)
             check_finite_weights(averaging.named_parameters(), step=step, what="averaged weight")
-            path = self.files.save(self.model, self.progress, keep=self.keeping.kept_steps, averaging=averaging)
+            path = self.files.save(
+                self.model, self.progress, keep=self.keeping.kept_steps, averaging=averaging, more=self.going_on.collect
+            )
         if path is not None:
             self.keeping.count_from(self.progress)
-            self._tell("on_checkpoint", path)
+            self.tell("on_checkpoint", path)
         return path
 
     # -- inner works ------------------------------------------------------------------------------------------------
@@ -571,7 +652,7 @@ class Run:
         """Return the calls of a run in order, each with its owner."""
         return Explanation(
             run=self,
-            events=listeners(self._callbacks),
+            events=listeners(self.callbacks),
             metrics=self._metrics,
             engine=self._engine,
             first_batch=self.first_batch,
@@ -586,11 +667,11 @@ class Run:
         """Write a row with the means since the last one."""
         self.tick()
         self.windows.settle_blocking()
-        means = self._train_phase.drain_blocking(self._agree)  # SYNC: log point
+        means = self.train_phase.drain_blocking(self._agree)  # SYNC: log point
         self._check_finite_loss(means)
         now, (then, samples_then) = perf_counter(), self._interval
         self._interval = (now, self.progress.samples_done)
-        row = self._coordinates("step", self._row["epoch"])
+        row = self._coordinates("step", self.row["epoch"])
         row.update({f"train/{name}": value for name, value in means.items()})
         row["samples_per_s"] = (self.progress.samples_done - samples_then) / max(1e-9, now - then)
         self.files.write(row)
@@ -635,12 +716,13 @@ class Run:
             what = {"loss": "loss", "grad_norm": "gradient norm"}.get(name.rpartition("/")[2])
             if what is not None and not math.isfinite(mean):
                 lr = self.windows.learning_rates["lr"]
-                check_finite_mean(mean, what=what, step=self.progress.steps_done, epoch=self._row["epoch"], lr=lr)
+                check_finite_mean(mean, what=what, step=self.progress.steps_done, epoch=self.row["epoch"], lr=lr)
 
     def tick(self) -> None:
         """Bring the clock of the progress up to date."""
         self.progress.seconds = perf_counter() - self._started_at
 
-    def _tell(self, event: str, *details: Any) -> None:
+    def tell(self, event: str, *details: Any) -> None:
+        """Call the callbacks that listen to an event."""
         for call in self._events[event]:
             call(self.trainer, *details)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from velodrome.errors import ArgumentError, CheckpointError, DataError, RefusedError, nearest
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.record.journal import Journal
+from velodrome.record.journal import Journal, read_rows
 from velodrome.record.progress import NoProgress
 from velodrome.record.run_directory import RunDirectory
 from velodrome.record.sink import say_on_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.record.progress import ProgressView
     from velodrome.record.sink import Sink
+    from velodrome.run_state import SavedState
     from velodrome.step.averaging import NoAveraging
 
 __all__ = ["RunFiles"]
 
 _LOGGERS = ("csv", "tensorboard", "curves")
 _OWN_NAMES = {
-    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
+    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
 }  # fmt: skip
 
 
@@ -46,6 +47,7 @@ class RunFiles:
         policy: which checkpoints to keep.
         display: shows lines to people.
         is_main: whether this process speaks for all that train together; the others keep their history and say nothing.
+        goes_on: the folder holds the run that is gone on with.
     Raises:
         ArgumentError: an unknown logger, or a folder that cannot be written to.
         RefusedError: the folder holds a run already.
@@ -59,6 +61,7 @@ class RunFiles:
         policy: Checkpointing,
         display: ProgressView,
         is_main: bool = True,
+        goes_on: bool = False,
     ) -> None:
         for logger in loggers or ():
             if isinstance(logger, str) and logger not in _LOGGERS:
@@ -71,10 +74,14 @@ class RunFiles:
         self._journal: Journal | None = None
         self._store: Any = None
         self._saved_step = -1
+        self._is_resumable = False
+        self._goes_on = goes_on
         self._is_discarded = False
         self._directory: RunDirectory | None = None
         self._entries_before = _entries(run_dir)
-        if run_dir is not None:
+        if run_dir is not None and goes_on:
+            self._directory = RunDirectory.open(run_dir, say=self.warn)
+        elif run_dir is not None:
             _refuse_foreign_files(run_dir, self._entries_before)
             self._directory = RunDirectory.create(run_dir, say=self.warn)
         try:
@@ -109,12 +116,50 @@ class RunFiles:
         if self._directory is not None and not self._is_discarded:
             self._directory.log(line)
 
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the folder's `run.json` says; empty without a folder."""
+        return {} if self._directory is None else self._directory.record
+
+    def look_back(self, step: int, *, saved_step: int) -> None:
+        """Take the history of a run that is over as it is; nothing is written.
+
+        Raises:
+            CheckpointError: the journal is damaged.
+        """
+        assert self._directory is not None
+        rows = read_rows(self._directory.path / "metrics.jsonl")
+        self.history = _epoch_rows(row for row in rows if row.get("step", 0) <= step)
+        self._saved_step, self._is_resumable = saved_step, True
+
+    def go_back(self, num_bytes: int | None, *, step: int) -> None:
+        """Cut the records of an earlier run back to a checkpoint: the history is what it was then.
+
+        Args:
+            num_bytes: of the journal, see `sync_journal`; 0 begins it anew, None leaves it as it is.
+            step: of the checkpoint; 0 where there is none.
+        """
+        if self._journal is None or not self._goes_on:
+            return
+        self._goes_on = False
+        self.history = _epoch_rows(self._journal.go_back(num_bytes, step=step))
+        if step:
+            self._saved_step, self._is_resumable = step, True
+
+    def sync_journal(self) -> int | None:
+        """Bring the journal to the disk and return its length."""
+        return None if self._journal is None else self._journal.sync()
+
+    def leave(self) -> None:
+        """Close what is shown; nothing was done that the records do not know."""
+        self._display.close()
+
     def start(self, facts: Mapping[str, object]) -> None:
         """Open the records; a trainer that goes on continues its own."""
         if self._directory is None:
             self._journal = Journal(None, (), say=self.warn)
             return
-        if self._journal is None and not self._is_discarded:
+        if self._journal is None and not self._is_discarded and not self._goes_on:
             self._directory.start(facts)
         else:
             self._directory.reopen(facts)
@@ -147,29 +192,50 @@ class RunFiles:
                     f"or train without run_dir."
                 )
 
-    def can_save(self, progress: Progress) -> bool:
-        """Return whether a checkpoint of this step can be written: there is a folder, a step was done, and it has none yet."""
-        return self._store is not None and progress.steps_done > 0 and progress.steps_done != self._saved_step
+    def can_save(self, progress: Progress, *, is_resumable: bool = True) -> bool:
+        """Return whether a checkpoint of this step can be written: there is a folder, a step was done, and it has none yet.
+
+        Args:
+            progress: of the run.
+            is_resumable: one that a run can go on from may take the place of one with weights only.
+        """
+        if self._store is None or progress.steps_done <= 0:
+            return False
+        return progress.steps_done != self._saved_step or (is_resumable and not self._is_resumable)
 
     def save(
-        self, model: nn.Module, progress: Progress, *, keep: Collection[int], averaging: NoAveraging
+        self,
+        model: nn.Module,
+        progress: Progress,
+        *,
+        keep: Collection[int],
+        averaging: NoAveraging,
+        more: Callable[[], SavedState],
     ) -> Path | None:
         """Write the weights, and their average where there is one, as a checkpoint of this step; remove those that need not be kept.
+
+        Args:
+            model, progress: of this step.
+            keep: steps whose checkpoints stay.
+            averaging: of the weights.
+            more: gathers the rest of the run's state.
 
         A disk that fails is told and does not stop the run: None then, and the next save tries again.
         """
         try:
-            tensors = {"model": model.state_dict(), **averaging.tensors()}
+            saved = more()
+            tensors = {"model": model.state_dict(), **averaging.tensors(), **saved.tensors}
             state = {
                 "progress": asdict(progress),
                 "evaluated_weights": averaging.evaluates,
                 "averaging": averaging.describe(),
+                **saved.state,
             }
             path = self._store.save(progress.steps_done, tensors, state)
         except CheckpointError as error:
             self.warn(f"warning: {error} Training goes on; the next save tries again.")
             return None
-        self._saved_step = progress.steps_done
+        self._saved_step, self._is_resumable = progress.steps_done, "resume" in saved.state
         try:
             self._store.prune(keep_last=self._policy.keep_last, keep=keep)
         except CheckpointError as error:
@@ -272,6 +338,10 @@ class RunFiles:
             self.say(f"curves.png was not drawn: {error}")
         except OSError as error:
             self.warn(f"warning: curves.png was not written: {error}")
+
+
+def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == "epoch"]
 
 
 def _refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -13,9 +13,16 @@ import torch
 from velodrome.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["check_seed", "random_state_kept", "seed_everything", "seed_of_rank"]
+__all__ = [
+    "check_seed",
+    "get_random_state",
+    "random_state_kept",
+    "seed_everything",
+    "seed_of_rank",
+    "set_random_state",
+]
 
 
 def seed_everything(seed: int) -> None:
@@ -53,6 +60,46 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         numpy.random.set_state(numpy_state)
+
+
+def get_random_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and PyTorch's generators and of the trainer's accelerator, as tensors and numbers.
+
+    With CUDA the generators of all its devices that this process sees; none where CUDA is not in use.
+    """
+    version, python_words, gauss = random.getstate()
+    kind, words, position, has_gauss, cached = numpy.random.get_state()
+    state: dict[str, Any] = {
+        "python": {"version": version, "words": torch.tensor(python_words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "kind": str(kind),
+            "words": torch.from_numpy(numpy.asarray(words).astype(numpy.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators into the states that `get_random_state` returned; those of devices that are not here are left out."""
+    python, old = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))  # SYNC: on the CPU
+    words = old["words"].numpy().astype(numpy.uint32)
+    numpy.random.set_state((old["kind"], words, old["position"], old["has_gauss"], old["cached"]))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda":
+        for index, each in enumerate(state.get("cuda", ())):
+            if index < torch.cuda.device_count():
+                torch.cuda.set_rng_state(each, index)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def check_seed(seed: object) -> None:

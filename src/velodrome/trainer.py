@@ -28,6 +28,7 @@ from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metric
 from velodrome.metrics.named import Labels
 from velodrome.optimization import Optimization
 from velodrome.record.progress import make_progress
+from velodrome.resume import find_resumption
 from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
@@ -102,14 +103,18 @@ class Trainer:
         seed: of everything random from the start of the run on, and of the data order; None leaves the generators as they are.
         deterministic: only algorithms that give the same bits in every run; operations without one raise.
         run_dir: a new folder for everything that the run writes; None writes nothing.
-        checkpoint: when to save weights into `run_dir`: "every epoch", "every 500 steps", a `Checkpointing`, or None for the end only.
+        resume: "auto" goes on with the run in `run_dir`, if there is one, exactly where its newest checkpoint was made; so does the
+            path of a run directory; "never" refuses a `run_dir` that holds a run.
+        accept_changes: go on although settings are not those of the run: a learning rate, a seed, a batch size.
+        checkpoint: when to save into `run_dir`: "every epoch", "every 500 steps", a `Checkpointing`, or None for the end only.
         callbacks: told of events in the order given.
         loggers: what to write besides `metrics.jsonl`: "csv", "tensorboard", "curves", or sinks of your own; None is all three.
         progress: show a bar, or lines where there is no terminal.
         log_every: how often the training loss is read and recorded; nothing else waits for the device within an epoch.
     Raises:
         ArgumentError: an argument is wrong or unknown; nothing was written.
-        RefusedError: `run_dir` holds a run already.
+        RefusedError: `run_dir` holds a run already, or one that is not this one is to be gone on with.
+        CheckpointError: a run is to be gone on with, and no checkpoint of it can be.
     """
 
     def __init__(
@@ -143,6 +148,8 @@ class Trainer:
         seed: int | None = None,
         deterministic: bool = False,
         run_dir: str | Path | None = None,
+        resume: str | Path = "never",
+        accept_changes: bool = False,
         checkpoint: str | Checkpointing | None = "every epoch",
         callbacks: Sequence[Callback | EMA | SWA] = (),
         loggers: Sequence[Any] | None = None,
@@ -208,10 +215,21 @@ class Trainer:
             self._windows.refuse_averaging()
         self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._first_batch = FirstBatch(resolved_loss)
+        run_dir, goes_on, resumption = find_resumption(resume, run_dir, accept_changes=accept_changes)
+        if goes_on and world.size > 1:
+            raise ArgumentError(
+                f"resume={str(resume)!r} was given to {world.size} processes. Going on is for one process so far: train alone, or begin "
+                f"anew from the weights."
+            )
         # One process shows and writes, whatever the others are told to.
         display = make_progress(progress and world.is_main)
         self._files = RunFiles(
-            run_dir if world.is_main else None, loggers=loggers, policy=policy, display=display, is_main=world.is_main
+            run_dir if world.is_main else None,
+            loggers=loggers,
+            policy=policy,
+            display=display,
+            is_main=world.is_main,
+            goes_on=goes_on,
         )
         self._sources = DataInUse(
             device=self.device,
@@ -239,6 +257,7 @@ class Trainer:
             log_every=int(interval.amount),
             seed=seed,
             world=world,
+            resumption=resumption,
         )
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
@@ -348,7 +367,10 @@ class Trainer:
         self._files.say(line)
 
     def save(self) -> Path | None:
-        """Write a checkpoint of the weights into the run directory now; None when there is none, or it was just saved."""
+        """Write a checkpoint into the run directory now; None when there is none, or it was just saved.
+
+        Within a batch of a training loop it is written once more when the batch is over: only then can a run go on from it.
+        """
         return self._run.save()
 
     # -- the whole run ----------------------------------------------------------------------------------------------
@@ -386,6 +408,7 @@ class Trainer:
             else:
                 self._set_accumulate(self._accumulate)
             train = self._sources.get(train, role="train", batch_size=size, shuffle=shuffle)
+            self._run.going_on.foresee(train)
             if val is not None:
                 size = eval_batch_size or (batch_size if self._sources.needs_batch_size(val) else None)
                 val = self._sources.get(val, role="val", batch_size=size, default_batch_size=1000)

@@ -10,7 +10,7 @@ import pytest
 
 import velodrome as package
 
-VERBS = ["train", "eval", "predict", "recipes", "data", "doctor", "init", "eject"]
+VERBS = ["train", "resume", "eval", "predict", "recipes", "data", "doctor", "init", "eject"]
 
 
 def python(code, **environment):

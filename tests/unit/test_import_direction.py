@@ -27,6 +27,10 @@ FRONT_DOOR = {
     "notices",
     "optimization",
     "together",
+    "resume",
+    "run_state",
+    "going_on",
+    "position",
     "explain",
 }
 ARROWS: dict[str, set[str]] = {

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 from velodrome.errors import RefusedError
 from velodrome.record.run_name import make_run_name, make_slug
 
-if TYPE_CHECKING:
-    from pathlib import Path
+__all__ = ["choose_run_dir", "find_run_dir"]
+
+
+def find_run_dir(resume: str, out: Path, name: str | None, recipe_name: str) -> Path | None:
+    """Return the run directory to go on with, or None to begin a new one.
+
+    Args:
+        resume: "never", "auto", or a run directory or checkpoint folder.
+        out, name, recipe_name: as for `choose_run_dir`; "auto" without a name is the newest run of the recipe in there.
+    Raises:
+        RefusedError: a path was given that holds no run.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        path = Path(resume).expanduser()
+        for folder in (path, path.absolute().parent.parent):  # a checkpoint lies in run/checkpoints/
+            if (folder / "run.json").is_file():
+                return folder
+        raise RefusedError(
+            f"--resume {resume}: there is no run in it. Give auto, never or a run directory, which holds run.json."
+        )
+    if name is not None:
+        path = out / make_slug(name)
+        return path if (path / "run.json").is_file() else None
+    pattern = re.compile(rf"{re.escape(make_slug(recipe_name))}-\d{{8}}-\d{{6}}-[0-9a-f]{{6}}")
+    runs = [path for path in out.glob("*/") if pattern.fullmatch(path.name) and (path / "run.json").is_file()]
+    return max(runs, key=lambda path: path.name, default=None)
 
 
 def choose_run_dir(out: Path, name: str | None, recipe_name: str) -> Path:

@@ -1,4 +1,4 @@
-"""`velodrome train`: a recipe becomes a run."""
+"""`velodrome train`: a recipe becomes a run; `velodrome resume`: a run goes on."""
 
 # ruff: noqa: TC001  (typer reads the annotations)
 
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, Verbose
+from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, RecipeOption, Verbose
 from velodrome.cli.processes import is_main, main_first, run_verb
-from velodrome.cli.run_names import choose_run_dir
+from velodrome.cli.run_names import choose_run_dir, find_run_dir
 from velodrome.cli.saved import SavedWeights, find_saved_weights
 from velodrome.cli.screen import Screen, show_metrics, table, write_quietly
+from velodrome.errors import ArgumentError
 
 if TYPE_CHECKING:
     from velodrome.loop.result import FitResult
@@ -30,6 +31,14 @@ def train(
     name: Annotated[
         str | None, typer.Option("--name", help="The run's name; default: recipe, time and id.", metavar="NAME")
     ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            "--resume",
+            help="auto: go on with the run that is there, if any; never; or a run.",
+            metavar="auto|never|RUN",
+        ),
+    ] = "never",
     device: Device = None,
     processes: Processes = 1,
     dry_run: Annotated[
@@ -56,12 +65,18 @@ def train(
         changes.append("logging.progress=false")
     loaded = load_recipe(recipe, changes)
     if processes > 1 and not dry_run and not explain:
+        if resume != "never":
+            raise ArgumentError(
+                f"--resume {resume} was given with --processes {processes}. Going on is for one process so far: leave one of the two out."
+            )
         options = ["--out", str(out), *(["--name", name] if name else []), *(["--device", device] if device else [])]
         switches = [flag for flag, on in (("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on]
         run_verb(["train", recipe, *(overrides or []), *options, *switches], processes=processes)
         return
     # One process writes; for the others only whether anything is written matters.
-    run_dir = choose_run_dir(out, name, loaded.name) if speaks else out / loaded.name
+    found = find_run_dir(resume, out, name, loaded.name) if speaks else None
+    new = found is None and speaks
+    run_dir = choose_run_dir(out, name, loaded.name) if new else found or out / loaded.name
     screen.say(f"Recipe: {loaded.name}")
     ready = main_first(loaded.recipe.train.device, lambda: build(loaded, say=screen.say_data))
     if explain:
@@ -74,18 +89,56 @@ def train(
         _show_plan(ready, trial, screen)
         return
     del trial
-    trainer = ready.make_trainer(run_dir=run_dir)
+    how = "never" if found is None else "auto"
+    _run(ready, run_dir, recipe, screen, changed=bool(overrides), speaks=speaks, resume=how)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint folder in one.", metavar="RUN")],
+    overrides: Overrides = None,
+    recipe: RecipeOption = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although settings are not those of the run.")
+    ] = False,
+    device: Device = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Go on with a run exactly where its newest checkpoint was made.
+
+    Example: velodrome resume runs/my-run train.epochs=20
+    """
+    from velodrome.recipes.build import build
+    from velodrome.recipes.loading import load_recipe_for
+
+    screen = Screen(as_json=json, quiet=quiet)
+    run_dir = find_run_dir(str(run), run, None, "")
+    assert run_dir is not None  # a path that holds no run was refused
+    changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
+    if quiet:
+        changes.append("logging.progress=false")
+    ready = build(load_recipe_for(run_dir, recipe, changes), say=screen.say_data)
+    name = str(_shortened(run_dir.absolute()) / "recipe.toml") if recipe is None else recipe
+    _run(ready, run_dir, name, screen, changed=bool(overrides), resume=str(run), accept_changes=accept_changes)
+
+
+def _run(
+    ready: Ready, run_dir: Path, recipe: str, screen: Screen, *, changed: bool, speaks: bool = True, **arguments: Any
+) -> None:
+    """Train, and say how it ended; a process that does not speak only trains."""
+    trainer = ready.make_trainer(run_dir=run_dir, **arguments)
     screen.say(_describe_model(ready))
     screen.say(f"Device: {trainer.device}")
     screen.say(f"Run: {run_dir}")
     result = trainer.fit(ready.train, ready.val, **ready.fit_arguments)
     if not speaks:
         return
-    best = result.best if loaded.recipe.checkpoint.keep_best else None
+    best = result.best if ready.recipe.checkpoint.keep_best else None
     weights = find_saved_weights(
         _shortened(run_dir), last_step=trainer.progress.steps_done, best_step=None if best is None else best.get("step")
     )
-    _finish(result, weights, _next_recipe(ready, recipe, run_dir, changed=bool(overrides)), screen)
+    _finish(result, weights, _next_recipe(ready, recipe, run_dir, changed=changed), screen)
     for problem in weights.problems:
         write_quietly(f"Error: {problem}", sys.stderr)
     if weights.problems:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -69,6 +70,7 @@ class BatchIterable:
         self._share = WHOLE
         self._seed = 0
         self._is_sharded = False
+        self._is_entered = False
 
     def deal_out(self, *, rank: int, size: int, seed: int) -> None:
         """From now on give this process its batches only: every `size`-th one, or all where the data divide themselves.
@@ -123,6 +125,45 @@ class BatchIterable:
     def whole(self) -> BatchIterable:
         """Return all batches, for every process; itself where there is one process, or the data divide themselves."""
         return self if self._share.size == 1 else BatchIterable(self.data)
+
+    def own_state(self) -> dict[str, Any] | None:
+        """Return the position that the data tell themselves, by a `state_dict` of their own; None where they have none."""
+        has_state = hasattr(self.data, "state_dict") and hasattr(self.data, "load_state_dict")
+        return {"own": self.data.state_dict()} if has_state else None  # type: ignore[attr-defined]
+
+    def go_to(self, epoch: int, state: Mapping[str, Any] | None, batches_done: int) -> int:
+        """Make the next `iter()` go on inside an epoch, where the data can.
+
+        Returns:
+            The batches done.
+        """
+        self.set_epoch(epoch)
+        self._is_entered = state is not None and hasattr(self.data, "load_state_dict")
+        if self._is_entered:
+            assert state is not None
+            self.data.load_state_dict(state["own"])  # type: ignore[attr-defined]
+        return batches_done
+
+    def skip(self, iterator: Iterator[Any], batches: int) -> None:
+        """Read what comes before the position and throw it away, unless the data were entered in the middle."""
+        if not self._is_entered:
+            next(islice(iterator, batches - 1, None), None)
+
+    draws_at_start = True
+    """beginning an epoch may draw from the global generators what decides its order"""
+    draws_in_workers = False
+    """nothing is known of workers"""
+
+    def use_seed(self, seed: int) -> None:
+        """Take another seed: that of the run that goes on here."""
+        self._seed = seed
+
+    def describe_data(self) -> dict[str, Any]:
+        """Return what must be the same when a run goes on: how many batches, where that is known."""
+        try:
+            return {"batches": len(self.data)}  # type: ignore[arg-type]
+        except TypeError:
+            return {}
 
     def __len__(self) -> int:
         return -(-len(self.data) // self._share.size)  # type: ignore[arg-type]

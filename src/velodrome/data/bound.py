@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.data.columns import available_bytes
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
+from velodrome.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -92,6 +93,55 @@ class BoundLoader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` give the order of this epoch, counted from 0."""
         self.loader.set_epoch(epoch, seed=self._seed)
+
+    @property
+    def draws_at_start(self) -> bool:
+        """Whether beginning an epoch may draw from the global generators what decides its order."""
+        return self.loader.has_own_order
+
+    def go_to(self, epoch: int, state: Mapping[str, Any] | None, batches_done: int) -> int:
+        """Make the next `iter()` go on inside an epoch; nothing that was skipped is read, of a map-style dataset.
+
+        Args:
+            epoch: counted from 0.
+            state: what `DataLoader.state_dict` gave.
+            batches_done: by the batch size of then.
+        Returns:
+            The batches done, by the batch size of now.
+        Raises:
+            DataError: the state belongs to other data, or to an order of another seed.
+        """
+        if state is None:
+            raise DataError(
+                "The checkpoint does not say where in its data it was made: the same loader was iterated over elsewhere meanwhile. "
+                "Give training and evaluation loaders of their own, and go on from an earlier checkpoint."
+            )
+        self.loader.set_epoch(epoch, seed=self._seed)
+        self.loader.load_state_dict(dict(state))
+        size, total = self.loader.batch_size, self.loader.num_samples
+        if size is None or total is None or self.loader.has_own_order:
+            return batches_done
+        left = total - int(state["samples_done"] or 0)
+        return max(1, len(self) - (left // size if self.loader.drop_last else -(-left // size)))
+
+    def skip(self, iterator: Iterator[Any], batches: int) -> None:
+        """Have what comes before the position laid out; nothing is read."""
+        del iterator, batches
+        self.loader.lay_out_ahead()
+
+    @property
+    def draws_in_workers(self) -> bool:
+        """Whether worker processes fetch the samples, with random streams of their own."""
+        return self.loader.num_workers > 0 and self.loader.columns is None
+
+    def use_seed(self, seed: int) -> None:
+        """Take another seed for the order: that of the run that goes on here."""
+        self._seed = seed
+
+    def describe_data(self) -> dict[str, Any]:
+        """Return what must be the same when a run goes on: how many samples, in which batches and order."""
+        loader = self.loader
+        return {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
 
     def __len__(self) -> int:
         total = len(self.loader)

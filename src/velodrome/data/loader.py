@@ -269,6 +269,16 @@ class DataLoader:
         self._samples_done = int(state["samples_done"] or 0)
         self._loaded_seed = state["seed"]
 
+    @property
+    def has_own_order(self) -> bool:
+        """Whether a sampler decides the order, which may draw from any generator."""
+        return self._samples is not None and self._samples.has_own_order
+
+    def lay_out_ahead(self) -> None:
+        """After `iter()` and `load_state_dict`: have a sampler hand out what is skipped now, not with the first batch."""
+        if self._samples is not None:
+            self._samples.enter(self._samples_done, self._epoch)
+
     def __len__(self) -> int:
         """Return the number of batches an epoch."""
         if self._samples is not None:

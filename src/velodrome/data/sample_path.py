@@ -61,6 +61,7 @@ class SamplePath:
         self._drop_last = drop_last
         self._worker_generator = generator or torch.Generator()
         self._seeds_workers = generator is None
+        self._entered: Iterator[Any] | None = None
         self._order = _Order(batch_size, drop_last, gives_batches=batch_sampler is not None)
         arguments: dict[str, Any] = {
             "num_workers": num_workers,
@@ -97,6 +98,28 @@ class SamplePath:
         size = self._batch_size or 1
         return total // size if self._drop_last else -(-total // size)
 
+    @property
+    def has_own_order(self) -> bool:
+        """Whether a sampler of the user's decides the order: it may draw from any generator."""
+        return self._sampler is not None or self._batch_sampler is not None
+
+    def enter(self, start: int, epoch: int) -> None:
+        """Ask a sampler of the user's for what is skipped now, while the generators are as they were when the epoch began."""
+        own = self._batch_sampler if self._batch_sampler is not None else self._sampler
+        if own is None:
+            return
+        self._tell_epoch(own, epoch)
+        self._entered = iter(own)
+        done = 0
+        while done < start:
+            item = next(self._entered)
+            done += len(item) if self._batch_sampler is not None else 1
+
+    def _tell_epoch(self, own: Any, epoch: int) -> None:
+        for listener in (own, getattr(own, "sampler", None)):
+            if hasattr(listener, "set_epoch"):
+                listener.set_epoch(epoch)  # type: ignore[union-attr]
+
     def batches(
         self, *, seed: int, epoch: int, shuffle: bool, start: int, share: Share = WHOLE
     ) -> Iterator[tuple[int, Any]]:
@@ -116,10 +139,10 @@ class SamplePath:
         if own is None:
             order = epoch_order(len(self._dataset), seed=seed, epoch=epoch, shuffle=shuffle)
             self._order.source = order.tolist()  # SYNC: on the CPU
+        elif self._entered is not None:
+            self._order.source, self._entered, start = self._entered, None, 0
         else:
-            for listener in (own, getattr(own, "sampler", None)):
-                if hasattr(listener, "set_epoch"):
-                    listener.set_epoch(epoch)  # type: ignore[union-attr]
+            self._tell_epoch(own, epoch)
             self._order.source = own if share.size == 1 else draw_together(own, seed=seed, epoch=epoch)
         self._order.start = start
         self._order.share = share

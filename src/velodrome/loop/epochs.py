@@ -29,7 +29,7 @@ def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
     budget = host.begin_run(budget)
     reason = StopReason.LEFT  # holds when the user's loop breaks, or an error passes through it
     try:
-        while (stop := host.stop_requested or budget.exhausted_by(host.progress)) is None:
+        while (stop := _reason_to_stop(host, budget)) is None:
             host.begin_epoch()
             epoch = Epoch(host, budget)
             yield epoch
@@ -45,6 +45,11 @@ def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
         raise
     finally:
         host.end_run(reason)
+
+
+def _reason_to_stop(host: LoopHost, budget: Budget) -> StopReason | None:
+    """Return why no epoch comes; one that was interrupted is brought to its end, whatever the budget says."""
+    return None if host.is_inside_epoch else host.stop_requested or budget.exhausted_by(host.progress)
 
 
 class Epoch:
@@ -81,20 +86,24 @@ class Epoch:
         host.finish_left_phase()
         source = host.source(data, role="train", batch_size=batch_size, shuffle=shuffle)
         place = host.placer(source)
-        source.set_epoch(self.index)
+        start = host.enter_data(source, self.index)
+        if start is None:  # a run that goes on: this loop was over
+            return
         total = length_of(source)
         max_steps = math.inf if budget.steps is None else budget.steps
         host.tick()
         deadline = math.inf if budget.seconds is None else perf_counter() + budget.seconds - progress.seconds
-        if progress.steps_done >= max_steps or host.stop_requested is not None:  # used up by this epoch's first train()
-            self.is_whole = False
-            return
+        is_used_up = progress.steps_done >= max_steps or host.stop_requested is not None
+        if is_used_up:  # by this epoch's first train(), or just before the run was interrupted
+            self.is_whole = start == total
+            if not start:
+                return
         next_draw = 0.0
-        batches_done = batches_skipped = 0
+        batches_done, batches_skipped = start, 0
         with host.training(source) as phase, training_mode(host.model):
-            phase.batches_done, phase.is_whole = 0, True
+            phase.batches_done, phase.is_whole = start, self.is_whole or not is_used_up
             advance = phase.display.advance
-            for raw_batch in source:
+            for raw_batch in () if is_used_up else host.batches(source):
                 batch, samples = place(raw_batch)
                 if samples == NO_BATCH:
                     batches_skipped += 1
@@ -103,11 +112,15 @@ class Epoch:
                     phase.batch_samples = samples
                     progress.samples_done += samples
                     progress.samples_in_epoch += samples
+                    host.mark_batch(is_under_way=True)
                     yield batch
+                    host.mark_batch(is_under_way=False)
                     if host.phase is not phase:
                         raise _interleaved(phase, host.phase)
                 batches_done += 1
                 phase.batches_done = batches_done
+                if host.save_is_due:
+                    host.save()
                 now = perf_counter()
                 if now >= next_draw:
                     advance(batches_done, progress.samples_in_epoch)
@@ -116,14 +129,14 @@ class Epoch:
                     self.is_whole = phase.is_whole = batches_done == total
                     break
             else:
-                if total is not None and 0 < batches_done != total:
+                if total is not None and 0 < batches_done != total and not is_used_up:
                     host.warn(
                         f"The training data announced {total} batches; epoch {self.index + 1} had {batches_done}."
                     )
             if not batches_done and host.is_alone:
                 raise _no_batches(progress.epoch)
             advance(batches_done, progress.samples_in_epoch)
-        self._batches_done += batches_done - batches_skipped
+        self._batches_done += batches_done - batches_skipped - start
         if not any(batches for batches, _ in phase.told):
             raise _no_batches(progress.epoch)
         self.is_whole = all(is_whole for _, is_whole in phase.told)

@@ -116,6 +116,36 @@ class LoopHost(Protocol):
     progress: Progress
     stop_requested: StopReason | None
 
+    def mark_batch(self, *, is_under_way: bool) -> None:
+        """Tell that the body of a training loop begins or is over."""
+        ...
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint is to be written as soon as the batch is over."""
+        ...
+
+    def save(self) -> object:
+        """Write a checkpoint now."""
+        ...
+
+    @property
+    def is_inside_epoch(self) -> bool:
+        """Whether the run goes on in the middle of an epoch, with the one that `begin_epoch` begins next."""
+        ...
+
+    def enter_data(self, source: Any, epoch: int) -> int | None:
+        """Choose the order of the epoch and where in it to begin.
+
+        Returns:
+            The batches that were done before the run was interrupted, usually 0; None when this loop was over by then.
+        """
+        ...
+
+    def batches(self, source: Any) -> Iterator[Any]:
+        """Return the iterator over the batches that are left."""
+        ...
+
     @property
     def phase(self) -> PhaseLike:
         """The phase under way."""

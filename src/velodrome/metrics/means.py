@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -140,6 +140,49 @@ class RunningMeans:
         self._interval.clear()
         self._totals.clear()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is summed and what is still to be: a later run adds up the same numbers in the same order."""
+        return {
+            "names": sorted(self._names),
+            "num_dropped": self.num_dropped,
+            "pending": {
+                name: {
+                    "scalars": {weight: _packed(values) for weight, values in pending.scalars.items()},
+                    "values": _packed([value for value, _ in pending.weighted]),
+                    "weights": _packed([weight for _, weight in pending.weighted]),
+                    "vectors": list(pending.vectors),
+                    "count": pending.count,
+                }
+                for name, pending in self._pending.items()
+            },
+            "device_sums": {name: _packed(parts) for name, parts in self._device_sums.items()},
+            "device_counts": {name: _packed(parts) for name, parts in self._device_counts.items()},
+            "interval": {name: list(numbers) for name, numbers in self._interval.items()},
+            "totals": {name: list(numbers) for name, numbers in self._totals.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what `state_dict` returned, with its tensors on this device."""
+
+        def unpacked(parts: Any) -> list[Tensor]:
+            return [part.to(device) for stack in parts for part in (stack.unbind() if stack.ndim else [stack])]
+
+        self._names = set(state["names"])
+        self.num_dropped = state["num_dropped"]
+        self._pending = {
+            name: _Pending(
+                scalars={weight: unpacked(parts) for weight, parts in saved["scalars"].items()},
+                weighted=list(zip(unpacked(saved["values"]), unpacked(saved["weights"]), strict=True)),
+                vectors=[vector.to(device) for vector in saved["vectors"]],
+                count=saved["count"],
+            )
+            for name, saved in state["pending"].items()
+        }
+        self._device_sums = {name: unpacked(parts) for name, parts in state["device_sums"].items()}
+        self._device_counts = {name: unpacked(parts) for name, parts in state["device_counts"].items()}
+        self._interval = {name: list(numbers) for name, numbers in state["interval"].items()}
+        self._totals = {name: list(numbers) for name, numbers in state["totals"].items()}
+
     def _take_name(self, name: str) -> bool:
         """Return whether there is room for one more name; what comes after the first thousand is dropped and counted."""
         if len(self._names) < MAX_NAMES:
@@ -194,6 +237,14 @@ def _stacks(tensors: list[Tensor]) -> list[Tensor]:
         return [torch.stack(tensors)]
     except RuntimeError:
         return [torch.stack(same) for same in _by_device(tensors)]
+
+
+def _packed(tensors: list[Tensor]) -> list[Tensor]:
+    """Return scalars as few vectors, in their order: one tensor in a file where there were sixty-four."""
+    if not tensors:
+        return []
+    alike = all(each.dtype == tensors[0].dtype and each.device == tensors[0].device for each in tensors)
+    return [torch.stack(tensors)] if alike else [each.reshape(1) for each in tensors]
 
 
 def _by_device(tensors: list[Tensor]) -> list[list[Tensor]]:

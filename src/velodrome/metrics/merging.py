@@ -17,7 +17,7 @@ from velodrome.errors import ArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["ALONE", "MetricWorld", "check_mergeable", "merged_states"]
+__all__ = ["ALONE", "MetricWorld", "check_mergeable", "load_state_of", "merged_states", "parts_of", "state_of"]
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def check_mergeable(name: str, metric: Any) -> None:
     Raises:
         ArgumentError: it is neither made of torchmetrics objects nor has a `merge_state` of its own.
     """
-    if not _parts(metric) and not hasattr(metric, "merge_state"):
+    if not parts_of(metric) and not hasattr(metric, "merge_state"):
         raise ArgumentError(
             f"The metric {name!r} is a {type(metric).__name__}, whose state several processes cannot put together. Give a torchmetrics "
             f"object, a function of (output, target), or a metric with merge_state(other)."
@@ -83,7 +83,7 @@ def merged_states(metric: Any, others: MetricWorld) -> Iterator[None]:
     if others.size == 1:
         yield
         return
-    parts = _parts(metric)
+    parts = parts_of(metric)
     with ExitStack() as stack:
         if parts:
             told = others.gather([_state(part) for part in parts])
@@ -94,10 +94,25 @@ def merged_states(metric: Any, others: MetricWorld) -> Iterator[None]:
         yield
 
 
-def _parts(metric: Any) -> list[Any]:
+def parts_of(metric: Any) -> list[Any]:
     """Return the torchmetrics objects that a metric is made of: itself, the members of a collection, what a wrapper wraps."""
     modules = metric.modules() if isinstance(metric, torch.nn.Module) else [metric]
     return [module for module in modules if hasattr(module, "_reductions") and hasattr(module, "_defaults")]
+
+
+def state_of(part: Any) -> dict[str, Any]:
+    """Return a metric's own states and how often it was updated, for a checkpoint."""
+    return {"updates": part._update_count, "states": {name: getattr(part, name) for name in part._reductions}}
+
+
+def load_state_of(part: Any, saved: dict[str, Any]) -> None:
+    """Give a metric the states that `state_of` returned, on its device."""
+    part._update_count = saved["updates"]
+    part._computed = None
+    for name, value in saved["states"].items():
+        # A copy: a state is added to in place, and what was read may be shared.
+        on_device = [each.to(part.device).clone() for each in (value if isinstance(value, list) else [value])]
+        setattr(part, name, on_device if isinstance(value, list) else on_device[0])
 
 
 def _state(part: Any) -> dict[str, Any] | None:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.metrics.means import RunningMeans
-from velodrome.metrics.merging import ALONE, MetricWorld, check_mergeable, merged_states
+from velodrome.metrics.merging import (
+    ALONE,
+    MetricWorld,
+    check_mergeable,
+    load_state_of,
+    merged_states,
+    parts_of,
+    state_of,
+)
 from velodrome.metrics.named import Labels, SampleMetric, named_metric
 
 __all__ = ["MetricSet", "StatefulMetric", "check_metrics_mergeable", "resolve_metrics"]
@@ -163,6 +171,41 @@ class MetricSet:
         self._means.reset()
         self._reset_stateful()
 
+    @property
+    def unsaved(self) -> list[str]:
+        """The metrics whose state cannot be saved: neither torchmetrics objects nor with a `state_dict` of their own."""
+        return [name for name, metric in self._stateful.items() if not parts_of(metric) and not _has_state(metric)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was taken in so far, as tensors and numbers; see `unsaved` for what is not in it."""
+        return {
+            "means": self._means.state_dict(),
+            "outputs": list(self._outputs),
+            "targets": list(self._targets),
+            "was_fed": self.was_fed,
+            "stateful": {
+                name: [state_of(part) for part in parts_of(metric)] or cast("Any", metric).state_dict()
+                for name, metric in self._stateful.items()
+                if name not in self.unsaved
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what `state_dict` returned; a metric that was not there then begins anew."""
+        self._means.load_state_dict(state["means"], device)
+        self._outputs = [output.to(device) for output in state["outputs"]]
+        self._targets = [target.to(device) for target in state["targets"]]
+        self._held_numbers = sum(output.numel() for output in self._outputs)
+        self.was_fed = state["was_fed"]
+        with torch.inference_mode():
+            for name, saved in state["stateful"].items():
+                metric: Any = self._stateful.get(name)
+                parts = parts_of(metric)
+                if not parts and _has_state(metric):
+                    metric.load_state_dict(saved)
+                for part, own in zip(parts, saved, strict=False):
+                    load_state_of(part, own)
+
     def _reset_stateful(self) -> None:
         with torch.inference_mode():
             for metric in self._stateful.values():
@@ -219,6 +262,10 @@ def _flatten(name: str, result: Any) -> dict[str, float]:
             f"The metric {name!r} computed a {type(result).__name__}, which is no number. "
             f"Give metrics that compute a number, a tensor or a dict of them."
         ) from None
+
+
+def _has_state(metric: Any) -> bool:
+    return callable(getattr(metric, "state_dict", None)) and callable(getattr(metric, "load_state_dict", None))
 
 
 def _length(output: Any) -> int:

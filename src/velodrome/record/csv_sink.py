@@ -46,6 +46,16 @@ class CsvSink:
                 file.write(_format_lines([[row.get(name) for name in self._columns]]))
         self._is_whole = True
 
+    def go_on(self, rows: Sequence[Mapping[str, object]], step: int) -> None:
+        """Take the rows that a resumed run keeps; the table is written anew with the next one."""
+        del step
+        kept = [
+            {name: value for name, value in row.items() if name != "kind"} for row in rows if row["kind"] == "epoch"
+        ]
+        self._rows = list(kept)
+        self._columns = list(dict.fromkeys(name for row in kept for name in row))
+        self._is_whole = not kept
+
     def close(self) -> None:
         """Write the table again if a line of it failed; otherwise nothing is open and nothing is held."""
         if not self._is_whole:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from velodrome.errors import CheckpointError
 from velodrome.record.sink import make_plain, say_on_stderr
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
     from velodrome.record.sink import Sink
 
-__all__ = ["MAX_NAMES", "Journal"]
+__all__ = ["CUT_NAME", "MAX_NAMES", "Journal", "read_rows"]
+
+CUT_NAME = "metrics.cut.jsonl"
+"""Rows of steps that a resumed run made again."""
 
 MAX_NAMES = 1000
 """How many different names of values a run may report; the rest is dropped, with one warning."""
@@ -67,6 +71,70 @@ class Journal:
                 sink.write(dict(plain))
             except Exception as error:
                 self._disable(sink, error)
+
+    def sync(self) -> int | None:
+        """Bring all rows to the disk itself and return the file's length: a checkpoint says how long the journal was.
+
+        Returns:
+            None when the rows are in memory only, or the disk failed.
+        """
+        if self.path is None:
+            return None
+        if self._file is None or self._pending:
+            self._write_pending(self.path)
+        if self._file is None or self._pending:
+            return None
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+        return self._end
+
+    def go_back(self, num_bytes: int | None, *, step: int) -> list[dict[str, Any]]:
+        """Cut the file back to its length at a checkpoint, and return the rows that stay; sinks are told.
+
+        What is cut off is kept in a file beside it: it was reported, and is reported again.
+
+        Args:
+            num_bytes: what `sync` returned; None keeps all.
+            step: of the checkpoint.
+        Raises:
+            CheckpointError: the file is no journal.
+        """
+        if self.path is None:
+            return []
+        try:
+            if self._file is None:
+                self._file = self._open(self.path)
+            self._file.seek(0)
+            whole = self._file.read()
+            num_bytes = len(whole) if num_bytes is None else num_bytes
+            kept, cut = whole[:num_bytes], whole[num_bytes:]
+            kept = kept[: kept.rfind(b"\n") + 1]
+            if cut:
+                with open(self.path.with_name(CUT_NAME), "ab") as aside:
+                    aside.write(cut)
+            self._file.truncate(len(kept))
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be cut back to the checkpoint of step {step}: {error.strerror}. Make it writable.",
+                path=self.path,
+            ) from error
+        self._end = len(kept)
+        if len(kept) < num_bytes:
+            self._warn(
+                f"{self.path} is shorter than it was at the checkpoint of step {step}; rows before it are missing."
+            )
+        try:
+            rows = _parse(kept, self.path)
+        except CheckpointError:
+            self._close_file()
+            raise
+        self.rows = [dict(row) for row in rows]
+        self._names.update(name for row in rows for name in row)
+        for sink in tuple(self._sinks):
+            go_on = getattr(sink, "go_on", None)
+            if go_on is not None:
+                go_on([dict(row) for row in rows], step)
+        return rows
 
     def close(self) -> None:
         """Write what is still missing, close the file and every sink; a second call does nothing."""
@@ -164,6 +232,31 @@ class Journal:
             self._say(f"warning: {line}")
         except Exception:  # the view that shows lines is no more vital than a sink
             say_on_stderr(f"warning: {line}")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a journal that nobody writes to.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}. Restore it, or give another run_dir."
+        ) from error
+    return _parse(data[: data.rfind(b"\n") + 1], path)
+
+
+def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in data.splitlines()]
+        if not all(isinstance(row, dict) and "kind" in row for row in rows):
+            raise ValueError("a line is no row")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Restore it, or give another run_dir.", path=path) from error
+    return rows
 
 
 def _find_end(file: BinaryIO) -> int:

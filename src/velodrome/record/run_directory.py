@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["END_STATUSES", "RunDirectory"]
 
+_MAX_RECORD_BYTES = 1 << 24
 END_STATUSES = ("done", "failed", "stopped")
 
 
@@ -67,6 +68,38 @@ class RunDirectory:
                     folder.rmdir()
             raise _cannot_write(path, error) from error
         return cls(folder, say=say)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, say: Callable[[str], None] = say_on_stderr) -> RunDirectory:
+        """Take a folder that holds a run, to go on with it.
+
+        Raises:
+            RefusedError: its `run.json` cannot be read.
+            ArgumentError: the folder cannot be written to.
+        """
+        folder = Path(path).expanduser().absolute()
+        try:
+            record = json.loads((folder / "run.json").read_bytes()[:_MAX_RECORD_BYTES])
+            if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+                raise ValueError("it has no id")
+        except (OSError, ValueError, RecursionError) as error:
+            raise RefusedError(
+                f"{folder / 'run.json'} cannot be read: {error}. It says which run the folder holds, and nothing was changed. Restore "
+                f"it, or give another run_dir.",
+                path=os.fspath(path),
+            ) from error
+        try:
+            _probe(folder)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        directory = cls(folder, say=say)
+        directory.id, directory._record = record["id"], record
+        return directory
+
+    @property
+    def record(self) -> Mapping[str, object]:
+        """What `run.json` says."""
+        return self._record
 
     def start(self, facts: Mapping[str, object] | None = None) -> None:
         """Write `run.json` with status "running", the facts given and the surroundings.

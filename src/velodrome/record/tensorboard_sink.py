@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from velodrome.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -55,6 +55,12 @@ class TensorBoardSink:
         self._held: list[Mapping[str, object]] = []
         self._hold_until = time.monotonic() + _HOLD_S
         self._writer: SummaryWriter | None = None
+        self._purge_step: int | None = None
+
+    def go_on(self, rows: Sequence[Mapping[str, object]], step: int) -> None:
+        """Have TensorBoard forget what earlier files say from this step on; rows of the step itself are written again."""
+        self._purge_step = step
+        self._held = [row for row in rows if isinstance(row.get("step"), int) and row["step"] >= step]  # type: ignore[operator]
 
     def write(self, row: Mapping[str, object]) -> None:
         """Write the numbers of one row under their tags."""
@@ -77,7 +83,7 @@ class TensorBoardSink:
             self._writer = None
 
     def _write_held(self) -> None:
-        self._writer = _make_writer(self._log_dir)
+        self._writer = _make_writer(self._log_dir, self._purge_step)
         held, self._held = self._held, []
         for row in held:
             self._add(self._writer, row)
@@ -114,7 +120,7 @@ def make_tags(row: Mapping[str, object]) -> dict[str, float]:
     return tags
 
 
-def _make_writer(log_dir: Path) -> SummaryWriter:
+def _make_writer(log_dir: Path, purge_step: int | None = None) -> SummaryWriter:
     # tensorboard imports the whole of TensorFlow when it finds it, with seconds of delay and pages of log
     # lines, to open a local file. This name is its own switch for "use the built-in stand-in"
     # (tensorboard/compat/__init__.py).
@@ -123,7 +129,7 @@ def _make_writer(log_dir: Path) -> SummaryWriter:
     from torch.utils.tensorboard.writer import SummaryWriter
 
     before = set(threading.enumerate())
-    writer = SummaryWriter(str(log_dir), flush_secs=20)
+    writer = SummaryWriter(str(log_dir), flush_secs=20, purge_step=purge_step)
     for thread in set(threading.enumerate()) - before:
         if type(thread).__module__.startswith("tensorboard."):
             # On a full disk the writing thread hands us its error, and then prints it again as a page of

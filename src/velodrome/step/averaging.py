@@ -92,6 +92,8 @@ class NoAveraging:
 
     num_averaged = 0
     """averagings done"""
+    last_step = -1
+    """the updates that were done at the last one"""
     evaluates = "raw"
     """which weights an evaluation uses now: "raw" or "averaged" """
 
@@ -168,13 +170,13 @@ class Averaging(NoAveraging):
 
     def __init__(self, model: nn.Module, rule: AveragingRule, counts: Counts) -> None:
         self.num_averaged = 0
+        self.last_step = -1
         self._model = _unwrap(model)
         self._rule = rule
         self._counts = counts
         self._average: AveragedModel | None = None
         self._start = (0, 0)
         self._num_updates = 0
-        self._last_step = -1
         self._is_applied = False
         self._swapped: list[tuple[_Place, Tensor, Tensor]] = []
         self._parameters: list[tuple[Tensor, Tensor]] = []
@@ -218,7 +220,7 @@ class Averaging(NoAveraging):
         epochs_between = self._rule.epochs_between
         steps_done = self._counts.steps_done
         first_step, first_epoch = self._start
-        if epochs_between is None or steps_done == self._last_step or steps_done <= first_step:
+        if epochs_between is None or steps_done == self.last_step or steps_done <= first_step:
             return False
         if epoch <= first_epoch or (epoch - first_epoch) % epochs_between:
             return False
@@ -270,18 +272,20 @@ class Averaging(NoAveraging):
 
         Args:
             state: what `state_dict` gave.
-            notes: what `describe` gave.
+            notes: what `describe` gave, and `last_step`, for a run that goes on within an epoch.
         Raises:
             ArgumentError: names or shapes are not those of the model.
         """
-        average = self._prepare()
-        with self.raw():
-            try:
-                average.module.load_state_dict(state)
-            except RuntimeError as error:
-                raise ArgumentError(f"The saved average does not fit the model. {error}") from error
+        if state:  # else it was saved before the first averaging
+            average = self._prepare()
+            with self.raw():
+                try:
+                    average.module.load_state_dict(state)
+                except RuntimeError as error:
+                    raise ArgumentError(f"The saved average does not fit the model. {error}") from error
+            average.n_averaged.fill_(notes["num_averaged"])
         self.num_averaged, self._num_updates = notes["num_averaged"], notes["num_updates"]
-        average.n_averaged.fill_(self.num_averaged)
+        self.last_step = notes.get("last_step", -1)
 
     def describe(self) -> dict[str, object]:
         """Return what it is, how many weights went into it and how many updates there were, for the records."""
@@ -370,7 +374,7 @@ class Averaging(NoAveraging):
             _copy_buffers(self._copied)
         self.num_averaged += 1
         average.n_averaged += 1
-        self._last_step = self._counts.steps_done
+        self.last_step = self._counts.steps_done
 
     @contextmanager
     def _carrying(self, *, averaged: bool) -> Iterator[None]:

@@ -29,7 +29,7 @@ from velodrome.errors import ArgumentError, NumericsError
 from velodrome.step.schedules import NO_SCHEDULE, Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from velodrome.step.clipping import Clipping
     from velodrome.step.precision import Precision
@@ -169,6 +169,41 @@ class Updates:
             and not self.on_update
             and self.schedule is NO_SCHEDULE
         )
+
+    # -- for a checkpoint --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counts, scaler and schedule, as tensors and plain values; the optimizer's own state is not in it.
+
+        An open window is: its gradients stay where they are, on the parameters, and what they are to be divided by is here.
+        """
+        return {
+            "skipped": self.skipped,
+            "rate": self._rate,
+            "scaler": self.scaler.state_dict(),
+            "scale": self._scale,
+            "token_base": self._token_base,
+            "schedule": self.schedule.state_dict(),
+            "micro_batches": self.micro_batches,
+            "base": self._base,
+            "items": self._items,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; the optimizer's own state was loaded before.
+
+        Raises:
+            CheckpointError: the schedule is of another kind.
+        """
+        self.skipped, self._rate = state["skipped"], state["rate"]
+        if self._is_scaled and state["scaler"]:
+            self.scaler.load_state_dict(dict(state["scaler"]))
+        self._scale, self._token_base = state["scale"], state["token_base"]
+        self.schedule.load_state_dict(state["schedule"])
+        items = state["items"]
+        self.micro_batches, self._base = state["micro_batches"], state["base"]
+        self._items = items.to(self.parameters[0].device) if isinstance(items, Tensor) else items
+        self._is_settled = True
 
     # -- a micro-batch ----------------------------------------------------------------------------------------------
 

@@ -61,3 +61,27 @@ def test_write_after_a_failed_line_puts_the_whole_table_back(tmp_path):
     folder.mkdir()
     sink.close()
     assert read(folder / "metrics.csv") == [{"epoch": "1"}, {"epoch": "2"}]
+
+
+def test_go_on_keeps_the_rows_of_the_run_and_drops_those_that_come_again(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = CsvSink(path)
+    rows = [{"kind": "epoch", "epoch": epoch, "train/loss": 1 / epoch} for epoch in (1, 2)]
+    for row in rows:
+        first.write(row)
+    sink = CsvSink(path)
+    sink.go_on([rows[0], {"kind": "step", "step": 7}], 7)
+    sink.write({"kind": "epoch", "epoch": 2, "train/loss": 0.25})
+    sink.write({"kind": "epoch", "epoch": 3, "train/loss": 0.125})
+
+    assert [(row["epoch"], row["train/loss"]) for row in read(path)] == [("1", "1.0"), ("2", "0.25"), ("3", "0.125")]
+
+
+def test_go_on_brings_the_table_up_to_date_also_when_no_epoch_follows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch\n1\n2\n")
+    sink = CsvSink(path)
+    sink.go_on([{"kind": "epoch", "epoch": 1}], 4)
+    sink.close()
+
+    assert [row["epoch"] for row in read(path)] == ["1"]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velodrome.record.journal import MAX_NAMES, Journal
+from velodrome.errors import CheckpointError
+from velodrome.record.journal import MAX_NAMES, Journal, read_rows
 from velodrome.record.sink import make_plain
 from velodrome.report.records import read_records
 
@@ -162,3 +163,60 @@ def test_write_to_a_file_with_a_torn_last_line_goes_on_after_the_last_whole_one(
     journal.write({"step": 2})
     journal.close()
     assert read_records(path) == [{"step": 1}, {"step": 2}]
+
+
+class GoingOn(Collecting):
+    def go_on(self, rows, step):
+        self.rows, self.step = list(rows), step
+
+
+def test_go_back_cuts_the_file_keeps_what_was_cut_aside_and_tells_the_sinks(tmp_path):
+    first = Journal(tmp_path / "metrics.jsonl")
+    first.write({"kind": "step", "step": 1})
+    length = first.sync()
+    first.write({"kind": "step", "step": 2})
+    first.close()
+    sink, deaf = GoingOn(), Collecting()
+    journal = Journal(tmp_path / "metrics.jsonl", [sink, deaf])
+
+    assert journal.go_back(length, step=1) == [{"kind": "step", "step": 1}]
+    journal.write({"kind": "step", "step": 3})
+    journal.close()
+
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"kind": "step", "step": 1}\n{"kind": "step", "step": 3}\n'
+    assert (tmp_path / "metrics.cut.jsonl").read_text() == '{"kind": "step", "step": 2}\n'
+    assert (sink.step, [row["step"] for row in sink.rows]) == (1, [1, 3])
+    assert deaf.rows == [{"kind": "step", "step": 3}]
+    assert [row["step"] for row in journal.rows] == [1, 3]
+
+
+def test_go_back_in_a_journal_that_lost_its_end_says_so_and_goes_on(tmp_path):
+    said = []
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"kind": "step", "step": 1}\n{"kind": "st')
+    journal = Journal(path, say=said.append)
+
+    assert [row["step"] for row in journal.go_back(500, step=2)] == [1]
+    journal.close()
+    assert "is shorter than it was at the checkpoint of step 2" in said[0]
+
+
+def test_go_back_refuses_what_is_no_journal(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for text in ("no json\n", '{"no": "kind"}\n', "[1]\n"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged"):
+            Journal(path).go_back(None, step=1)
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged"):
+            read_rows(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_rows(tmp_path / "none.jsonl")
+    with pytest.raises(CheckpointError, match="cannot be cut back to the checkpoint of step 1"):
+        Journal(tmp_path).go_back(0, step=1)  # a folder
+
+
+def test_sync_of_a_journal_in_memory_is_no_length(tmp_path):
+    journal = Journal(None)
+    journal.write({"kind": "step", "step": 1})
+    assert journal.sync() is None
+    assert journal.go_back(0, step=1) == []

@@ -140,3 +140,39 @@ def test_reopen_of_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(ArgumentError, match="cannot be written to"):
         directory.reopen()
+
+
+def test_open_takes_the_id_and_the_record_of_the_run(tmp_path):
+    first = RunDirectory.create(tmp_path / "run")
+    first.start({"seed": 3})
+    first.finish("done", {"best": None})
+
+    again = RunDirectory.open(tmp_path / "run")
+
+    assert again.id == first.id
+    assert (again.record["seed"], again.record["status"]) == (3, "done")
+    again.reopen({"seed": 3})
+    assert (read_run(tmp_path / "run")["status"], read_run(tmp_path / "run")["id"]) == ("running", first.id)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"status": "done"}', "[" * 100_000])
+def test_open_refuses_a_record_that_says_nothing(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RefusedError, match=r"run\.json cannot be read: .*nothing was changed"):
+        RunDirectory.open(tmp_path)
+
+
+def test_open_refuses_a_folder_without_a_record(tmp_path):
+    with pytest.raises(RefusedError, match=r"run\.json cannot be read"):
+        RunDirectory.open(tmp_path / "none")
+
+
+def test_open_refuses_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    RunDirectory.create(tmp_path / "run").start()
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("velodrome.record.run_directory._probe", refuse)
+    with pytest.raises(ArgumentError, match="cannot be written to: Permission denied"):
+        RunDirectory.open(tmp_path / "run")

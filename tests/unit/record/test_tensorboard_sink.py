@@ -129,3 +129,17 @@ def test_an_installed_tensorflow_is_neither_imported_nor_heard(tmp_path):
     done = run_python(code, tmp_path)
     assert done.stdout == done.stderr == ""
     assert len(os.listdir(tmp_path / "tb")) == 1
+
+
+def test_curves_of_a_resumed_run_never_fold_back(tmp_path):
+    rows = [{"kind": "epoch", "step": step, "train/loss": 1.0 / step} for step in (5, 10, 15, 20)]
+    first = TensorBoardSink(tmp_path)
+    for row in rows:
+        first.write(row)
+    first.close()
+    sink = TensorBoardSink(tmp_path)
+    sink.go_on(rows[:2], 10)  # what came after step 10 is made again, and differently here
+    sink.write({"kind": "epoch", "step": 15, "train/loss": 0.5})
+    sink.close()
+
+    assert read_scalars(tmp_path)["Loss/train"] == [(5, 0.2), (10, 0.1), (15, 0.5)]

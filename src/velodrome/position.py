@@ -1,0 +1,82 @@
+"""Where in its epoch a run is: what a checkpoint notes, so that a later run goes on at the same sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from velodrome.data.bound import BoundLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Position"]
+
+Stage = Literal["between", "open", "over"]
+
+
+@dataclass
+class Position:
+    """Kept up to date by the run.
+
+    Fields:
+        stage: no epoch is under way; one is; or one is over and recorded, and callbacks are to be told.
+        loops_done: training loops of the open epoch that are over. Usually one at most, but an epoch may have several.
+        source: of the training loop under way; None between them.
+        is_in_batch: the body of that loop is under way. What it will still do with its batch (log, measure, a second optimizer's step)
+            nobody knows: a checkpoint that is made here cannot be gone on from, and is made again when the batch is over.
+        loop_start: the random state when the training loop under way began, where that decides its order.
+        after_training: the random state when the last training loop was over: an evaluation that was cut short is run again whole.
+        epoch_end: the row and the verdict of the epoch that is over.
+    """
+
+    stage: Stage = "between"
+    loops_done: int = 0
+    source: Any = None
+    is_in_batch: bool = False
+    loop_start: Mapping[str, Any] | None = None
+    after_training: Mapping[str, Any] | None = None
+    epoch_end: dict[str, Any] = field(default_factory=dict)
+
+    def open_epoch(self) -> None:
+        """An epoch begins."""
+        self.stage, self.loops_done, self.source, self.after_training = "open", 0, None, None
+        self.is_in_batch, self.loop_start = False, None
+
+    def enter_loop(self, source: Any) -> None:
+        """A training loop begins, or goes on."""
+        self.source = source
+
+    def leave_loop(self, random_state: Mapping[str, Any] | None) -> None:
+        """A training loop is over, or was left."""
+        self.source, self.is_in_batch, self.loop_start, self.after_training = None, False, None, random_state
+        self.loops_done += 1
+
+    def end_epoch(self, **facts: Any) -> None:
+        """The epoch is recorded; its checkpoint comes next, and then the callbacks."""
+        self.stage, self.epoch_end = "over", facts
+
+    def close_epoch(self) -> None:
+        """The callbacks know."""
+        self.stage, self.epoch_end = "between", {}
+
+    def describe(self, *, epoch: int, batches_done: int) -> dict[str, Any]:
+        """Return the position as plain values.
+
+        Args:
+            epoch: the one under way, counted from 0.
+            batches_done: of the training loop under way.
+        """
+        loop = None
+        if self.stage == "open" and self.source is not None:
+            loop = {"batches_done": batches_done, "data": _position_in(self.source, epoch)}
+        return {"stage": self.stage, "loops_done": self.loops_done, "loop": loop, "epoch_end": self.epoch_end or None}
+
+
+def _position_in(source: Any, epoch: int) -> dict[str, Any] | None:
+    """Return a loader's own position, in samples; None where only the number of batches tells."""
+    if isinstance(source, BoundLoader):
+        state: dict[str, Any] = dict(source.loader.state_dict())
+        # Somebody else may have iterated over the same loader meanwhile; then the batches tell.
+        return state if state["epoch"] == epoch else None
+    return source.own_state()

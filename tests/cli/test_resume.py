@@ -1,0 +1,105 @@
+"""The same command again, after the process was killed: `--resume auto` and `velodrome resume`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from velodrome.checkpoint.read import read_tensors
+
+
+def rows_of(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in ("seconds", "samples_per_s")} for row in rows]
+
+
+def last_weights(run):
+    return read_tensors(sorted((run / "checkpoints").glob("step-*"))[-1])
+
+
+@pytest.fixture
+def straight(project, velodrome):
+    """A run of four epochs that nothing disturbed."""
+    answer = velodrome("train", "mine.toml", "train.epochs=4", "--name", "straight", "-q")
+    assert answer.code == 0, answer.err
+    return project / "runs" / "straight"
+
+
+def assert_same(run, other):
+    weights, others = last_weights(run), last_weights(other)
+    assert weights.keys() == others.keys()
+    assert all(weights[name].equal(others[name]) for name in weights)
+    assert rows_of(run) == rows_of(other)
+
+
+def test_resume_goes_on_with_more_epochs(project, velodrome, straight):
+    assert velodrome("train", "mine.toml", "--name", "short", "-q").code == 0
+
+    answer = velodrome("resume", "runs/short", "train.epochs=4", "--recipe", "mine.toml")
+
+    assert answer.code == 0, answer.err
+    assert "Going on from the checkpoint of step 8" in answer.err + answer.out
+    assert_same(project / "runs" / "short", straight)
+
+
+def test_the_same_command_again_does_nothing_when_the_run_is_done(velodrome, straight):
+    before = (straight / "metrics.jsonl").read_bytes()
+
+    answer = velodrome("train", "mine.toml", "train.epochs=4", "--name", "straight", "--resume", "auto")
+
+    assert answer.code == 0, answer.err
+    assert "is done already, after 16 steps" in answer.err + answer.out
+    assert (straight / "metrics.jsonl").read_bytes() == before
+
+
+def test_auto_without_a_name_finds_the_newest_run_of_the_recipe(project, velodrome):
+    assert velodrome("train", "mine.toml", "--resume", "auto", "-q").code == 0
+    assert velodrome("train", "mine.toml", "train.epochs=3", "--resume", "auto", "-q").code == 0
+
+    (run,) = (project / "runs").iterdir()
+    assert [row["epoch"] for row in rows_of(run) if row["kind"] == "epoch"] == [1, 2, 3]
+
+
+def test_changed_settings_are_refused_with_exit_code_3(velodrome, straight):
+    answer = velodrome("train", "mine.toml", "train.epochs=5", "optimizer.lr=0.5", "--resume", str(straight))
+    assert answer.code == 3
+    assert "groups.lr: 0.01 -> 0.5" in answer.err
+
+    accepted = velodrome(
+        "resume", str(straight), "train.epochs=5", "optimizer.lr=0.5", "--accept-changes", "--recipe", "mine.toml"
+    )
+    assert accepted.code == 0, accepted.err
+
+
+def test_a_folder_without_a_run_is_refused(project, velodrome):
+    for arguments in (("resume", "nowhere"), ("train", "mine.toml", "--resume", "nowhere")):
+        answer = velodrome(*arguments)
+        assert (answer.code, "there is no run in it" in answer.err) == (3, True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not of this system")
+def test_killed_at_any_moment_and_started_again_it_ends_the_same(project, velodrome):
+    command = ["train", "mine.toml", "train.epochs=40", "checkpoint.every=every 3 steps", "--resume", "auto", "-q"]
+    assert velodrome(*command, "--name", "undisturbed").code == 0
+    run, kills = project / "runs" / "killed", 0
+    start = f"import sys; from velodrome.cli.main import main; main({[*command, '--name', 'killed']!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), *sys.path])}
+    for steps in (20, 70, 110):
+        process = subprocess.Popen([sys.executable, "-c", start], cwd=project, env=environment)
+        while process.poll() is None and not any((run / "checkpoints").glob(f"step-{'?' * 8}/")):
+            time.sleep(0.01)
+        while process.poll() is None and max(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")) < steps:
+            time.sleep(0.001)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills == 3
+
+    assert velodrome(*command, "--name", "killed").code == 0
+    assert_same(run, project / "runs" / "undisturbed")
