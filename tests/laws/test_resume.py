@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional
 import velodrome as vd
 from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.store import CheckpointStore
+from velodrome.testing.torchvision_cpu import import_torchvision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -541,3 +543,64 @@ def test_a_run_cut_after_it_was_to_stop_only_brings_its_epoch_to_the_end(
     assert resumed.result.stop_reason is straight.result.stop_reason
     assert counters(resumed) == counters(straight)
     assert all(map(torch.equal, straight.model.state_dict().values(), resumed.model.state_dict().values()))
+
+
+class Largest:
+    """A metric object of the user's own; with state or without."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        self.value = max(self.value, float(output.max()))
+
+    def compute(self) -> float:
+        return self.value
+
+    def reset(self) -> None:
+        self.value = -1e9
+
+
+class SavedLargest(Largest):
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = state["value"]
+
+
+def test_metric_objects_go_on_with_what_they_have_seen(tmp_path: Path) -> None:
+    with suppress(ImportError):
+        import_torchvision()  # torchmetrics imports it where it is installed, so it has to be one that imports
+    from torchmetrics import classification
+
+    metrics = {
+        "f1": classification.MulticlassF1Score(num_classes=3),  # counts
+        "auroc": classification.MulticlassAUROC(num_classes=3),  # lists of all outputs
+        "largest": SavedLargest(),
+    }
+    case = Case("metrics", {"metrics": metrics})
+    expected = outcome(case, case.make(tmp_path / "straight"))
+    for step in (2, 5, 9):
+        cut(case, tmp_path / str(step), step)
+        assert different(expected, outcome(case, case.make(tmp_path / str(step), resume="auto"))) == []
+
+
+def test_a_metric_object_without_state_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = Case("metric", {"metrics": {"largest": Largest()}})
+    cut(case, tmp_path / "run", 3)
+
+    case.train(case.make(tmp_path / "run", resume="auto"))
+
+    assert "largest of epoch 1 counts only what comes from here on" in capsys.readouterr().err
+
+
+def test_state_of_a_callback_that_is_gone_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = Case("fewer")
+    cut(case, tmp_path / "run", 3)
+    trainer = case.make(tmp_path / "run", resume="auto")
+    trainer._run.callbacks[:] = [each for each in trainer._run.callbacks if not isinstance(each, Tally)]
+
+    case.train(trainer)
+
+    assert "The checkpoint holds the state of Tally-0, which this trainer does not have" in capsys.readouterr().err
