@@ -110,6 +110,8 @@ class Run:
     ) -> None:
         self.trainer = trainer
         self.world = world
+        self.is_alone = world.size == 1
+        """whether no other process trains together with this one"""
         self.model = trainer.model
         self.windows = windows
         self.progress = Progress()
@@ -172,21 +174,12 @@ class Run:
         source = self._train_source
         return source.describe_data() if hasattr(source, "describe_data") else {}
 
-    def mark_batch(self, *, is_under_way: bool) -> None:
-        """Note that the body of a training loop begins or is over."""
-        self.position.is_in_batch = is_under_way
-
     @property
     def is_under_way(self) -> bool:
         """Whether a run has begun that has not ended."""
         return self._is_under_way
 
     # -- run and epoch ----------------------------------------------------------------------------------------------
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether no other process trains together with this one."""
-        return self.world.size == 1
 
     def begin_run(self, budget: Budget) -> Budget:
         """Seed, open the records, and tell the callbacks; return the limits that are left to the loop."""
@@ -578,7 +571,7 @@ class Run:
         if self._precision.needs_scaler:
             # Overflow is part of fp16: its update is skipped and counted, and its loss is no number for a mean.
             items = torch.where(torch.isfinite(loss.detach()), items, 0.0)
-        self.phase.count_loss(loss, items, prefix=self.windows.prefix_of(updates))
+        self.phase.count_loss(loss, items, prefix=updates.prefix)
 
     def after_update(self, updates: Updates) -> None:
         """Count an update; every so often write a row or save."""
@@ -587,7 +580,7 @@ class Run:
         progress.steps_in_epoch += 1
         if updates.norms:
             overflows_count = not self._precision.needs_scaler  # with fp16 they are skipped, and counted as that
-            self.phase.count_norms(updates.norms, prefix=self.windows.prefix_of(updates), all_count=overflows_count)
+            self.phase.count_norms(updates.norms, prefix=updates.prefix, all_count=overflows_count)
         for call in self._events["on_step_end"]:
             call(self.trainer)
         # The clock and the samples of one process are not those of another: these saves are agreed on at log points.

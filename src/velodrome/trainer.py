@@ -330,8 +330,8 @@ class Trainer:
                 self._first_batch.check_loss(loss)  # no scalar, or without a gradient: says so; another error goes on
                 raise
             run.after_micro_batch(loss, items, updates)
-            if updates.is_full:
-                self._windows.update(updates)
+            if updates.micro_batches >= updates.accumulate:
+                updates.update() if run.is_alone else self._windows.update(updates)
                 run.after_update(updates)
         except BaseException as error:
             run.note(error)

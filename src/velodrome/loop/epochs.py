@@ -102,7 +102,7 @@ class Epoch:
         batches_done, batches_skipped = start, 0
         with host.training(source) as phase, training_mode(host.model):
             phase.batches_done, phase.is_whole = start, self.is_whole or not is_used_up
-            advance = phase.display.advance
+            advance, position = phase.display.advance, host.position
             for raw_batch in () if is_used_up else host.batches(source):
                 batch, samples = place(raw_batch)
                 if samples == NO_BATCH:
@@ -112,9 +112,9 @@ class Epoch:
                     phase.batch_samples = samples
                     progress.samples_done += samples
                     progress.samples_in_epoch += samples
-                    host.mark_batch(is_under_way=True)
+                    position.is_in_batch = True
                     yield batch
-                    host.mark_batch(is_under_way=False)
+                    position.is_in_batch = False
                     if host.phase is not phase:
                         raise _interleaved(phase, host.phase)
                 batches_done += 1

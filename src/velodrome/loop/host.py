@@ -109,6 +109,13 @@ class PhaseLike(Protocol):
         ...
 
 
+class PositionLike(Protocol):
+    """Where in the epoch a run is."""
+
+    is_in_batch: bool
+    """the body of a training loop is under way"""
+
+
 class LoopHost(Protocol):
     """What epochs ask of the trainer."""
 
@@ -116,8 +123,9 @@ class LoopHost(Protocol):
     progress: Progress
     stop_requested: StopReason | None
 
-    def mark_batch(self, *, is_under_way: bool) -> None:
-        """Tell that the body of a training loop begins or is over."""
+    @property
+    def position(self) -> PositionLike:
+        """Where in the epoch the run is."""
         ...
 
     @property

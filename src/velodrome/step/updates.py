@@ -118,6 +118,8 @@ class Updates:
         """called after every update that was really made"""
         self.on_first_gradients: Callable[[list[nn.Parameter]], None] | None = None
         """called once, before the next update, with the parameters that have no gradient"""
+        self.prefix = ""
+        """what stands before the names of its values: nothing, or "<name>/" where there are several"""
         self.made = 0
         """updates that were made, as far as they are settled; not counted where nothing asks for it"""
         self.planned: int | None = None

@@ -29,6 +29,9 @@ class Windows:
     def __init__(self, by_name: Mapping[str, Updates]) -> None:
         self.by_name = dict(by_name)
         self._only = next(iter(self.by_name.values())) if len(self.by_name) == 1 else None
+        if self._only is None:
+            for name, updates in self.by_name.items():
+                updates.prefix = f"{name}/"
         self._is_training = False
         self._modal: list[Any] = [each.optimizer for each in self.by_name.values() if _has_modes(each.optimizer)]
 
@@ -96,12 +99,6 @@ class Windows:
                 f"step(optimizer=...) in the same order."
             )
         return self.by_name[names.pop()] if names else None
-
-    def prefix_of(self, updates: Updates) -> str:
-        """Return what stands before the names of its values: nothing, or "<name>/" where there are several."""
-        if self._only is not None:
-            return ""
-        return next(f"{name}/" for name, each in self.by_name.items() if each is updates)
 
     def refuse_averaging(self) -> None:
         """Refuse an average of weights that an optimizer averages itself.
