@@ -94,10 +94,12 @@ class Notices:
     def of_schedule_lengths(self, windows: Windows) -> None:
         """Say when an optimizer makes more updates than its schedule was fitted to: it makes several a batch, say."""
         for name, updates in windows.by_name.items():
-            if updates.schedule.needs_length and updates.planned is not None and updates.made > updates.planned:
+            past_end = updates.schedule.past_end
+            if past_end is not None:
+                made, planned = past_end
                 self.warn_all(
-                    f"The learning rate of {name!r} was fitted to {updates.planned:,} updates, one a batch, and {updates.made:,} were made: "
-                    f"it stays at its last value. Give the length: scheduler_args={{'length': '{2 * updates.made} steps'}}, say."
+                    f"The learning rate of {name!r} was fitted to {planned:,} updates, one a batch, and {made:,} were made: "
+                    f"it stays at its last value. Give the length: scheduler_args={{'length': '{2 * made} steps'}}, say."
                 )
 
     def of_skipped(self, windows: Windows, progress: Progress, epoch: int) -> None:

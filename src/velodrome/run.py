@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from velodrome.trainer import Trainer
 
 __all__ = ["Run"]
-
-T = TypeVar("T")
 
 
 class Run:
@@ -354,10 +352,6 @@ class Run:
             return place
         return lambda batch: (None, NO_BATCH) if batch is EMPTY else place(batch)
 
-    def gather(self, value: T) -> list[T]:
-        """Return the value of every process, by rank."""
-        return self.world.gather(value)
-
     def _micro_batch_in_training(self) -> int | None:
         """Return the number of the training micro-batch that comes; None in an evaluation."""
         return self.progress.micro_batches_done if self.phase.is_training else None
@@ -407,10 +401,6 @@ class Run:
                 per_epoch = None if batches is None else -(-batches // updates.accumulate)
                 # The budget counts the updates of all optimizers, which take turns.
                 steps = None if self._budget.steps is None else -(-self._budget.steps // several)
-                lengths = [
-                    n for n in (steps, per_epoch and self._budget.epochs and per_epoch * self._budget.epochs) if n
-                ]
-                updates.planned = min(lengths, default=None)
                 updates.schedule.start(steps_per_epoch=per_epoch, epochs=self._budget.epochs, steps=steps)
             self.notices.of_schedules(self.windows)
         except BaseException as error:

@@ -118,8 +118,9 @@ def load_trainer_state(run: Run, saved: SavedState, progress: Mapping[str, Any])
     for name, each in run.windows.by_name.items():
         load_optimizer_state(each.optimizer, optimizers[name], parameter_names(each.optimizer, named))
         each.load_state_dict(updates[name])
+    parameters = _all_parameters(run, named)
     for name, gradient in saved.get("window", "gradients").items():
-        parameter = _all_parameters(run, named)[name]
+        parameter = parameters[name]
         parameter.grad = gradient.to(parameter.device)
     for name, value in Progress(**progress).__dict__.items():
         setattr(run.progress, name, value)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from velodrome.distributed.world import sum_by_name
 from velodrome.errors import ArgumentError, WorldError
 from velodrome.seeding import seed_everything, seed_of_rank
 
@@ -111,7 +112,7 @@ class Together:
         progress.samples_in_epoch += all_new - new
         progress.seconds = told[0].seconds  # the records are those of rank 0
         self._samples = progress.samples_done
-        return Agreement(_sum_by_name(each.sums for each in told), [each.wishes for each in told])
+        return Agreement(sum_by_name(each.sums for each in told), [each.wishes for each in told])
 
 
 def _check_same(what: str, theirs: Mapping[str, object], ours: Mapping[str, object], rank: int, own_rank: int) -> None:
@@ -122,12 +123,3 @@ def _check_same(what: str, theirs: Mapping[str, object], ours: Mapping[str, obje
                 f"All processes must train the same model with the same settings: build both from the same code and arguments.",
                 rank=rank,
             )
-
-
-def _sum_by_name(parts: Iterable[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    total: dict[str, list[float]] = {}
-    for part in parts:
-        for name, numbers in part.items():
-            known = total.get(name)
-            total[name] = list(numbers) if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
-    return total

@@ -484,3 +484,14 @@ def test_an_optimizer_that_outlives_its_schedule_is_told(capsys):
     said = capsys.readouterr().err
     assert "learning rate of 'd' was fitted to 6 updates" in said
     assert "'g' was fitted" not in said
+
+
+def test_a_schedule_whose_length_was_given_by_hand_is_not_outlived(capsys):
+    model = nn.Linear(2, 1)
+    trainer = vd.Trainer(model, "sgd", lr=0.1, scheduler="linear", scheduler_args={"length": "10 epochs"}, device="cpu", progress=False)  # fmt: skip
+    for epoch in trainer.epochs(2):
+        for a, b in epoch.train([(torch.randn(4, 2), torch.randn(4, 1))] * 3):
+            for _ in range(5):
+                trainer.step(nn.functional.mse_loss(model(a), b))
+    assert trainer.progress.steps_done == 30
+    assert "was fitted to" not in capsys.readouterr().err

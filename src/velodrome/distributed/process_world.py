@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from velodrome.distributed.buckets import GradientBuckets
 from velodrome.distributed.peers import Peers
+from velodrome.distributed.world import sum_by_name
 from velodrome.errors import WorldError
 
 if TYPE_CHECKING:
@@ -70,12 +71,7 @@ class ProcessWorld:
 
     def merge_sums(self, sums: Mapping[str, list[float]]) -> dict[str, list[float]]:
         """See `World.merge_sums`."""
-        merged: dict[str, list[float]] = {}
-        for part in self.gather(dict(sums)):
-            for name, numbers in part.items():
-                known = merged.get(name)
-                merged[name] = list(numbers) if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
-        return merged
+        return sum_by_name(self.gather(dict(sums)))
 
     def gather(self, value: T) -> list[T]:
         """See `World.gather`."""

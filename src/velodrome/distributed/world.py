@@ -22,7 +22,7 @@ import torch.distributed as dist
 from velodrome.errors import WorldError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -239,3 +239,13 @@ def _place_from_environment() -> tuple[int, int] | None:
 def _local_rank() -> int:
     rank = int(os.environ.get("RANK", "0")) if not dist.is_initialized() else dist.get_rank()
     return int(os.environ.get("LOCAL_RANK", rank % max(1, torch.cuda.device_count())))
+
+
+def sum_by_name(parts: Iterable[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """Return element-wise sums by name; a name may be missing in some parts."""
+    total: dict[str, list[float]] = {}
+    for part in parts:
+        for name, numbers in part.items():
+            known = total.get(name)
+            total[name] = list(numbers) if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
+    return total

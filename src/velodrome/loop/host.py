@@ -204,10 +204,6 @@ class LoopHost(Protocol):
         """Other processes have a training batch where this one has none: take part in its update."""
         ...
 
-    def gather(self, value: T) -> list[T]:
-        """Return the value of every process that trains or evaluates together, by rank."""
-        ...
-
     def finish_left_phase(self) -> None:
         """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
         ...

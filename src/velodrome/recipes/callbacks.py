@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 from velodrome.callbacks.base import Callback
 from velodrome.recipes.toml_writer import to_toml
+from velodrome.record.atomic import replace_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from velodrome.recipes.build import Ready
     from velodrome.trainer import Trainer
 
@@ -40,11 +38,4 @@ class SaveRecipe(Callback):
         if trainer.run_dir is None:
             return
         for name, text in self._texts.items():
-            _write_whole(trainer.run_dir / name, text)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside the target and rename, so that a reader finds the whole file or none."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+            replace_file(trainer.run_dir / name, text.encode())

@@ -120,10 +120,6 @@ class Updates:
         """called once, before the next update, with the parameters that have no gradient"""
         self.prefix = ""
         """what stands before the names of its values: nothing, or "<name>/" where there are several"""
-        self.made = 0
-        """updates that were made, as far as they are settled; not counted where nothing asks for it"""
-        self.planned: int | None = None
-        """updates that the schedule was fitted to"""
         self.skipped = 0
         """updates that fp16 skipped, as far as they are settled"""
         self.norms: dict[str, Tensor] = {}
@@ -299,7 +295,8 @@ class Updates:
             self._rate = rate.clone() if isinstance(rate, Tensor) else rate
         if self.on_first_gradients is not None:
             self._show_first_gradients()
-        is_empty = all(parameter.grad is None for parameter in self.parameters)
+        parameters = self.parameters
+        is_empty = all(parameter.grad is None for parameter in parameters)
         with self._precision.outside():
             if is_empty:  # no items in any micro-batch of any process: there is nothing to scale, divide or clip
                 self.norms = {}
@@ -308,9 +305,9 @@ class Updates:
             if self._is_scaled:
                 self.scaler.unscale_(self.optimizer)
             if not isinstance(divisor, float) or divisor != 1.0:
-                _divide(self.parameters, divisor)
+                _divide(parameters, divisor)
             if self._clipping.is_on:
-                self.norms = self._clipping.apply(self.parameters)
+                self.norms = self._clipping.apply(parameters)
             if self._is_scaled:
                 self.scaler.step(
                     self.optimizer
@@ -378,7 +375,6 @@ class Updates:
                         f'the model, or try precision="bf16" or "fp32".'
                     )
                 return
-        self.made += 1
         self.schedule.after_update()
         for call in self.on_update:
             call()

@@ -25,6 +25,11 @@ class Schedule(ABC):
     def needs_length(self) -> bool:
         """Whether `start` refuses a run of which neither the length nor the updates per epoch are known."""
 
+    @property
+    def past_end(self) -> tuple[int, int] | None:
+        """Return the updates counted and those that the curve was fitted to, once there were more; None before, or without an end."""
+        return None
+
     @abstractmethod
     def start(self, *, steps_per_epoch: int | None, epochs: int | None, steps: int | None) -> None:
         """Take what is known of the run and set the learning rates of the first update.

@@ -44,6 +44,13 @@ class CurveSchedule(Schedule):
         """Whether the curve follows the run's length or counts in epochs."""
         return self._spec.needs_length
 
+    @property
+    def past_end(self) -> tuple[int, int] | None:
+        """Return the updates done and the curve's length, once a curve fitted to the run has ended: its last value stays."""
+        is_fitted = self._run is not None and self._spec.follows_length and self._spec.length is None
+        total = self._run.total if is_fitted and self._run is not None else None
+        return None if total is None or self._num_updates <= total else (self._num_updates, total)
+
     def start(self, *, steps_per_epoch: int | None, epochs: int | None, steps: int | None) -> None:
         """Fit the curve to the run and set the learning rate of the present position."""
         run = self._spec.fit(RunLength(steps_per_epoch=steps_per_epoch, epochs=epochs, steps=steps))
