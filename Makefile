@@ -19,7 +19,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 RECIPE ?= fashion-mnist-mlp
 DATA_ROOT ?= data
 
-.PHONY: train test lint format typecheck unit bench tables lock clean help
+.PHONY: train test lint format typecheck unit bench bench-peers tables lock clean help
 
 ## train: make the environment, fetch the data, train RECIPE (fashion-mnist-mlp); ARGS="train.epochs=10" adds overrides
 train: $(VENV)/.train-stamp
@@ -61,6 +61,14 @@ bench: $(VENV)/.dev-stamp
 	@$(PY) benchmarks/overhead.py
 	@echo "==> Against the tutorial loop (about eight minutes)"
 	@$(PY) benchmarks/tutorial_loop.py --data-root "$(DATA_ROOT)"
+	@$(MAKE) --no-print-directory tables
+
+## bench-peers: what other trainers add to a step (five minutes, on an idle machine); in an environment of their own
+bench-peers:
+	@test -x .venv-peers/bin/python || { echo "==> Environment: making .venv-peers with the other trainers (minutes, about 2 GB)"; \
+	  $(PYTHON) -m venv .venv-peers; }
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r benchmarks/peers-requirements.txt
+	@PYTHONPATH=src .venv-peers/bin/python benchmarks/peers.py
 	@$(MAKE) --no-print-directory tables
 
 ## tables: write the measured tables of README.md and docs from benchmarks/records

@@ -81,6 +81,24 @@ def overhead(record: Record) -> str:
     return f"{table(rows)}\n\n{note}"
 
 
+def peers(record: Record) -> str:
+    """Return the table of what other trainers add to a step."""
+    results, facts = record["results"], record["environment"]
+    added = sorted(results["added_us"].items(), key=lambda item: item[1]["median"])
+    versions = {name.lower().removeprefix("pytorch-"): version for name, version in facts["versions"].items()}
+    rows = [["", "version", "added to a step, microseconds", "largest difference of a weight"]]
+    for name, each in added:
+        version = versions.get(name.partition(",")[0].split()[0].partition(".")[0].lower(), "")
+        label = f"**`{name}`**" if name.startswith("velodrome") else name
+        rows.append([label, version, f"{each['median']:+,.0f}", f"{results['largest_weight_difference'][name]:.1g}"])
+    note = (
+        f"Ready batches, one linear layer, against a raw step of {results['raw_step_us']['median']:.0f} microseconds; "
+        f"{facts['steps']:,} steps, medians of {facts['rounds']} interleaved rounds. Trainers that insist on a DataLoader are given "
+        f'one that hands the batches through, which by itself costs what "raw over a loader" says. {conditions(facts)}'
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
 def startup(record: Record) -> str:
     """Return the table of start-up times."""
     results, facts = record["results"], record["environment"]
@@ -123,6 +141,7 @@ def recipes_accuracy(record: Record) -> str:
 TABLES: Mapping[str, Callable[[Record], str]] = {
     "tutorial_loop": tutorial_loop,
     "overhead": overhead,
+    "peers": peers,
     "recipes_accuracy": recipes_accuracy,
     "startup": startup,
 }

@@ -30,6 +30,18 @@ def test_overhead_compares_loops_that_train_the_same_weights(tmp_path: Path) -> 
     assert record["environment"]["versions"]["torch"]
 
 
+def test_peers_that_are_not_installed_are_left_out_and_said(tmp_path: Path) -> None:
+    record = run_benchmark("peers", tmp_path, "--steps", "20", "--rounds", "1", "--only", "Nobody")
+
+    assert record["results"]["largest_weight_difference"] == {
+        "raw": 0,
+        "raw again": 0,
+        "raw over a loader": 0,
+        "velodrome.fit": 0,
+    }
+    assert "Lightning" in record["results"]["left_out"]
+
+
 def test_startup_times_whole_processes(tmp_path: Path) -> None:
     record = run_benchmark("startup", tmp_path, "--rounds", "1")
 
