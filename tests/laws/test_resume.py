@@ -260,7 +260,7 @@ def make_older(folder: Path, item: str, *, step: int, older: int) -> None:
             held[group] = kept | {name: old[group][name] for name in mine if name in old[group]}
         *outer, last = item.split("/")
         new, old_one = state["resume"], old_state["resume"]
-        if outer and outer[0] == "random" or last in ("phase", "loop"):
+        if (outer and outer[0] == "random") or last in ("phase", "loop"):
             new, old_one = new["ranks"][0], old_one["ranks"][0]
         for name in outer:
             new, old_one = new[name], old_one[name]
