@@ -9,15 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from velodrome.checkpoint.nested import join
-from velodrome.errors import CheckpointError
+from velodrome.data.bound import BoundLoader
+from velodrome.data.share import is_sharded
+from velodrome.errors import CheckpointError, RefusedError
 from velodrome.keeping import Verdict
 from velodrome.loop.progress import Progress, StopReason
+from velodrome.own_state import OwnState, collect_own, load_phase, load_random
 from velodrome.resume import Resumption, compare
 from velodrome.run_state import SavedState, collect_state, load_callbacks
-from velodrome.seeding import get_random_state, set_random_state
+from velodrome.seeding import get_random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from velodrome.data_in_use import DataInUse
     from velodrome.loop.progress import Budget
@@ -49,6 +52,7 @@ class GoingOn:
         self._batches_to_skip = 0
         self._is_random_pending = False
         self._train: Any = None
+        self._record: Mapping[str, Any] = {}
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -66,13 +70,20 @@ class GoingOn:
         run, resumption = self._run, self._resumption
         if resumption.checkpoint is None:
             return
-        record = run.files.record
+        record = self._record = run.world.gather(dict(run.files.record))[0]
         self._saved, accepted = resumption.load(run, {} if self._train is None else self._train.describe_data())
+        run.count_together_from_here()
         for reason in resumption.skipped:
             run.files.warn(f"warning: A newer checkpoint is not used: {reason}")
         if accepted:
             run.files.warn(
                 f"warning: Going on with other settings: {'; '.join(accepted)}. The run is no longer the one that was begun."
+            )
+        then, now = self._saved.num_processes, run.world.size
+        if then != now:
+            run.files.warn(
+                f"warning: Going on, not bit for bit: {then} -> {now} processes. Every sample of the epoch counts once all the same; sums are "
+                f"rounded otherwise, and each process has dropout of its own."
             )
         self._is_pending = True
         self._had_ended = _had_ended(record, run.progress.steps_done)
@@ -81,11 +92,13 @@ class GoingOn:
     def look_back(self) -> None:
         """Show the run that is over as its trainer left it: counters, history and what callbacks remember."""
         run, saved = self._run, self._take()
-        record = run.files.record
+        record = self._record
         saved_step = run.progress.steps_done
         for name, value in Progress(**record["progress"]).__dict__.items():
             setattr(run.progress, name, value)
-        run.files.look_back(run.progress.steps_done, saved_step=saved_step)
+        if run.world.is_main:
+            run.files.look_back(run.progress.steps_done, saved_step=saved_step)
+        self._share_history()
         run.keeping.best = record.get("best")
         load_callbacks(run, saved)
         self._restore_random(saved)
@@ -104,6 +117,7 @@ class GoingOn:
             run.files.go_back(None if step else 0, step=step)  # killed before its first checkpoint, it begins anew
             return
         run.files.go_back(saved.state["journal_bytes"], step=step)
+        self._share_history()
         sources.go_on_with(saved.state["order_seed"])
         run.files.say(f"Going on from the checkpoint of step {step:,}, epoch {run.progress.epoch}.")
 
@@ -140,8 +154,8 @@ class GoingOn:
         position = saved.state["position"]
         run.row.clear()
         run.row.update(join(saved.state["row"], {}))
+        load_phase(run, saved.owns)
         phase = run.train_phase
-        phase.load_state_dict(saved.get("sums-rank0", "phase"))
         if phase.unsaved:
             run.files.warn(
                 f"warning: {', '.join(phase.unsaved)} of epoch {run.row['epoch']} counts only what comes from here on: a metric object "
@@ -151,7 +165,7 @@ class GoingOn:
         self._load_callbacks(saved)
         if self._had_ended:
             run.stop_requested = None
-        self._loops_to_skip, self._loop = position["loops_done"], position["loop"]
+        self._loops_to_skip, self._loop = position["loops_done"], self._own(saved).get("loop")
         if self._loop is None:
             self._restore_random(saved)
         else:
@@ -174,8 +188,15 @@ class GoingOn:
             source.set_epoch(epoch)
             return 0
         assert self._saved is not None
-        self._resumption.refuse(compare(self._saved.state["data"], source.describe_data(), name="data"))
-        self._batches_to_skip = source.go_to(epoch, loop["data"], loop["batches_done"])
+        then, own = self._saved.num_processes, self._own(self._saved)
+        if then == run.world.size:
+            self._resumption.refuse(compare(own.get("data"), source.describe_data(), name="data"))
+            done = loop["batches_done"]
+        else:
+            done = batches_for_others(
+                source, loop["batches_done"], then=then, now=run.world.size, warn=run.notices.warn_all
+            )
+        self._batches_to_skip = source.go_to(epoch, loop["data"], done)
         self._is_random_pending = True
         if source.draws_in_workers:
             run.files.warn(
@@ -188,14 +209,13 @@ class GoingOn:
         """Return the iterator over the batches that are left, with the generators as they were when it was interrupted."""
         run, device = self._run, self._run.trainer.device
         if not self._is_random_pending:
-            if source.draws_at_start and run.files.path is not None:
+            if source.draws_at_start and run.notes_random_states:
                 run.position.loop_start = get_random_state(device)
             return iter(source)
         saved, self._saved, self._is_random_pending = self._saved, None, False
         assert saved is not None
-        loop_start = run.position.loop_start = saved.get("rng-rank0", "loop_start")
-        if loop_start is not None:  # a sampler draws the same order again
-            set_random_state(loop_start, device)
+        run.position.loop_start = self._own(saved).get("loop_start")
+        load_random(run, saved.owns, "loop_start")  # a sampler draws the same order again
         iterator = iter(source)
         source.skip(iterator, self._batches_to_skip)
         self._restore_random(saved)
@@ -206,12 +226,10 @@ class GoingOn:
     def collect(self) -> SavedState:
         """Return what a checkpoint holds besides the weights; the reason, where a run cannot go on from it."""
         run = self._run
-        if not run.is_alone:
-            return SavedState(state={"not_resumable": "several processes trained together"})
         if run.position.is_in_batch:
             return SavedState(state={"not_resumable": "it was made within a batch, and the loop was left there"})
         try:
-            saved = collect_state(run)
+            saved = collect_state(run, [collect_own(run)] if run.is_alone else run.saving.take())
         except CheckpointError as error:
             run.warn(f"Checkpoints hold weights only, and the run cannot go on from them: {error.message}")
             return SavedState(state={"not_resumable": error.message})
@@ -234,7 +252,54 @@ class GoingOn:
             )
 
     def _restore_random(self, saved: SavedState) -> None:
-        set_random_state(saved.get("rng-rank0", "random"), self._run.trainer.device)
+        load_random(self._run, saved.owns)
+
+    def _own(self, saved: SavedState) -> OwnState:
+        """Return what this process had of its own; what rank 0 had, where there were not as many processes."""
+        own = saved.owns[self._run.world.rank if saved.num_processes == self._run.world.size else 0]
+        assert own is not None
+        return own
+
+    def _share_history(self) -> None:
+        """Let every process have the rows that rank 0 read."""
+        files = self._run.files
+        files.history = self._run.world.gather(files.history)[0]
+
+
+def batches_for_others(source: Any, done: int, *, then: int, now: int, warn: Callable[[str], None]) -> int:
+    """Return how many batches another number of processes has done, at the same sample.
+
+    Args:
+        source: of the data, on its first pass here.
+        done: by each of the processes of then.
+        then, now: numbers of processes.
+        warn: is told where the order of the epoch cannot be had again.
+    Raises:
+        RefusedError: the data divide themselves, or are dealt out and do not come out even.
+    """
+    data = source.loader if isinstance(source, BoundLoader) else source.data
+    if is_sharded(data):
+        raise RefusedError(
+            f"The training data divide themselves, and {then} processes were in the middle of their parts: {now} cannot know which samples "
+            f"are left. No step was made. Start {then} processes until the epoch is over."
+        )
+    if not isinstance(source, BoundLoader):
+        has_order_of_its_own, is_dealt, can_enter = source.own_state() is None, True, source.own_state() is not None
+    else:
+        has_order_of_its_own, is_dealt, can_enter = data.has_own_order, data.is_dealt, True
+    if has_order_of_its_own and 1 in (then, now):
+        warn(
+            f"Where the data draw their order at random, this epoch has another one with {now} processes than with {then}: some of its "
+            f"samples may come twice and others not at all. The epochs after it are whole."
+        )
+    if not is_dealt:
+        return done
+    if not can_enter and done * then % now:
+        raise RefusedError(
+            f"{then} processes had done {done * then} batches of this epoch, which are no whole rounds of {now} ({done * then} % {now} = "
+            f"{done * then % now}). No step was made. Start {then} processes until the epoch is over, or one."
+        )
+    return -(-done * then // now)
 
 
 def _had_ended(record: Mapping[str, Any], step: int) -> bool:

@@ -126,6 +126,20 @@ class Phase:
         self._metrics.load_state_dict(state["metrics"], self._device)
         self._seconds = state["seconds"]
 
+    def absorb(self, other: Phase) -> list[str]:
+        """Add the sums and metrics of another process, which goes on no more; waits for the device.
+
+        Returns:
+            The metrics that cannot take in what another has seen.
+        """
+        self._means.absorb_blocking(other._means)
+        return self._metrics.absorb_blocking(other._metrics)
+
+    def forget_own(self) -> None:
+        """Begin this process's part anew: another process has what was in it. What all knew together stays."""
+        self._means.forget_own()
+        self._metrics.reset()
+
     @property
     def unsaved(self) -> list[str]:
         """The metrics whose state is not in `state_dict`."""

@@ -60,17 +60,20 @@ class Position:
         """The callbacks know."""
         self.stage, self.epoch_end = "between", {}
 
-    def describe(self, *, epoch: int, batches_done: int) -> dict[str, Any]:
-        """Return the position as plain values.
+    def describe(self) -> dict[str, Any]:
+        """Return where in its epoch the run is, as plain values; the same in every process."""
+        return {"stage": self.stage, "loops_done": self.loops_done, "epoch_end": self.epoch_end or None}
+
+    def describe_loop(self, *, epoch: int, batches_done: int) -> dict[str, Any] | None:
+        """Return how far the training loop under way is, in this process; None between loops.
 
         Args:
             epoch: the one under way, counted from 0.
-            batches_done: of the training loop under way.
+            batches_done: of the loop.
         """
-        loop = None
-        if self.stage == "open" and self.source is not None:
-            loop = {"batches_done": batches_done, "data": _position_in(self.source, epoch)}
-        return {"stage": self.stage, "loops_done": self.loops_done, "loop": loop, "epoch_end": self.epoch_end or None}
+        if self.stage != "open" or self.source is None:
+            return None
+        return {"batches_done": batches_done, "data": _position_in(self.source, epoch)}
 
 
 def _position_in(source: Any, epoch: int) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ random      put back after the iterator exists, before the first batch is fetche
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,19 @@ from velodrome.checkpoint.matching import copy_into_model
 from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.scan import check_files, find_checkpoints
-from velodrome.errors import ArgumentError, CheckpointError, RefusedError
-from velodrome.run_state import SavedState, clean_parameters, load_trainer_state
+from velodrome.errors import ArgumentError, CheckpointError, RefusedError, VelodromeError
+from velodrome.own_state import clean_parameters, load_buffers
+from velodrome.run_state import SavedState, load_trainer_state
 from velodrome.step.optimizer_state import differences, group_options, parameter_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from velodrome.distributed.world import World
     from velodrome.run import Run
     from velodrome.step.updates import Updates
 
-__all__ = ["Resumption", "find_resumption", "settings_of"]
+__all__ = ["Resumption", "find_resumption", "find_together", "settings_of"]
 
 _SHOWN = 5
 
@@ -67,17 +70,17 @@ class Resumption:
         """
         assert self.checkpoint is not None
         whole = read_state(self.checkpoint)
-        saved = SavedState.read(self.checkpoint, whole)
+        saved = SavedState.read(self.checkpoint, whole, rank=run.world.rank, size=run.world.size)
         weights = read_tensors(self.checkpoint, "model")
         self._refuse_other_model(run, weights, saved)
-        changes = compare(saved.state["settings"], run.settings)
-        changes += compare(saved.state["data"], data, name="data") if data else []
+        changes = setting_changes(saved, run, data)
         self.refuse(changes)
         averaged = read_tensors(self.checkpoint, "ema") if whole["averaging"].get("num_averaged") else {}
         notes = {**whole["averaging"], "last_step": saved.state["last_averaged_step"]}
         if whole["averaging"].get("kind") == run.averaging.describe().get("kind") and whole["averaging"]:
             run.averaging.load_state_dict(averaged, notes)
         copy_into_model(run.model, weights, origin=self.checkpoint)
+        load_buffers(run, saved.owns)
         changed = _changed_options(saved, run)
         load_trainer_state(run, saved, whole["progress"])
         for name, index, options in changed:
@@ -186,6 +189,72 @@ def find_resumption(
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet. There is nothing to go on from: train it anew.")
     return folder, True, Resumption(found, skipped, accept_changes=accept_changes)
+
+
+def find_together(
+    world: World, resume: str | Path, run_dir: str | Path | None, *, accept_changes: bool
+) -> tuple[str | Path | None, bool, Resumption]:
+    """Decide what to go on from, the same in every process: rank 0 looks, and the others read what it found.
+
+    Raises:
+        as `find_resumption`, in every process; CheckpointError: a process does not see the files that rank 0 sees.
+    """
+    if world.size == 1 or resume == "never":
+        return find_resumption(resume, run_dir, accept_changes=accept_changes)
+    found: tuple[str | Path | None, bool, Resumption] = run_dir, False, Resumption()
+    error: VelodromeError | None = None
+    if world.is_main:
+        try:
+            found = find_resumption(resume, run_dir, accept_changes=accept_changes)
+        except VelodromeError as problem:
+            error = problem
+    _, goes_on, resumption = found
+    path = None if resumption.checkpoint is None else str(resumption.checkpoint.absolute())
+    told = world.gather(_Found(path=path, goes_on=goes_on, error=error))[0]
+    if told.error is not None:
+        raise told.error
+    if not world.is_main:
+        resumption = Resumption(None if told.path is None else Path(told.path), accept_changes=accept_changes)
+    sees = told.path is None or (Path(told.path) / MANIFEST_NAME).is_file()
+    blind = [rank for rank, each in enumerate(world.gather(sees)) if not each]
+    if blind:
+        raise CheckpointError(
+            f"{told.path} is not there for rank {', '.join(map(str, blind))} of {world.size}. Every process reads the checkpoint itself: put "
+            f"run_dir on a file system that all machines share, under the same path."
+        )
+    return (run_dir if not world.is_main else found[0]), told.goes_on and world.is_main, resumption
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What rank 0 found, or why nothing."""
+
+    path: str | None
+    goes_on: bool
+    error: VelodromeError | None
+
+
+def setting_changes(saved: SavedState, run: Run, data: Mapping[str, Any]) -> list[str]:
+    """Return what differs from the settings of the run, but for the number of processes, which may.
+
+    With another number of processes batches may be cut otherwise, as `micro_batch` does it: what counts are the samples an update.
+    """
+    before, now = dict(saved.state["settings"]), dict(run.settings)
+    own = saved.owns[min(run.world.rank, saved.num_processes - 1) if saved.num_processes == run.world.size else 0]
+    data_before = {} if own is None else own.get("data")
+    if before.pop("processes", 1) != now.pop("processes", 1):
+        sizes = [facts.get("batch size") for facts in (data_before, data)]
+        if None not in sizes and all(
+            each["accumulate"] * sizes[0] == now["optimizers"][name]["accumulate"] * sizes[1]
+            for name, each in before["optimizers"].items()
+        ):
+            before["optimizers"] = {
+                name: {**each, "accumulate": now["optimizers"][name]["accumulate"]}
+                for name, each in before["optimizers"].items()
+            }
+            data_before = {**data_before, "batch size": sizes[1]}
+    changes = compare(before, now)
+    return changes + (compare(data_before, data, name="data") if data else [])
 
 
 def _newest(folder: Path) -> tuple[Path | None, list[str]]:

@@ -28,9 +28,10 @@ from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
 from velodrome.record.progress import NoProgress
 from velodrome.resume import settings_of
+from velodrome.saving_together import SavingTogether
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
-from velodrome.together import Together
+from velodrome.together import Agreement, Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +116,7 @@ class Run:
         self.progress = Progress()
         self._together = Together(world, self.progress)
         self._stop_wanted: StopReason | None = None
-        self._save_is_wanted = False
+        self._save_is_wanted = self._save_was_asked = False
         self.phase = NO_PHASE
         self.stop_requested: StopReason | None = None
         self.stop_reason: StopReason | None = None
@@ -148,6 +149,8 @@ class Run:
         self.position = Position()
         self.going_on = GoingOn(self, resumption)
         self.save_is_due = False
+        self._in_loop = False
+        self._saving = SavingTogether(self)
 
     # -- for a checkpoint -------------------------------------------------------------------------------------------
 
@@ -167,10 +170,24 @@ class Run:
         return self._sources.order_seed
 
     @property
+    def notes_random_states(self) -> bool:
+        """Whether checkpoints may be written: by this process, or by another with this one's part in them."""
+        return self.files.path is not None or not self.is_alone
+
+    @property
     def data_facts(self) -> dict[str, Any]:
         """What must be the same about the training data when the run goes on."""
         source = self._train_source
         return source.describe_data() if hasattr(source, "describe_data") else {}
+
+    @property
+    def saving(self) -> SavingTogether:
+        """What several processes do for one checkpoint."""
+        return self._saving
+
+    def count_together_from_here(self) -> None:
+        """All processes have the same counters now: a run goes on."""
+        self._together.count_from_here()
 
     @property
     def is_under_way(self) -> bool:
@@ -212,7 +229,9 @@ class Run:
             if self.going_on.is_over:
                 self.going_on.look_back()
                 return budget
-            self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
+            self.files.start(
+                {"device": str(self.trainer.device), "seed": self._seed, "processes": self.world.size, "budget": limits}
+            )
             self.going_on.start(self._sources)
             self.tell("on_fit_start")
             self.going_on.begin()
@@ -249,12 +268,12 @@ class Run:
         """Start new sums, or go on with those of an epoch that was interrupted."""
         self.position.open_epoch()
         if self.going_on.is_inside_epoch:
-            self.train_phase = self._new_phase("train", self._display)
+            self.train_phase = self.new_phase("train", self._display)
             self._interval = (perf_counter(), self.going_on.begin_epoch())
             return
         self.progress.steps_in_epoch = self.progress.samples_in_epoch = 0
         self.row = {"epoch": self.progress.epochs_done + 1}
-        self.train_phase = self._new_phase("train", self._display)
+        self.train_phase = self.new_phase("train", self._display)
         self._interval = (perf_counter(), self.progress.samples_done)
         self.tell("on_epoch_start")
 
@@ -274,11 +293,14 @@ class Run:
         self.notices.of_schedule_lengths(self.windows)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
-        if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
+        # The clocks differ, and with them what is monitored, perhaps: rank 0 decides.
+        if self.world.gather(verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress))[0]:
             self.save()
         self.after_epoch(row, verdict)
         if not self.is_alone:
             self._agree({})  # what the callbacks want
+            if self._save_is_wanted:
+                self.save()
 
     def after_epoch(self, row: dict[str, Any], verdict: Verdict) -> None:
         """Do what comes after the epoch's checkpoint; a run that goes on from it does it again."""
@@ -301,7 +323,8 @@ class Run:
             try:
                 if self.progress.steps_done and not self.files.can_save(self.progress):
                     check_finite_weights(self.model.named_parameters(), step=self.progress.steps_done)
-                self.save()
+                # A loop that was left, by `break` or by an error of the user's own, was perhaps left by this process only.
+                self.save(together=reason is not StopReason.LEFT)
             except NumericsError as numerics_error:
                 error = numerics_error
         if error is None:
@@ -369,6 +392,7 @@ class Run:
                 "epoch.train() was called after its epoch was over. Call it inside of the loop over trainer.epochs(...)."
             )
         self.position.enter_loop(source)
+        self._in_loop = True
         with self._inside(self.train_phase, source, self._finish_training), self.windows.training():
             yield self.train_phase
             self._close_windows()
@@ -420,7 +444,7 @@ class Run:
             if name == "eval" and not self._is_under_way:
                 self.world.broadcast_from_main(self.model)  # in a run all have the same weights; before it, who knows
         # Inside of the training phase, from a callback say, the bar goes on showing that one.
-        phase = self._new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
+        phase = self.new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
         inside = self._inside(phase, source, partial(self._finish_evaluation, phase))
         with inside, self.windows.evaluating(), self.averaging.evaluating():
             yield phase
@@ -454,7 +478,8 @@ class Run:
             self.note(error)
             raise
 
-    def _new_phase(self, name: str, display: ProgressView) -> Phase:
+    def new_phase(self, name: str, display: ProgressView) -> Phase:
+        """Return a phase with sums of its own."""
         # Every process predicts everything, and may do so alone.
         others = ALONE if name == "predict" else self.world
         return Phase(
@@ -483,11 +508,14 @@ class Run:
         self._read_blocking(phase, self._agree)
         phase.told = self.world.gather((phase.batches_done, phase.is_whole))
         self.world.broadcast_buffers(self.model)  # statistics of BatchNorm are those of each process's own batches
+        if self.averaging.num_averaged and not self.is_alone:
+            with self.averaging.applied():
+                self.world.broadcast_buffers(self.model)
         self._check_finite_loss(phase.values)
         self.row.update({f"train/{name}": value for name, value in phase.values.items()})
         self.row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
-        self.position.leave_loop(None if self.files.path is None else get_random_state(self.trainer.device))
-        if self.save_is_due:
+        self.position.leave_loop(get_random_state(self.trainer.device) if self.notes_random_states else None)
+        if self.save_is_due or self._saving.waits or self._save_is_wanted:
             self.save()
 
     def _finish_evaluation(self, phase: Phase) -> None:
@@ -502,6 +530,8 @@ class Run:
         """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
         finish, self._left_phase = self._left_phase, None
         if finish is not None:
+            if self.save_is_due and not self.is_alone:
+                self.save()  # others wait for this process; they are told that it is not where they are
             if finish == self._finish_training and (self.windows.open_ones or not self.is_alone):
                 with self.windows.training():
                     self._close_windows()
@@ -511,6 +541,7 @@ class Run:
     def _close_windows(self) -> None:
         """Make the update of a window that the data ended in: a short one is divided by what it has."""
         outer, self.phase = self.phase, self.train_phase
+        self._in_loop = False
         try:
             for updates in self.windows.open_ones:
                 self.windows.update(updates)
@@ -578,7 +609,9 @@ class Run:
         if save_is_due or progress.steps_done % self._log_every == 0:
             self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
         # Written when the batch is over: what the loop still does with it belongs to the checkpoint.
-        self.save_is_due |= save_is_due or self._save_is_wanted
+        if save_is_due or self._save_is_wanted:
+            self.save_is_due |= self.is_alone or self._saving.due()
+            self._save_is_wanted = False
 
     def skip_batch(self) -> None:
         """Other processes have a training batch where this one has none: take part in its update."""
@@ -605,18 +638,32 @@ class Run:
         """Average values over the phase."""
         self.phase.log(values)
 
-    def save(self) -> Path | None:
+    def ask_to_save(self) -> Path | None:
+        """Write a checkpoint now; several processes, of which perhaps only this one asks, write it when they next agree on anything."""
+        if self.is_alone or not self._is_under_way:
+            return self.save(together=False)
+        self._save_was_asked = True
+        return None
+
+    def save(self, *, together: bool = True) -> Path | None:
         """Write a checkpoint now; None when this step has one, when nothing is written at all, or when the disk failed.
 
+        Args:
+            together: every process of several is here; else the one that writes saves the weights alone.
         Raises:
             NumericsError: a weight is not finite; such weights are never saved.
         """
         is_resumable = not self.position.is_in_batch
-        if is_resumable:
+        if is_resumable or not self.is_alone:
             self.save_is_due = False
+        if together and not self.is_alone:
+            writes = self._saving.meet()
+            self._save_is_wanted = False  # what was wanted is made here, or waits
+            if not writes:
+                return None
         if not self.files.can_save(self.progress, is_resumable=is_resumable):
             return None
-        self.save_is_due = not is_resumable
+        self.save_is_due = self.is_alone and not is_resumable
         step, averaging = self.progress.steps_done, self.averaging
         with averaging.raw(), self.windows.evaluating():
             check_finite_weights(self.model.named_parameters(), step=step)
@@ -664,9 +711,19 @@ class Run:
         """Return the sums over all processes; agree on the way how far the run is, and whether to stop or to save."""
         if self.is_alone:
             return sums
+        return self.agree(sums).sums
+
+    def agree(self, sums: Mapping[str, list[float]], **more: Any) -> Agreement:
+        """Agree with the other processes how far the run is, and whether to stop or to save; and tell them more."""
         agreement = self._together.agree(
-            sums, stop=self._stop_wanted, save_is_due=self.keeping.is_due_after_step(self.progress)
+            sums,
+            stop=self._stop_wanted,
+            save_is_due=self.keeping.is_due_after_step(self.progress),
+            save_was_asked=self._save_was_asked,
+            is_inside=self._in_loop,
+            **more,
         )
+        self._save_was_asked = False
         stops = [wish["stop"] for wish in agreement.wishes if wish["stop"] is not None]
         seconds = self._budget.seconds
         if self.stop_requested is None:
@@ -674,8 +731,11 @@ class Run:
                 self.stop_requested = stops[0]
             elif seconds is not None and self.progress.seconds >= seconds:
                 self.stop_requested = StopReason.SECONDS
-        self._save_is_wanted = not self.keeping.counts_steps and agreement.wishes[0]["save_is_due"]
-        return agreement.sums
+        # Of saves by time or samples rank 0 has the clock; one that somebody asked for is made for all.
+        is_due = not self.keeping.counts_steps and agreement.wishes[0]["save_is_due"]
+        self._save_is_wanted = is_due or any(wish["save_was_asked"] for wish in agreement.wishes)
+        self._saving.inside = [wish["is_inside"] for wish in agreement.wishes]
+        return agreement
 
     def _coordinates(self, kind: str, epoch: int) -> dict[str, Any]:
         """Return what every row begins with: where in the run it was written."""

@@ -2,11 +2,9 @@
 
 ```text
 optimizer.safetensors   what the optimizers keep for each parameter, by its name
-window.safetensors      gradients of accumulation windows that are open
-rng-rank0.safetensors   Python, NumPy, torch, each CUDA device
-sums-rank0.safetensors  sums and metrics of the training phase under way
 callbacks.safetensors   tensors among the state of callbacks
-state.json              all the rest, under "resume"
+*-rank0.safetensors     what each process has of its own, see `own_state`; one of each for every process
+state.json              all the rest, under "resume"; what belongs to one process in its list "ranks"
 ```
 """
 
@@ -15,25 +13,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.nested import join, split
 from velodrome.checkpoint.read import read_tensors
+from velodrome.errors import CheckpointError
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.seeding import get_random_state
+from velodrome.own_state import GROUPS, OWN_OF_WINDOW, OwnState, clean_parameters, load_gradients, window_counts
 from velodrome.step.optimizer_state import load_optimizer_state, optimizer_state, parameter_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from velodrome.callbacks.base import Callback
     from velodrome.run import Run
 
-__all__ = ["SavedState", "collect_state", "load_callbacks", "load_trainer_state"]
+__all__ = ["SavedState", "collect_state", "load_callbacks", "load_trainer_state", "named_callbacks"]
 
-_GROUPS = ("optimizer", "window", "rng-rank0", "sums-rank0", "callbacks")
+_SHARED_GROUPS = ("optimizer", "callbacks")
+_FIELDS = (
+    "optimizers", "updates", "callbacks", "ranks", "position", "row", "interval_samples", "keeping", "last_averaged_step", "stop",
+    "journal_bytes", "order_seed", "settings",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -48,30 +50,67 @@ class SavedState:
         self.state[name] = split(value, self.tensors.setdefault(group, {}), place=name)
 
     @classmethod
-    def read(cls, path: Path, state: Mapping[str, Any]) -> SavedState:
+    def read(cls, path: Path, state: Mapping[str, Any], *, rank: int = 0, size: int = 1) -> SavedState:
         """Read the groups of a checkpoint folder, hashes checked.
 
         Args:
             path: the folder.
             state: its `state.json`.
+            rank, size: of the process that reads: what others have of their own is read only where their number has changed.
         Raises:
-            CheckpointError: a file is missing or damaged.
+            CheckpointError: a file or an entry is missing or damaged.
         """
-        return cls(tensors={group: read_tensors(path, group) for group in _GROUPS}, state=dict(state["resume"]))
+        resume = dict(state["resume"])
+        missing = [name for name in _FIELDS if name not in resume]
+        missing += [name for name in ("progress", "averaging") if name not in state]
+        ranks = resume.get("ranks")
+        if missing or not isinstance(ranks, list) or not ranks:
+            raise CheckpointError(
+                f"{path} does not say {', '.join(missing) or 'which processes trained'}, without which no run can go on from it. Another release "
+                f"wrote it, or it was changed by hand: use another checkpoint. Its weights can be loaded with velodrome.load_model.",
+                path=path,
+            )
+        wanted = [rank] if size == len(ranks) else range(len(ranks))
+        names = [*_SHARED_GROUPS, *(f"{group}-rank{each}" for group in GROUPS for each in wanted)]
+        return cls(tensors={name: read_tensors(path, name) for name in names}, state=resume)
 
     def get(self, group: str, name: str) -> Any:
         """Return what `add` was given."""
         return join(self.state[name], self.tensors[group])
 
+    @property
+    def num_processes(self) -> int:
+        """How many processes trained together."""
+        return len(self.state["ranks"])
 
-def collect_state(run: Run) -> SavedState:
+    def take_in(self, own: Sequence[OwnState]) -> None:
+        """Take in what each process has of its own, by rank."""
+        self.state["ranks"] = [each.state for each in own]
+        for rank, each in enumerate(own):
+            for group in GROUPS:
+                self.tensors[f"{group}-rank{rank}"] = each.tensors.get(group, {})
+
+    @property
+    def owns(self) -> list[OwnState | None]:
+        """What each process had of its own, by rank; None where it was not read."""
+        return [
+            OwnState(state=state, tensors={group: self.tensors[f"{group}-rank{rank}"] for group in GROUPS})
+            if f"{GROUPS[0]}-rank{rank}" in self.tensors
+            else None
+            for rank, state in enumerate(self.state["ranks"])
+        ]
+
+
+def collect_state(run: Run, own: Sequence[OwnState]) -> SavedState:
     """Return the state of a run between two batches, or between two epochs.
 
+    Args:
+        run: in the process that writes.
+        own: what each process has of its own, by rank; see `collect_own`.
     Raises:
         CheckpointError: an optimizer, a metric or a callback has a state that no checkpoint can hold; names its place.
     """
-    saved, position, progress = SavedState(), run.position, run.progress
-    run.windows.settle_blocking()
+    saved, position = SavedState(), run.position
     named = clean_parameters(run.model)
     saved.add(
         "optimizer",
@@ -81,18 +120,15 @@ def collect_state(run: Run) -> SavedState:
             for name, each in run.windows.by_name.items()
         },
     )
-    saved.add("optimizer", "updates", {name: each.state_dict() for name, each in run.windows.by_name.items()})
-    saved.add("window", "gradients", _gradients(run, named))
-    # Within an evaluation the generators may have moved on already, and it is run again whole.
-    evaluates = position.stage == "open" and position.source is None
-    random = position.after_training if evaluates else None
-    saved.add("rng-rank0", "random", get_random_state(run.trainer.device) if random is None else random)
-    saved.add("rng-rank0", "loop_start", position.loop_start)
-    saved.add("sums-rank0", "phase", run.train_phase.state_dict() if position.stage == "open" else None)
-    saved.add("callbacks", "callbacks", {name: each.state_dict() for name, each in named_callbacks(run.callbacks)})
-    inside = run.train_phase.batches_done if position.source is not None else 0
+    updates = {
+        name: {key: value for key, value in each.state_dict().items() if key not in OWN_OF_WINDOW}
+        for name, each in run.windows.by_name.items()
+    }
+    saved.add("optimizer", "updates", updates)
+    saved.add("callbacks", "callbacks", callback_states(run))
+    saved.take_in(own)
     saved.state |= {
-        "position": split(position.describe(epoch=progress.epochs_done, batches_done=inside), {}, place="position"),
+        "position": split(position.describe(), {}, place="position"),
         "row": split(run.row, {}, place="row"),
         "interval_samples": run.interval_samples,
         "keeping": run.keeping.state_dict(),
@@ -101,13 +137,12 @@ def collect_state(run: Run) -> SavedState:
         "journal_bytes": run.files.sync_journal(),
         "order_seed": run.order_seed,
         "settings": run.settings,
-        "data": run.data_facts,
     }
     return saved
 
 
 def load_trainer_state(run: Run, saved: SavedState, progress: Mapping[str, Any]) -> None:
-    """Give optimizers, scalers, schedules and counters their saved state; the weights were loaded before.
+    """Give optimizers, scalers, schedules, open windows and counters their saved state; the weights were loaded before.
 
     Raises:
         RefusedError: the optimizer's parameters are others.
@@ -115,13 +150,11 @@ def load_trainer_state(run: Run, saved: SavedState, progress: Mapping[str, Any])
     """
     named = clean_parameters(run.model)
     optimizers, updates = saved.get("optimizer", "optimizers"), saved.get("optimizer", "updates")
+    windows = window_counts(run, saved.owns)
     for name, each in run.windows.by_name.items():
         load_optimizer_state(each.optimizer, optimizers[name], parameter_names(each.optimizer, named))
-        each.load_state_dict(updates[name])
-    parameters = _all_parameters(run, named)
-    for name, gradient in saved.get("window", "gradients").items():
-        parameter = parameters[name]
-        parameter.grad = gradient.to(parameter.device)
+        each.load_state_dict({**updates[name], **windows[name]})
+    load_gradients(run, saved.owns)
     for name, value in Progress(**progress).__dict__.items():
         setattr(run.progress, name, value)
     run.keeping.load_state_dict(saved.state["keeping"])
@@ -129,9 +162,20 @@ def load_trainer_state(run: Run, saved: SavedState, progress: Mapping[str, Any])
     run.stop_requested = None if stop is None else StopReason.of(stop)
 
 
+def callback_states(run: Run) -> dict[str, Any]:
+    """Return the states of the callbacks by their names."""
+    return {name: each.state_dict() for name, each in named_callbacks(run.callbacks)}
+
+
 def load_callbacks(run: Run, saved: SavedState) -> list[str]:
-    """Give the callbacks their saved states; return the names of states that nobody here takes."""
+    """Give the callbacks their saved states; return the names of states that nobody here takes.
+
+    Every process gets the states of rank 0, but for those that were others in it, see `collect_own`.
+    """
     states = saved.get("callbacks", "callbacks")
+    own = saved.owns[run.world.rank] if saved.num_processes == run.world.size else None
+    if own is not None:
+        states |= own.get("callbacks")
     for name, callback in named_callbacks(run.callbacks):
         if name in states:
             callback.load_state_dict(states.pop(name))  # type: ignore[attr-defined]
@@ -146,26 +190,3 @@ def named_callbacks(callbacks: list[Callback]) -> Iterator[tuple[str, Any]]:
         index = seen[kind] = seen.get(kind, -1) + 1
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
             yield f"{kind}-{index}", callback
-
-
-def clean_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters by the names that checkpoints use."""
-    named: dict[str, Tensor] = dict(model.named_parameters())
-    return {clean: named[name] for name, clean in clean_names(named).items()}
-
-
-def _all_parameters(run: Run, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters of all optimizers by name."""
-    return {
-        name: parameter
-        for updates in run.windows.by_name.values()
-        for group, names in zip(updates.optimizer.param_groups, parameter_names(updates.optimizer, named), strict=True)
-        for parameter, name in zip(group["params"], names, strict=True)
-    }
-
-
-def _gradients(run: Run, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradients of open windows: none where every window was just closed, which is the rule."""
-    if not run.windows.open_ones:
-        return {}
-    return {name: each.grad for name, each in _all_parameters(run, named).items() if each.grad is not None}

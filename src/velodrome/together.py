@@ -59,6 +59,10 @@ class Together:
         self._progress = progress
         self._samples = progress.samples_done
 
+    def count_from_here(self) -> None:
+        """Take the counters as they are for what all know."""
+        self._samples = self._progress.samples_done
+
     def begin(
         self, model: nn.Module, parameters: Iterable[nn.Parameter], facts: Mapping[str, object], seed: int | None
     ) -> None:

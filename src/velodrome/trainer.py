@@ -28,7 +28,7 @@ from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metric
 from velodrome.metrics.named import Labels
 from velodrome.optimization import Optimization
 from velodrome.record.progress import make_progress
-from velodrome.resume import find_resumption
+from velodrome.resume import find_together
 from velodrome.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
@@ -215,12 +215,7 @@ class Trainer:
             self._windows.refuse_averaging()
         self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._first_batch = FirstBatch(resolved_loss)
-        run_dir, goes_on, resumption = find_resumption(resume, run_dir, accept_changes=accept_changes)
-        if goes_on and world.size > 1:
-            raise ArgumentError(
-                f"resume={str(resume)!r} was given to {world.size} processes. Going on is for one process so far: train alone, or begin "
-                f"anew from the weights."
-            )
+        run_dir, goes_on, resumption = find_together(world, resume, run_dir, accept_changes=accept_changes)
         # One process shows and writes, whatever the others are told to.
         display = make_progress(progress and world.is_main)
         self._files = RunFiles(
@@ -370,8 +365,10 @@ class Trainer:
         """Write a checkpoint into the run directory now; None when there is none, or it was just saved.
 
         Within a batch of a training loop it is written once more when the batch is over: only then can a run go on from it.
+        Several processes, of which perhaps only one calls this, write it together when they next agree: at the next log point, or
+        at the end of the epoch. None then; `on_checkpoint` tells when it is there.
         """
-        return self._run.save()
+        return self._run.ask_to_save()
 
     # -- the whole run ----------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ FRONT_DOOR = {
     "together",
     "resume",
     "run_state",
+    "own_state",
+    "saving_together",
     "going_on",
     "position",
     "explain",

@@ -127,7 +127,8 @@ class BoundLoader:
     def skip(self, iterator: Iterator[Any], batches: int) -> None:
         """Have what comes before the position laid out; nothing is read."""
         del iterator, batches
-        self.loader.lay_out_ahead()
+        if self._share.size == 1:  # else the order is drawn from a stream of its own, and its beginning with it
+            self.loader.lay_out_ahead()
 
     @property
     def draws_in_workers(self) -> bool:

@@ -334,19 +334,23 @@ class DataLoader:
             return
         size = self.batch_size
         assert size is not None
-        rest = epoch_order(columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)[start:]
-        left = len(rest) - len(rest) % size if self.drop_last else len(rest)
-        rest = rest[:left]
+        order = epoch_order(columns.num_samples, seed=seed, epoch=epoch, shuffle=self.shuffle)
+        skip = start // size
+        if start % size:  # made with another batch size
+            order, start, skip = order[start:], 0, 0
+        if self.drop_last:
+            order = order[: len(order) - len(order) % size]
+        left = len(order) - start
         if share.size == 1:
-            for batch in columns.batches(rest.to(columns.device), size):
+            for batch in columns.batches(order.to(columns.device), size, skip=skip):
                 yield min(size, left), batch
                 left -= size
             return
-        own, own_size = share.of_batches(rest, size)
-        batches = columns.batches(own.to(columns.device), max(1, own_size))
+        own, own_size = share.of_batches(order, size)
+        batches = columns.batches(own.to(columns.device), max(1, own_size), skip=skip if own_size else 0)
         while left > 0:
-            start, end = share.of(min(size, left))
-            yield min(size, left), next(batches) if end > start else EMPTY
+            begin, end = share.of(min(size, left))
+            yield min(size, left), next(batches) if end > begin else EMPTY
             left -= size
 
     def _order_seed(self) -> int:

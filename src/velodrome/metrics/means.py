@@ -183,6 +183,27 @@ class RunningMeans:
         self._interval = {name: list(numbers) for name, numbers in state["interval"].items()}
         self._totals = {name: list(numbers) for name, numbers in state["totals"].items()}
 
+    def absorb_blocking(self, other: RunningMeans) -> None:
+        """Add what another process has counted since all of them put their sums together; waits for the device."""
+
+        def take(sums: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
+            for name, (total, weight) in sums.items():
+                entry = self._interval.setdefault(name, [0.0, 0.0])
+                entry[0] += total
+                entry[1] += weight
+            return {}
+
+        other.drain_blocking(take)
+        self._names |= other._names
+        self.num_dropped += other.num_dropped
+
+    def forget_own(self) -> None:
+        """Forget what was counted since all processes put their sums together; the totals, which all know, stay."""
+        self._pending.clear()
+        self._device_sums.clear()
+        self._device_counts.clear()
+        self._interval.clear()
+
     def _take_name(self, name: str) -> bool:
         """Return whether there is room for one more name; what comes after the first thousand is dropped and counted."""
         if len(self._names) < MAX_NAMES:

@@ -17,7 +17,16 @@ from velodrome.errors import ArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["ALONE", "MetricWorld", "check_mergeable", "load_state_of", "merged_states", "parts_of", "state_of"]
+__all__ = [
+    "ALONE",
+    "MetricWorld",
+    "absorb_state",
+    "check_mergeable",
+    "load_state_of",
+    "merged_states",
+    "parts_of",
+    "state_of",
+]
 
 T = TypeVar("T")
 
@@ -113,6 +122,36 @@ def load_state_of(part: Any, saved: dict[str, Any]) -> None:
         # A copy: a state is added to in place, and what was read may be shared.
         on_device = [each.to(part.device).clone() for each in (value if isinstance(value, list) else [value])]
         setattr(part, name, on_device if isinstance(value, list) else on_device[0])
+
+
+def absorb_state(metric: Any, other: Any) -> bool:
+    """Let a metric be what it and another of its kind, of another process, have seen together.
+
+    Returns:
+        False where that cannot be: a state without a reduction is put together only when the value is computed.
+    """
+    parts, others = parts_of(metric), parts_of(other)
+    if not parts:
+        metric.merge_state(other)
+        return True
+    pairs = [(part, its) for part, its in zip(parts, others, strict=True) if its._update_count or not its._reductions]
+    for part, _ in pairs:
+        if part._update_count and any(
+            reduction is None and isinstance(getattr(part, name), Tensor)
+            for name, reduction in part._reductions.items()
+        ):
+            return False
+    for part, its in pairs:
+        for name, reduction in part._reductions.items():
+            own, more = getattr(part, name), getattr(its, name)
+            if isinstance(own, list):  # goes on being one
+                together: Any = [*own, *(more if isinstance(more, list) else [more])]
+            else:
+                together = _reduce([own, more], reduction, part) if part._update_count else more.clone()
+            setattr(part, name, together)
+        part._update_count += its._update_count
+        part._computed = None
+    return True
 
 
 def _state(part: Any) -> dict[str, Any] | None:

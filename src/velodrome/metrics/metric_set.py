@@ -15,6 +15,7 @@ from velodrome.metrics.means import RunningMeans
 from velodrome.metrics.merging import (
     ALONE,
     MetricWorld,
+    absorb_state,
     check_mergeable,
     load_state_of,
     merged_states,
@@ -205,6 +206,19 @@ class MetricSet:
                     metric.load_state_dict(saved)
                 for part, own in zip(parts, saved, strict=False):
                     load_state_of(part, own)
+
+    def absorb_blocking(self, other: MetricSet) -> list[str]:
+        """Add the batches that another process took in; waits for the device.
+
+        Returns:
+            The metrics that cannot take in what another has seen.
+        """
+        other._flush()
+        self._flush()
+        self.was_fed |= other.was_fed
+        self._means.absorb_blocking(other._means)
+        with torch.inference_mode():
+            return [name for name, metric in self._stateful.items() if not absorb_state(metric, other._stateful[name])]
 
     def _reset_stateful(self) -> None:
         with torch.inference_mode():

@@ -158,6 +158,11 @@ class Updates:
         rate = self.optimizer.param_groups[0].get("lr", math.nan) if self._rate is None else self._rate
         return float(rate)  # SYNC: where lr is a tensor, at log points
 
+    @property
+    def base(self) -> float:
+        """The items that a loss of weight 1 has, in the open window."""
+        return self._base
+
     def prepare(self) -> None:
         """Look what is switched on, before a phase of training: where nothing is, a step costs what the plain loop's costs."""
         self._step = BareStep(self.optimizer)
