@@ -148,6 +148,9 @@ class Run:
         self.position = Position()
         self.going_on = GoingOn(self, resumption)
         self.save_is_due = False
+        """something is to be done about checkpoints when the batch is over; a save in the background sets it when it ends"""
+        self._saves_after_batch = False
+        files.notify_of_save = self._hear_of_save
 
     # -- for a checkpoint -------------------------------------------------------------------------------------------
 
@@ -274,8 +277,9 @@ class Run:
         self.notices.of_schedule_lengths(self.windows)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
+        self._end_saves()
         if verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress):
-            self.save()
+            self.save(in_background=True)
         self.after_epoch(row, verdict)
         if not self.is_alone:
             self._agree({})  # what the callbacks want
@@ -299,6 +303,8 @@ class Run:
         error = self._error if reason is StopReason.LEFT else None
         if error is None:
             try:
+                self.files.wait_for_save()
+                self._end_saves()
                 if self.progress.steps_done and not self.files.can_save(self.progress):
                     check_finite_weights(self.model.named_parameters(), step=self.progress.steps_done)
                 self.save()
@@ -488,7 +494,7 @@ class Run:
         self.row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
         self.position.leave_loop(None if self.files.path is None else get_random_state(self.trainer.device))
         if self.save_is_due:
-            self.save()
+            self.save_if_due()
 
     def _finish_evaluation(self, phase: Phase) -> None:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
@@ -577,8 +583,9 @@ class Run:
         save_is_due = (self.is_alone or self.keeping.counts_steps) and self.keeping.is_due_after_step(progress)
         if save_is_due or progress.steps_done % self._log_every == 0:
             self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
-        # Written when the batch is over: what the loop still does with it belongs to the checkpoint.
-        self.save_is_due |= save_is_due or self._save_is_wanted
+        if save_is_due or self._save_is_wanted:
+            # Written when the batch is over: what the loop still does with it belongs to the checkpoint.
+            self._saves_after_batch = self.save_is_due = True
 
     def skip_batch(self) -> None:
         """Other processes have a training batch where this one has none: take part in its update."""
@@ -605,28 +612,65 @@ class Run:
         """Average values over the phase."""
         self.phase.log(values)
 
-    def save(self) -> Path | None:
+    def save(self, *, in_background: bool = False) -> Path | None:
         """Write a checkpoint now; None when this step has one, when nothing is written at all, or when the disk failed.
 
+        Args:
+            in_background: where the policy says so, write it while training goes on; None then.
         Raises:
             NumericsError: a weight is not finite; such weights are never saved.
         """
         is_resumable = not self.position.is_in_batch
+        in_background = in_background and self.keeping.policy.background
         if is_resumable:
-            self.save_is_due = False
+            self.save_is_due = self._saves_after_batch = False
+        if not in_background:
+            self.files.wait_for_save()
+            self._end_saves()
         if not self.files.can_save(self.progress, is_resumable=is_resumable):
             return None
-        self.save_is_due = not is_resumable
+        if in_background:
+            self.files.wait_for_save(is_a_stall=True)
+            self._end_saves()
+        if not is_resumable:
+            self.save_is_due = self._saves_after_batch = True
         step, averaging = self.progress.steps_done, self.averaging
+        self.keeping.begin_save(self.progress)
         with averaging.raw(), self.windows.evaluating():
             check_finite_weights(self.model.named_parameters(), step=step)
             check_finite_weights(averaging.named_parameters(), step=step, what="averaged weight")
-            path = self.files.save(
-                self.model, self.progress, keep=self.keeping.kept_steps, averaging=averaging, more=self.going_on.collect
+            self.files.save(
+                self.model,
+                self.progress,
+                keep=self.keeping.kept_steps,
+                averaging=averaging,
+                more=self.going_on.collect,
+                in_background=in_background,
             )
-        if path is not None:
-            self.keeping.count_from(self.progress)
-            self.tell("on_checkpoint", path)
+        self.keeping.count_from(self.progress)
+        return None if in_background else self._end_saves()
+
+    def save_if_due(self) -> None:
+        """Write the checkpoint that waited for the end of the batch; learn what came of one that was written meanwhile."""
+        self.save_is_due = False
+        self._end_saves()
+        if self._saves_after_batch:
+            self.save(in_background=True)
+
+    def _hear_of_save(self) -> None:
+        self.save_is_due = True  # from another thread: nothing but this, which the loop looks at after every batch
+
+    def _end_saves(self) -> Path | None:
+        """Tell of the saves that ended, and return where the last of them is; stop the run when too many failed."""
+        path = None
+        for outcome in self.files.end_saves():
+            path = outcome.path
+            if path is None:
+                self.keeping.forget(outcome.step)
+            else:
+                self.tell("on_checkpoint", path)
+        if self.files.has_given_up and self.stop_requested is None:
+            self.request_stop(StopReason.NOT_SAVED)
         return path
 
     # -- inner works ------------------------------------------------------------------------------------------------
