@@ -181,6 +181,7 @@ class RunFiles:
 
         folder = self._directory.path / "checkpoints"
         store = CheckpointStore(folder, run_id=self._directory.id, warn=self._lines.append)
+        store.sweep()
         self._saver = Saver(
             store, keep_last=self._policy.keep_last, notify=lambda: self.notify_of_save(), warn=self._lines.append
         )
@@ -434,7 +435,8 @@ def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:
     """Refuse a folder with files of the names that a run writes: they are somebody's, and would be written over."""
-    taken = sorted(_OWN_NAMES & (entries or set()))
+    # Lines are added to a log, never written over; a run that was killed before its run.json leaves one.
+    taken = sorted((_OWN_NAMES - {"log.txt"}) & (entries or set()))
     if taken and "run.json" not in taken:
         raise RefusedError(
             f"run_dir={str(folder)!r} holds {', '.join(taken)}, which a run would write over. Nothing was changed. Give a new folder."

@@ -67,6 +67,7 @@ class Saver:
         self._snapshot = Snapshot()
         self._outcomes: deque[Outcome] = deque()
         self._failed_step: int | None = None
+        self._owed_mark: tuple[int, str, float] | None = None  # of a best step that is not written, or not marked, yet
 
     def prepare(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object]) -> Content:
         """Return what a checkpoint will hold, see `CheckpointStore.prepare`."""
@@ -94,8 +95,12 @@ class Saver:
         self._background.submit(partial(self._work, copied, tuple(keep), before, wait_for_copy))
 
     def mark_best(self, step: int, *, monitor: str, value: float) -> None:
-        """Mark the checkpoint of a step as the best as soon as it is there; one that could not be written is not."""
-        mark = partial(self._mark, step, monitor, value)
+        """Mark the checkpoint of a step as the best as soon as it is there; what fails is tried again by every later save."""
+
+        def mark() -> None:
+            self._owed_mark = (step, monitor, value)
+            self._mark()
+
         if self._background.is_busy:
             self._background.submit(mark)
         else:
@@ -117,6 +122,7 @@ class Saver:
     def close(self) -> None:
         """Wait for what is under way, and give the memory of the snapshot back."""
         self.wait()
+        self._mark()
         self._snapshot = Snapshot()
 
     # -- where the writing is done ----------------------------------------------------------------------------------
@@ -140,6 +146,7 @@ class Saver:
         except CheckpointError as error:
             return self._fail(content.step, error.message)
         self._failed_step = None
+        self._mark()
         try:
             self._store.prune(keep_last=self._keep_last, keep=keep)
         except CheckpointError as error:
@@ -150,11 +157,13 @@ class Saver:
         self._failed_step = step
         return Outcome(step=step, path=None, problem=problem)
 
-    def _mark(self, step: int, monitor: str, value: float) -> None:
-        if self._failed_step == step:
+    def _mark(self) -> None:
+        if self._owed_mark is None or self._owed_mark[0] == self._failed_step:
             return
+        step, monitor, value = self._owed_mark
         try:
             self._store.mark_best(step, monitor=monitor, value=value)
+            self._owed_mark = None
         except CheckpointError as error:
-            self._warn(f"{error} Training goes on; the next best epoch tries again.")
+            self._warn(f"{error.message} Training goes on; the next save tries again.")
             self._notify()

@@ -243,6 +243,7 @@ class CheckpointStore:
                     self._discard(found.path)
                     removed.append(found.path)
         except OSError as error:
+            self._swept = False
             raise self._failure("Old checkpoints could not be removed", error) from error
         return removed
 
@@ -263,8 +264,10 @@ class CheckpointStore:
             self._files.fsync_dir(folder)
             self._publish(folder, target, manifest)
         except BaseException:  # also KeyboardInterrupt; a killed process leaves the folder to the next sweep
-            with suppress(OSError):
+            try:
                 remove_tree(self._files, folder)
+            except OSError:
+                self._swept = False
             raise
 
     def _add(self, path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
@@ -288,8 +291,10 @@ class CheckpointStore:
                     self._files.replace(aside, target)
             raise
         if aside is not None and aside.name.startswith(".old"):
-            with suppress(OSError):  # the new one is in place; the next sweep tries again
+            try:
                 self._discard(aside)
+            except OSError:  # the new one is in place; the next sweep tries again
+                self._swept = False
 
     def _read_again(self, target: Path, manifest: Manifest, folder: Path) -> None:
         """Check what the disk gives back; what is not as it was written leaves its place again."""
@@ -311,8 +316,14 @@ class CheckpointStore:
                 f"file is only a hint."
             )
 
+    def sweep(self) -> None:
+        """Clear what this run left behind when it was killed, or could not remove; a disk that fails now is asked again by a save."""
+        with suppress(OSError):
+            if self.directory.is_dir():
+                self._sweep()
+
     def _sweep(self) -> None:
-        """Clear what this run left behind when it was killed: once, before the first save."""
+        """Clear what was left behind: before the first save, and after each time that something could not be removed."""
         if self._swept:
             return
         private = re.compile(rf"\.(tmp|old)-.*-{self._tag}-[0-9a-f]{{8}}")
