@@ -43,7 +43,9 @@ class Keeping:
         self._policy = policy
         self._others = others
         self._every = None if policy.every is None else parse_duration(policy.every, name="checkpoint")
+        self._keep_every = None if policy.keep_every is None else parse_duration(policy.keep_every, name="keep_every")
         self._best_ones: list[tuple[float, int]] = []
+        self._for_good: list[tuple[int, int]] = []  # how many times `keep_every` was over, and the step
         self._saved_at = 0.0
         self._saved_samples = 0
         self.best: dict[str, Any] | None = None
@@ -78,23 +80,45 @@ class Keeping:
 
     @property
     def kept_steps(self) -> list[int]:
-        """The steps whose checkpoints stay because they are among the best."""
-        return [step for _, step in self._best_ones] + [step for other in self._others for step in other.kept_steps]
+        """The steps whose checkpoints stay: they are among the best, or kept for good."""
+        own = [step for _, step in (*self._best_ones, *self._for_good)]
+        return own + [step for other in self._others for step in other.kept_steps]
+
+    def begin_save(self, progress: Progress) -> None:
+        """A checkpoint is about to be written: decide whether it is kept for good, which it knows of itself."""
+        every = self._keep_every
+        if every is None:
+            return
+        done = {
+            "epochs": progress.epochs_done,
+            "steps": progress.steps_done,
+            "samples": progress.samples_done,
+            "seconds": progress.seconds,
+        }
+        times = int(done[every.unit] // every.amount)
+        if times > (self._for_good[-1][0] if self._for_good else 0):
+            self._for_good.append((times, progress.steps_done))
+
+    def forget(self, step: int) -> None:
+        """The checkpoint of this step could not be written: the next one is kept for good in its place."""
+        self._for_good = [each for each in self._for_good if each[1] != step]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best epochs so far; time and samples until the next save are counted from this one."""
         return {
             "best": self.best,
             "best_ones": [list(each) for each in self._best_ones],
+            "for_good": [list(each) for each in self._for_good],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.best = state["best"]
         self._best_ones = [(value, step) for value, step in state["best_ones"]]
+        self._for_good = [(times, step) for times, step in state.get("for_good", ())]
 
     def count_from(self, progress: Progress) -> None:
-        """Count time and samples until the next save from here on: a run begins or goes on, or a save was made."""
+        """Count time and samples until the next save from here on: a run begins or goes on, or a save was tried."""
         self._saved_at, self._saved_samples = perf_counter(), progress.samples_done
 
     def is_due_after_step(self, progress: Progress) -> bool:

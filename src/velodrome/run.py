@@ -149,8 +149,11 @@ class Run:
         self.position = Position()
         self.going_on = GoingOn(self, resumption)
         self.save_is_due = False
+        """something is to be done about checkpoints when the batch is over; a save in the background sets it when it ends"""
         self._in_loop = False
         self._saving = SavingTogether(self)
+        self._saves_after_batch = False
+        files.notify_of_save = self._hear_of_save
 
     # -- for a checkpoint -------------------------------------------------------------------------------------------
 
@@ -293,9 +296,10 @@ class Run:
         self.notices.of_schedule_lengths(self.windows)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
+        self._end_saves()
         # The clocks differ, and with them what is monitored, perhaps: rank 0 decides.
         if self.world.gather(verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress))[0]:
-            self.save()
+            self.save(in_background=True)
         self.after_epoch(row, verdict)
         if not self.is_alone:
             self._agree({})  # what the callbacks want
@@ -321,6 +325,8 @@ class Run:
         error = self._error if reason is StopReason.LEFT else None
         if error is None:
             try:
+                self.files.wait_for_save()
+                self._end_saves()
                 if self.progress.steps_done and not self.files.can_save(self.progress):
                     check_finite_weights(self.model.named_parameters(), step=self.progress.steps_done)
                 # A loop that was left, by `break` or by an error of the user's own, was perhaps left by this process only.
@@ -515,8 +521,9 @@ class Run:
         self.row.update({f"train/{name}": value for name, value in phase.values.items()})
         self.row["samples_per_s"] = self.progress.samples_in_epoch / max(1e-9, phase.seconds)
         self.position.leave_loop(get_random_state(self.trainer.device) if self.notes_random_states else None)
-        if self.save_is_due or self._saving.waits or self._save_is_wanted:
-            self.save()
+        self._end_saves()
+        if self._saves_after_batch or self._saving.waits or self._save_is_wanted:
+            self.save(in_background=True)
 
     def _finish_evaluation(self, phase: Phase) -> None:
         """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
@@ -530,7 +537,7 @@ class Run:
         """Finish a phase whose loop was left by `break`; comes before anything that processes do together."""
         finish, self._left_phase = self._left_phase, None
         if finish is not None:
-            if self.save_is_due and not self.is_alone:
+            if self._saves_after_batch and not self.is_alone:
                 self.save()  # others wait for this process; they are told that it is not where they are
             if finish == self._finish_training and (self.windows.open_ones or not self.is_alone):
                 with self.windows.training():
@@ -608,9 +615,10 @@ class Run:
         save_is_due = (self.is_alone or self.keeping.counts_steps) and self.keeping.is_due_after_step(progress)
         if save_is_due or progress.steps_done % self._log_every == 0:
             self._log_interval()  # before a save too: weights after a loss that is not finite are never saved
-        # Written when the batch is over: what the loop still does with it belongs to the checkpoint.
         if save_is_due or self._save_is_wanted:
-            self.save_is_due |= self.is_alone or self._saving.due()
+            # Written when the batch is over: what the loop still does with it belongs to the checkpoint.
+            if self.is_alone or self._saving.due():
+                self._saves_after_batch = self.save_is_due = True
             self._save_is_wanted = False
 
     def skip_batch(self) -> None:
@@ -645,17 +653,22 @@ class Run:
         self._save_was_asked = True
         return None
 
-    def save(self, *, together: bool = True) -> Path | None:
+    def save(self, *, together: bool = True, in_background: bool = False) -> Path | None:
         """Write a checkpoint now; None when this step has one, when nothing is written at all, or when the disk failed.
 
         Args:
             together: every process of several is here; else the one that writes saves the weights alone.
+            in_background: where the policy says so, write it while training goes on; None then.
         Raises:
             NumericsError: a weight is not finite; such weights are never saved.
         """
         is_resumable = not self.position.is_in_batch
+        in_background = in_background and self.keeping.policy.background
         if is_resumable or not self.is_alone:
-            self.save_is_due = False
+            self.save_is_due = self._saves_after_batch = False
+        if not in_background or self.files.can_save(self.progress, is_resumable=is_resumable):
+            self.files.wait_for_save(is_a_stall=in_background)
+            self._end_saves()
         if together and not self.is_alone:
             writes = self._saving.meet()
             self._save_is_wanted = False  # what was wanted is made here, or waits
@@ -663,17 +676,45 @@ class Run:
                 return None
         if not self.files.can_save(self.progress, is_resumable=is_resumable):
             return None
-        self.save_is_due = self.is_alone and not is_resumable
+        if self.is_alone and not is_resumable:
+            self.save_is_due = self._saves_after_batch = True
         step, averaging = self.progress.steps_done, self.averaging
+        self.keeping.begin_save(self.progress)
         with averaging.raw(), self.windows.evaluating():
             check_finite_weights(self.model.named_parameters(), step=step)
             check_finite_weights(averaging.named_parameters(), step=step, what="averaged weight")
-            path = self.files.save(
-                self.model, self.progress, keep=self.keeping.kept_steps, averaging=averaging, more=self.going_on.collect
+            self.files.save(
+                self.model,
+                self.progress,
+                keep=self.keeping.kept_steps,
+                averaging=averaging,
+                more=self.going_on.collect,
+                in_background=in_background,
             )
-        if path is not None:
-            self.keeping.count_from(self.progress)
-            self.tell("on_checkpoint", path)
+        self.keeping.count_from(self.progress)
+        return None if in_background else self._end_saves()
+
+    def save_if_due(self) -> None:
+        """Write the checkpoint that waited for the end of the batch; learn what came of one that was written meanwhile."""
+        self.save_is_due = False
+        self._end_saves()
+        if self._saves_after_batch:
+            self.save(in_background=True)
+
+    def _hear_of_save(self) -> None:
+        self.save_is_due = True  # from another thread: nothing but this, which the loop looks at after every batch
+
+    def _end_saves(self) -> Path | None:
+        """Tell of the saves that ended, and return where the last of them is; stop the run when too many failed."""
+        path = None
+        for outcome in self.files.end_saves():
+            path = outcome.path
+            if path is None:
+                self.keeping.forget(outcome.step)
+            else:
+                self.tell("on_checkpoint", path)
+        if self.files.has_given_up and self.stop_requested is None:
+            self.request_stop(StopReason.NOT_SAVED)
         return path
 
     # -- inner works ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
+from collections import deque
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from velodrome.checkpoint.policy import Checkpointing
+    from velodrome.checkpoint.saver import Outcome
     from velodrome.record.progress import ProgressView
     from velodrome.record.sink import Sink
     from velodrome.run_state import SavedState
@@ -72,9 +74,16 @@ class RunFiles:
         self._asked = loggers
         self.history: list[dict[str, Any]] = []
         self._journal: Journal | None = None
-        self._store: Any = None
+        self._saver: Any = None
         self._saved_step = -1
+        self._begun_step = -1  # saved, or being saved in the background
         self._is_resumable = False
+        self._lines: deque[str] = deque()  # warnings that come from the background, too
+        self._failures_in_a_row = 0
+        self._syncs_later = False
+        self._has_said_it_waits = False
+        self.notify_of_save: Callable[[], None] = lambda: None
+        """called in the background when there is something for `end_saves`"""
         self._goes_on = goes_on
         self._is_discarded = False
         self._directory: RunDirectory | None = None
@@ -130,7 +139,8 @@ class RunFiles:
         assert self._directory is not None
         rows = read_rows(self._directory.path / "metrics.jsonl")
         self.history = _epoch_rows(row for row in rows if row.get("step", 0) <= step)
-        self._saved_step, self._is_resumable = saved_step, True
+        self._saved_step = self._begun_step = saved_step
+        self._is_resumable = True
 
     def go_back(self, num_bytes: int | None, *, step: int) -> None:
         """Cut the records of an earlier run back to a checkpoint: the history is what it was then.
@@ -144,11 +154,12 @@ class RunFiles:
         self._goes_on = False
         self.history = _epoch_rows(self._journal.go_back(num_bytes, step=step))
         if step:
-            self._saved_step, self._is_resumable = step, True
+            self._saved_step = self._begun_step = step
+            self._is_resumable = True
 
     def sync_journal(self) -> int | None:
-        """Bring the journal to the disk and return its length."""
-        return None if self._journal is None else self._journal.sync()
+        """Bring the journal to the disk, or leave that to the background, and return its length."""
+        return None if self._journal is None else self._journal.sync(durable=not self._syncs_later)
 
     def leave(self) -> None:
         """Close what is shown; nothing was done that the records do not know."""
@@ -165,9 +176,15 @@ class RunFiles:
             self._directory.reopen(facts)
         self._is_discarded = False
         self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.warn)
+        from velodrome.checkpoint.saver import Saver
         from velodrome.checkpoint.store import CheckpointStore
 
-        self._store = CheckpointStore(self._directory.path / "checkpoints", run_id=self._directory.id)
+        folder = self._directory.path / "checkpoints"
+        store = CheckpointStore(folder, run_id=self._directory.id, warn=self._lines.append)
+        store.sweep()
+        self._saver = Saver(
+            store, keep_last=self._policy.keep_last, notify=lambda: self.notify_of_save(), warn=self._lines.append
+        )
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Record a row; an epoch's row joins the history."""
@@ -199,9 +216,9 @@ class RunFiles:
             progress: of the run.
             is_resumable: one that a run can go on from may take the place of one with weights only.
         """
-        if self._store is None or progress.steps_done <= 0:
+        if self._saver is None or progress.steps_done <= 0:
             return False
-        return progress.steps_done != self._saved_step or (is_resumable and not self._is_resumable)
+        return progress.steps_done != self._begun_step or (is_resumable and not self._is_resumable)
 
     def save(
         self,
@@ -211,17 +228,20 @@ class RunFiles:
         keep: Collection[int],
         averaging: NoAveraging,
         more: Callable[[], SavedState],
-    ) -> Path | None:
+        in_background: bool = False,
+    ) -> None:
         """Write the weights, and their average where there is one, as a checkpoint of this step; remove those that need not be kept.
+
+        What came of it is known by `end_saves`: at once, or later where it is written in the background.
 
         Args:
             model, progress: of this step.
             keep: steps whose checkpoints stay.
             averaging: of the weights.
             more: gathers the rest of the run's state.
-
-        A disk that fails is told and does not stop the run: None then, and the next save tries again.
+            in_background: return when everything is copied.
         """
+        step, self._syncs_later = progress.steps_done, in_background
         try:
             saved = more()
             tensors = {"model": model.state_dict(), **averaging.tensors(), **saved.tensors}
@@ -231,31 +251,75 @@ class RunFiles:
                 "averaging": averaging.describe(),
                 **saved.state,
             }
-            path = self._store.save(progress.steps_done, tensors, state)
+            content = self._saver.prepare(step, tensors, state)
         except CheckpointError as error:
-            self.warn(f"warning: {error} Training goes on; the next save tries again.")
-            return None
-        self._saved_step, self._is_resumable = progress.steps_done, "resume" in saved.state
-        try:
-            self._store.prune(keep_last=self._policy.keep_last, keep=keep)
-        except CheckpointError as error:
-            self.warn(f"warning: {error} The new checkpoint is whole; the next save tries again to remove old ones.")
-        return path
+            self._saver.give_up(step, error.message)
+            return
+        finally:
+            self._syncs_later = False
+        self._begun_step, self._is_resumable = step, "resume" in saved.state
+        self._saver.save(
+            content, keep=keep, before=self._sync_file if in_background else _nothing, in_background=in_background
+        )
+
+    def wait_for_save(self, *, is_a_stall: bool = False) -> None:
+        """Wait for a save that is under way in the background.
+
+        Args:
+            is_a_stall: training could have gone on, were it not for the next save.
+        """
+        if self._saver is None:
+            return
+        seconds = self._saver.wait()
+        if is_a_stall and seconds > 0.1 and not self._has_said_it_waits:
+            self._has_said_it_waits = True
+            self.say(
+                f"A save waited {seconds:.1f} s for the one before it, which was still being written: saves come faster than the disk "
+                f"takes them. Save less often to keep training from waiting."
+            )
+
+    def end_saves(self) -> list[Outcome]:
+        """Take note of the saves that ended since this was last asked, and tell what went wrong.
+
+        A disk that fails does not stop the run: the next save tries again.
+        """
+        if self._saver is None:
+            return []
+        outcomes = self._saver.outcomes()
+        for outcome in outcomes:
+            if outcome.path is not None:
+                self._saved_step, self._failures_in_a_row = outcome.step, 0
+                continue
+            self._begun_step = self._saved_step
+            self._failures_in_a_row += 1
+            most = self._policy.max_failures
+            count = (
+                ""
+                if most is None
+                else f" It is failure {self._failures_in_a_row} in a row, and the run stops at {most}."
+            )
+            self.warn(f"warning: {outcome.problem} Training goes on; the next save tries again.{count}")
+        self._tell_lines()
+        return outcomes
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether as many saves failed in a row as the policy bears with."""
+        most = self._policy.max_failures
+        return most is not None and self._failures_in_a_row >= most
 
     def mark_best(self, step: int, *, monitor: str, value: float) -> None:
-        """Note that the checkpoint of this step, when it was written, is the best so far."""
-        if self._store is None or self._saved_step != step:
-            return
-        try:
-            self._store.mark_best(step, monitor=monitor, value=value)
-        except CheckpointError as error:
-            self.warn(f"warning: {error} Training goes on; the next best epoch tries again.")
+        """Note that the checkpoint of this step, when it is written, is the best so far."""
+        if self._saver is not None and self._begun_step == step:
+            self._saver.mark_best(step, monitor=monitor, value=value)
+            self._tell_lines()
 
     def finish(self, reason: StopReason, progress: Progress, best: Mapping[str, Any] | None) -> None:
         """Close the records with the reason of the end."""
+        self._close_saver()
         if self._journal is not None:
             self._journal.close()
-        if self._store is not None and progress.steps_done != self._saved_step:
+        if self._saver is not None and progress.steps_done != self._saved_step:
             last = (
                 f"the last checkpoint is of step {self._saved_step}"
                 if self._saved_step >= 0
@@ -283,6 +347,7 @@ class RunFiles:
 
     def fail(self, reason: StopReason, error: BaseException, progress: Progress) -> None:
         """Record the error that ended the run."""
+        self._close_saver()
         if self._journal is not None:
             self._journal.close()
         if self._directory is not None and not self._is_discarded:
@@ -298,6 +363,26 @@ class RunFiles:
                 self._directory.finish(status, facts)
                 self._directory.log("".join(traceback.format_exception(error)).rstrip())
         self._display.close()
+
+    def _close_saver(self) -> None:
+        """Bring a save that is under way to its end; nobody but the records is told of it any more."""
+        if self._saver is not None:
+            self._saver.close()
+            self.end_saves()
+
+    def _tell_lines(self) -> None:
+        while self._lines:
+            self.warn(f"warning: {self._lines.popleft()}")
+
+    def _sync_file(self) -> None:
+        """Bring the journal to the disk itself, before a checkpoint relies on its length."""
+        if self._directory is not None:
+            with suppress(OSError):
+                descriptor = os.open(self._directory.path / "metrics.jsonl", os.O_RDWR)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def _discard(self, folder: Path) -> None:
         """Remove what a run wrote that was refused before its first step, and nothing else."""
@@ -340,13 +425,18 @@ class RunFiles:
             self.warn(f"warning: curves.png was not written: {error}")
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == "epoch"]
 
 
 def _refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:
     """Refuse a folder with files of the names that a run writes: they are somebody's, and would be written over."""
-    taken = sorted(_OWN_NAMES & (entries or set()))
+    # Lines are added to a log, never written over; a run that was killed before its run.json leaves one.
+    taken = sorted((_OWN_NAMES - {"log.txt"}) & (entries or set()))
     if taken and "run.json" not in taken:
         raise RefusedError(
             f"run_dir={str(folder)!r} holds {', '.join(taken)}, which a run would write over. Nothing was changed. Give a new folder."

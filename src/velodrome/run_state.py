@@ -133,7 +133,7 @@ def collect_state(run: Run, own: Sequence[OwnState]) -> SavedState:
         "interval_samples": run.interval_samples,
         "keeping": run.keeping.state_dict(),
         "last_averaged_step": run.averaging.last_step,
-        "stop": None if run.stop_requested is None else run.stop_requested.name.lower(),
+        "stop": None if run.stop_requested in (None, StopReason.NOT_SAVED) else run.stop_requested.name.lower(),
         "journal_bytes": run.files.sync_journal(),
         "order_seed": run.order_seed,
         "settings": run.settings,

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 __all__ = ["Files", "make_folder", "remove_tree", "write_atomically", "write_new"]
@@ -89,17 +90,18 @@ def remove_tree(files: Files, path: Path) -> None:
     files.rmdir(path)
 
 
-def write_new(files: Files, path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file that did not exist; with `durable`, return only when its bytes are on the disk."""
+def write_new(files: Files, path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = True) -> None:
+    """Write a file that did not exist, piece by piece; with `durable`, return only when its bytes are on the disk."""
     try:
         descriptor = files.open_new(path)
         try:
-            rest = memoryview(data)
-            while rest:
-                num_written = files.write(descriptor, rest)
-                if num_written == 0:  # a disk that takes nothing and reports nothing would be asked for ever
-                    raise OSError(errno.EIO, "the disk accepted no byte")
-                rest = rest[num_written:]
+            for chunk in chunks:
+                rest = memoryview(chunk)
+                while rest:
+                    num_written = files.write(descriptor, rest)
+                    if num_written == 0:  # a disk that takes nothing and reports nothing would be asked for ever
+                        raise OSError(errno.EIO, "the disk accepted no byte")
+                    rest = rest[num_written:]
             if durable:
                 # On the descriptor that wrote: after a close the kernel may have dropped a failed page
                 # already.
@@ -126,7 +128,7 @@ def write_atomically(
     files = files or Files()
     temporary = path.with_name(f".tmp-{path.name}-{tag}-{secrets.token_hex(4)}")
     try:
-        write_new(files, temporary, data, durable=durable)
+        write_new(files, temporary, [data], durable=durable)
         files.replace(temporary, path)
     except BaseException:
         with suppress(OSError):

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, cast
 from velodrome.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = [
     "MANIFEST_NAME",
+    "Describer",
     "FileRecord",
     "Manifest",
     "describe",
@@ -95,6 +96,31 @@ class Manifest:
             raise _damaged(origin, f"step is {_short(step)}, not a whole number from 0 up")
         files = _expect_object(document["files"], "files", origin)
         return cls(run_id=run_id, step=step, files={name: _parse_file(name, files[name], origin) for name in files})
+
+
+class Describer:
+    """Looks on as a file's content goes by, and knows its size and hash afterwards.
+
+    >>> describer = Describer()
+    >>> b"".join(describer.watch([b"ab", b"c"])), describer.record.num_bytes
+    (b'abc', 3)
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._num_bytes = 0
+
+    def watch(self, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        """Yield the pieces as they are. Large ones are hashed without holding Python's global lock."""
+        for chunk in chunks:
+            self._digest.update(chunk)
+            self._num_bytes += len(chunk)
+            yield chunk
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and hash of what went by so far."""
+        return FileRecord(num_bytes=self._num_bytes, sha256=self._digest.hexdigest())
 
 
 def describe(data: bytes) -> FileRecord:

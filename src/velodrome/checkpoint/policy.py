@@ -21,6 +21,11 @@ class Checkpointing:
         keep_best: best ones to keep besides.
         monitor: the value that decides, by its name in the epoch row.
         mode: "min", "max", or "auto": by the monitor's name.
+        keep_every: a duration such as "10 epochs" or "1000 steps": each time so much is done, the next checkpoint is kept for good.
+        background: write while training goes on: a save then only copies the state, into host memory that is kept for the next
+            one. A save that comes while the one before is still being written waits for it.
+        max_failures: stop the run after so many saves in a row that failed. None never stops it: a disk may have room again
+            tomorrow, and a run that was stopped cannot save either.
     """
 
     every: str | None = "every epoch"
@@ -28,6 +33,9 @@ class Checkpointing:
     keep_best: int = 1
     monitor: str = "val/loss"
     mode: Literal["auto", "min", "max"] = "auto"
+    keep_every: str | None = None
+    background: bool = False
+    max_failures: int | None = None
 
     def __post_init__(self) -> None:
         if self.every is not None and (not isinstance(self.every, str) or not self.every.strip()):
@@ -37,6 +45,16 @@ class Checkpointing:
                 f"or None to save only at the end.",
                 argument="every",
             )
+        if self.keep_every is not None and (not isinstance(self.keep_every, str) or not self.keep_every.strip()):
+            raise ArgumentError(
+                f"keep_every={self.keep_every!r} is not a duration. It is a text such as '10 epochs' or '1000 steps', or None to keep no "
+                f"checkpoint for good.",
+                argument="keep_every",
+            )
+        if not isinstance(self.background, bool):
+            raise ArgumentError(f"background={self.background!r} is not True or False.", argument="background")
+        if self.max_failures is not None:
+            _check_count("max_failures", self.max_failures, 1, "None goes on however many saves fail")
         _check_count("keep_last", self.keep_last, 2, "with one, a torn newest checkpoint would leave none to load")
         _check_count("keep_best", self.keep_best, 0, "0 keeps none for being the best")
         _ = self.by  # what is wrong about monitor and mode is refused here, not at the first evaluation

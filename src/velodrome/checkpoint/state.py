@@ -17,7 +17,21 @@ def encode_state(state: Mapping[str, object]) -> bytes:
         CheckpointError: a value or a key that JSON would change or cannot hold, with its place.
     """
     _check(state, "state", 0)
-    return (json.dumps(state, indent=1, default=dict) + "\n").encode()
+    return (_write(state, levels=2) + "\n").encode()
+
+
+def _write(value: object, *, levels: int, indent: str = "\n") -> str:
+    """Return JSON with a line for each entry of the uppermost levels, for people; all below is one line.
+
+    With `indent=1` throughout, json would work in Python rather than in C: 1.2 ms more for the main job's state, in the loop.
+    """
+    if not levels or not isinstance(value, Mapping) or not value:
+        return json.dumps(value, default=dict)
+    indent += " "
+    entries = [
+        f"{indent}{json.dumps(key)}: {_write(each, levels=levels - 1, indent=indent)}" for key, each in value.items()
+    ]
+    return "{" + ",".join(entries) + indent[:-1] + "}"
 
 
 def _check(value: object, place: str, depth: int) -> None:

@@ -23,24 +23,25 @@ import shutil
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from velodrome.checkpoint.files import Files, make_folder, remove_tree, write_atomically, write_new
-from velodrome.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, describe, read_manifest
+from velodrome.checkpoint.manifest import MANIFEST_NAME, Describer, FileRecord, Manifest, read_manifest
 from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import STATE_NAME, find_last
 from velodrome.checkpoint.scan import BEST_NAME, Best, Found, check_files, find_checkpoints, read_best
 from velodrome.checkpoint.state import encode_state
-from velodrome.checkpoint.tensors import encode_tensors
+from velodrome.checkpoint.tensor_file import TensorFile, gather
 from velodrome.errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch import Tensor
 
-__all__ = ["CheckpointStore"]
+__all__ = ["CheckpointStore", "Content"]
 
 LATEST_NAME = "latest.json"
 _GROUP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
@@ -59,6 +60,21 @@ _ADVICE = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What one checkpoint will hold.
+
+    Args:
+        step: updates done.
+        files: of tensors, by name.
+        state: the content of `state.json`.
+    """
+
+    step: int
+    files: Mapping[str, TensorFile]
+    state: bytes
+
+
 class CheckpointStore:
     """The checkpoints of one run in one folder. Other runs' checkpoints there are neither used nor touched.
 
@@ -67,6 +83,7 @@ class CheckpointStore:
         run_id: written into each manifest; what bears it is this run's.
         files: where the changes to the disk go.
         retry_pauses_s: how long to wait before each further try when the disk reports a passing error.
+        warn: is told what did not work and does no harm; a Python warning when left out.
     """
 
     def __init__(
@@ -76,6 +93,7 @@ class CheckpointStore:
         run_id: str,
         files: Files | None = None,
         retry_pauses_s: tuple[float, ...] = (0.1, 0.5),
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         if not isinstance(run_id, str) or not 0 < len(run_id) <= 200:
             raise ArgumentError(
@@ -89,26 +107,32 @@ class CheckpointStore:
         self._retry_pauses_s = retry_pauses_s
         self._tag = hashlib.sha256(run_id.encode()).hexdigest()[:8]
         self._swept = False
+        self._warn = warn or _warn
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write one checkpoint and return its folder once it would survive a power cut.
+        """Write one checkpoint and return its folder once it would survive a power cut: `prepare` and `write`.
 
-        A checkpoint of the same step is replaced; until the new one is in place, the old one stays loadable.
+        Raises:
+            CheckpointError: it could not be written; earlier checkpoints are as they were.
+        """
+        return self.write(self.prepare(step, tensors, state))
+
+    def prepare(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Content:
+        """Return what a checkpoint will hold, checked but not copied: the tensors must not change before it is written.
 
         Args:
             step: updates done.
             tensors: named groups of named tensors: {"model": {...}, "optimizer": {...}}.
             state: everything else, as JSON holds it.
         Raises:
-            CheckpointError: it could not be written; earlier checkpoints are as they were.
-        Cost: one wait for the device per tensor; host memory for two copies of the largest group; a flush per
-            file.
+            CheckpointError: something cannot be saved; names it.
         """
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ArgumentError(
                 f"step={step!r} is not a count of updates. It is a whole number from 0 up.", argument="step"
             )
-        for group in tensors:
+        files: dict[str, TensorFile] = {}
+        for group, named in tensors.items():
             if not _GROUP_NAME.fullmatch(group):
                 raise ArgumentError(
                     f"The group {group!r} cannot name a file. A name is lower-case letters, digits, '-' and "
@@ -116,12 +140,25 @@ class CheckpointStore:
                     f"Rename it.",
                     argument="tensors",
                 )
-        state_data = encode_state(state)
+            clean = clean_names(named) if group in _PARAMETER_GROUPS else {name: name for name in named}
+            files[f"{group}.safetensors"] = gather({clean[name]: tensor for name, tensor in named.items()})
+        return Content(step=step, files=files, state=encode_state(state))
+
+    def write(self, content: Content) -> Path:
+        """Write what was prepared and return its folder once it would survive a power cut.
+
+        A checkpoint of the same step is replaced; until the new one is in place, the old one stays loadable.
+
+        Raises:
+            CheckpointError: it could not be written; earlier checkpoints are as they were.
+        Cost: see `TensorFile.chunks`; a flush per file.
+        """
+        step = content.step
         target = self.directory / f"step-{step:08d}"
         for pause_s in (*self._retry_pauses_s, None):
             try:
                 self._refuse_foreign(target)
-                self._write(step, target, tensors, state_data)
+                self._write(target, content)
                 break
             except OSError as error:
                 if pause_s is None or error.errno not in _PASSING:
@@ -206,36 +243,37 @@ class CheckpointStore:
                     self._discard(found.path)
                     removed.append(found.path)
         except OSError as error:
+            self._swept = False
             raise self._failure("Old checkpoints could not be removed", error) from error
         return removed
 
     # -- how it is done
 
-    def _write(self, step: int, target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state_data: bytes) -> None:
+    def _write(self, target: Path, content: Content) -> None:
         make_folder(self._files, self.directory)
         self._sweep()
         folder = self._private_name(".tmp", target)
         records: dict[str, FileRecord] = {}
         try:
             self._files.mkdir(folder)
-            for group, named in tensors.items():
-                if group in _PARAMETER_GROUPS:
-                    clean = clean_names(named)
-                    named = {clean[name]: tensor for name, tensor in named.items()}
-                records[f"{group}.safetensors"] = self._add(folder / f"{group}.safetensors", encode_tensors(named))
-            records[STATE_NAME] = self._add(folder / STATE_NAME, state_data)
-            manifest = Manifest(run_id=self.run_id, step=step, files=records)
-            write_new(self._files, folder / MANIFEST_NAME, manifest.to_bytes())
+            for name, file in content.files.items():
+                records[name] = self._add(folder / name, file.chunks())
+            records[STATE_NAME] = self._add(folder / STATE_NAME, [content.state])
+            manifest = Manifest(run_id=self.run_id, step=content.step, files=records)
+            write_new(self._files, folder / MANIFEST_NAME, [manifest.to_bytes()])
             self._files.fsync_dir(folder)
             self._publish(folder, target, manifest)
         except BaseException:  # also KeyboardInterrupt; a killed process leaves the folder to the next sweep
-            with suppress(OSError):
+            try:
                 remove_tree(self._files, folder)
+            except OSError:
+                self._swept = False
             raise
 
-    def _add(self, path: Path, data: bytes) -> FileRecord:
-        write_new(self._files, path, data)
-        return describe(data)
+    def _add(self, path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
+        describer = Describer()
+        write_new(self._files, path, describer.watch(chunks))
+        return describer.record
 
     def _publish(self, folder: Path, target: Path, manifest: Manifest) -> None:
         aside = None
@@ -253,8 +291,10 @@ class CheckpointStore:
                     self._files.replace(aside, target)
             raise
         if aside is not None and aside.name.startswith(".old"):
-            with suppress(OSError):  # the new one is in place; the next sweep tries again
+            try:
                 self._discard(aside)
+            except OSError:  # the new one is in place; the next sweep tries again
+                self._swept = False
 
     def _read_again(self, target: Path, manifest: Manifest, folder: Path) -> None:
         """Check what the disk gives back; what is not as it was written leaves its place again."""
@@ -271,16 +311,19 @@ class CheckpointStore:
         try:
             write_atomically(self.directory / LATEST_NAME, data, files=self._files, durable=False, tag=self._tag)
         except OSError as error:
-            warnings.warn(
-                f"{self.directory / LATEST_NAME} could not be replaced: {error.strerror}. The checkpoint of "
-                f"step "
-                f"{step} is saved; this file is only a hint.",
-                RuntimeWarning,
-                stacklevel=3,
+            self._warn(
+                f"{self.directory / LATEST_NAME} could not be replaced: {error.strerror}. The checkpoint of step {step} is saved; this "
+                f"file is only a hint."
             )
 
+    def sweep(self) -> None:
+        """Clear what this run left behind when it was killed, or could not remove; a disk that fails now is asked again by a save."""
+        with suppress(OSError):
+            if self.directory.is_dir():
+                self._sweep()
+
     def _sweep(self) -> None:
-        """Clear what this run left behind when it was killed: once, before the first save."""
+        """Clear what was left behind: before the first save, and after each time that something could not be removed."""
         if self._swept:
             return
         private = re.compile(rf"\.(tmp|old)-.*-{self._tag}-[0-9a-f]{{8}}")
@@ -338,6 +381,10 @@ class CheckpointStore:
             errno=error.errno,
             free_bytes=free_bytes,
         )
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=4)
 
 
 def _is_whole(folder: Path) -> bool:

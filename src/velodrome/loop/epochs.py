@@ -120,7 +120,7 @@ class Epoch:
                 batches_done += 1
                 phase.batches_done = batches_done
                 if host.save_is_due:
-                    host.save()
+                    host.save_if_due()
                 now = perf_counter()
                 if now >= next_draw:
                     advance(batches_done, progress.samples_in_epoch)

@@ -130,11 +130,11 @@ class LoopHost(Protocol):
 
     @property
     def save_is_due(self) -> bool:
-        """Whether a checkpoint is to be written as soon as the batch is over."""
+        """Whether something is to be done about checkpoints as soon as the batch is over."""
         ...
 
-    def save(self) -> object:
-        """Write a checkpoint now."""
+    def save_if_due(self) -> None:
+        """Write the checkpoint that waited for the end of the batch; learn what came of one that was written meanwhile."""
         ...
 
     @property

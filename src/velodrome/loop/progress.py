@@ -19,6 +19,7 @@ class StopReason(Enum):
     SECONDS = "The time budget is used up."
     EARLY = "No improvement of the monitored value."
     REQUESTED = "A callback asked to stop."
+    NOT_SAVED = "Too many saves in a row failed."
     LEFT = "The loop was left before its end."
     FAILED = "An error ended the run."
     INTERRUPTED = "The run was interrupted."

@@ -230,7 +230,10 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         keep_last=wanted.keep_last,
         keep_best=wanted.keep_best,
         mode=wanted.mode,
-        **({} if wanted.monitor is None else {"monitor": wanted.monitor}),
+        keep_every=wanted.keep_every,
+        background=wanted.background,
+        max_failures=wanted.max_failures,
+        monitor=Checkpointing.monitor if wanted.monitor is None else wanted.monitor,
     )
     loggers = ["csv"]
     if recipe.logging.tensorboard and has_tensorboard():

@@ -348,12 +348,12 @@ def _check_durations(tables: Mapping[str, Any], origins: Origins) -> list[Proble
     from velodrome.loop.durations import parse_duration
 
     problems = []
-    for table in ("checkpoint", "logging"):
+    for table, key in (("checkpoint", "every"), ("checkpoint", "keep_every"), ("logging", "every")):
         section = tables.get(table)
-        every = section.get("every") if isinstance(section, dict) else None
-        if not isinstance(every, str) or every == NEVER:
+        every = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(every, str) or (key == "every" and every == NEVER):
             continue
-        field = f"{table}.every"
+        field = f"{table}.{key}"
         try:
             parse_duration(every, name=field)
         except ArgumentError as error:

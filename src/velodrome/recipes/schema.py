@@ -171,6 +171,9 @@ class CheckpointTable(Table):
     keep_best: Annotated[int, Field(ge=0)] = 1
     monitor: str | None = None  # left out: "val/loss"
     mode: Literal["auto", "min", "max"] = "auto"
+    keep_every: str | None = None  # a duration: each time so much is done, the next checkpoint is kept for good
+    background: bool = False  # write while training goes on
+    max_failures: Annotated[int, Field(ge=1)] | None = None  # saves in a row that may fail; left out: any number
 
 
 class LoggingTable(Table):

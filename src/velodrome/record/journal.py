@@ -72,9 +72,11 @@ class Journal:
             except Exception as error:
                 self._disable(sink, error)
 
-    def sync(self) -> int | None:
+    def sync(self, *, durable: bool = True) -> int | None:
         """Bring all rows to the disk itself and return the file's length: a checkpoint says how long the journal was.
 
+        Args:
+            durable: wait for the disk; without it, somebody else does before the length is relied on.
         Returns:
             None when the rows are in memory only, or the disk failed.
         """
@@ -84,8 +86,9 @@ class Journal:
             self._write_pending(self.path)
         if self._file is None or self._pending:
             return None
-        with contextlib.suppress(OSError):
-            os.fsync(self._file.fileno())
+        if durable:
+            with contextlib.suppress(OSError):
+                os.fsync(self._file.fileno())
         return self._end
 
     def go_back(self, num_bytes: int | None, *, step: int) -> list[dict[str, Any]]:
