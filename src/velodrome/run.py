@@ -173,6 +173,11 @@ class Run:
         return source.describe_data() if hasattr(source, "describe_data") else {}
 
     @property
+    def part_sizes(self) -> dict[str, int]:
+        """How many samples go through the model at once since memory ran out; changed by what loads a checkpoint."""
+        return self._engine.part_sizes
+
+    @property
     def is_under_way(self) -> bool:
         """Whether a run has begun that has not ended."""
         return self._is_under_way

@@ -26,6 +26,7 @@ FRONT_DOOR = {
     "averages",
     "notices",
     "optimization",
+    "out_of_memory",
     "together",
     "resume",
     "run_state",
