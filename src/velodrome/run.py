@@ -30,6 +30,7 @@ from velodrome.record.progress import NoProgress
 from velodrome.resume import settings_of
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
+from velodrome.step.checks import hint_at_device_assert
 from velodrome.together import Together
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ class Run:
         The loop's iterator cannot tell an error from a `break`. An error that the user's own code raises, in a loop of their
         own, is therefore recorded as "left", like a `break`.
         """
+        hint_at_device_assert(error)
         self._error = error
         self.world.note(error)
 

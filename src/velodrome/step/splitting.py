@@ -124,7 +124,7 @@ class SplittingEngine(EagerEngine):
 
         outcome = self._halve(_TRAIN if trains else _EVALUATION, batch, attempt, before=before, largest=largest)
         if trains and before is not None and not isinstance(outcome, _JoinedOutcome):
-            if outcome.loss._is_view():  # whose graph cannot be dropped in place
+            if isinstance(outcome.loss, Tensor) and outcome.loss._is_view():  # whose graph cannot be dropped in place
                 outcome.loss = outcome.loss.clone()
             self._watched = _Watched(forward, batch, outcome, before)
         return outcome
@@ -196,8 +196,12 @@ class SplittingEngine(EagerEngine):
         with _gradients_aside(parameters), _hooks_aside(parameters):
             for part, size in zip(parts, sizes, strict=True):
                 outcome = _forward_part(forward, part)
-                if trains:
+                if trains or not isinstance(outcome.loss, Tensor):
                     check_loss_value(outcome.loss, origin="A part of the batch")
+                elif outcome.loss.numel() != 1:
+                    raise CannotCut(
+                        "The loss is no mean over the batch but a vector, so its parts cannot be put together."
+                    )
                 weighted = sums.add(outcome.loss, outcome.items, size)
                 if trains and weighted is not None:
                     self._add_gradient(weighted)
@@ -324,7 +328,7 @@ class _Sums:
     def add(self, loss: Tensor, items: Tensor | float | None, samples: int) -> Tensor | None:
         """Count a part; return its loss with the weight for its backward pass, None where it has no items."""
         self._is_counted = self._is_counted or items is not None
-        items = float(samples) if items is None else check_items(items)
+        loss, items = loss.reshape(()), float(samples) if items is None else check_items(items)
         if isinstance(items, Tensor):
             items = items.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
         self._items.append(items)
