@@ -76,7 +76,7 @@ def test_27_label_out_of_range_is_refused_with_range_and_classes_before_the_firs
     model = nn.Linear(6, 3)
     before = model.weight.detach().clone()
     with pytest.raises(
-        DataError, match=r"train label 3 at sample 10 is out of range.*labels must be 0\.\.2.*3 outputs|train label 3"
+        DataError, match=r"train label 3 at sample 10 is out of range.*3 outputs, so labels must be 0\.\.2"
     ):
         make(model).fit((X, labels), batch_size=4, epochs=1, shuffle=False)
     assert torch.equal(model.weight, before)
@@ -161,19 +161,7 @@ def test_28_column_against_row_is_refused_before_it_broadcasts():
 
 
 def test_28_parts_on_several_devices_are_reported():
-    class Elsewhere(nn.Linear):
-        def forward(self, x):
-            return super().forward(x.to("meta"))
-
-    class Batch:
-        """Moves nowhere, as an object of the user's may."""
-
-        def __init__(self, x):
-            self.x = x
-
-    with pytest.raises(
-        DataError, match=r"(?s)input is float32 \(4, 6\) on meta, .* on cpu\. All must be on one device"
-    ):
+    with pytest.raises(DataError, match=r"input is float32 \(4, 6\) on meta, .* on cpu\. All must be on one device"):
         make(nn.Linear(6, 3)).fit([(X[:4].to("meta"), Y[:4])], epochs=1)
 
 
