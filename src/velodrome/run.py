@@ -28,6 +28,7 @@ from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
 from velodrome.record.progress import NoProgress
 from velodrome.resume import settings_of
+from velodrome.room import estimate_room
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
 from velodrome.step.checks import hint_at_device_assert
@@ -219,6 +220,7 @@ class Run:
                 self.going_on.look_back()
                 return budget
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
+            self.notices.of_room(estimate_room(self))
             self.going_on.start(self._sources)
             self.tell("on_fit_start")
             self.going_on.begin()
