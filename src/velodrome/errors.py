@@ -8,6 +8,7 @@ VelodromeError                    exit code 1
 ├── CheckpointError                         3   a checkpoint is missing, torn, or does not fit the model
 ├── WorldError                              1   processes disagree or died
 ├── NumericsError   (ArithmeticError)       1   a loss or gradient became NaN or infinite
+├── OutOfMemoryError (MemoryError)          1   a batch does not fit into the memory of the device
 └── RefusedError                            3   going on could lose something; nothing was changed
 ```
 
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "NumericsError",
+    "OutOfMemoryError",
     "RecipeError",
     "RefusedError",
     "VelodromeError",
@@ -88,6 +90,10 @@ class WorldError(VelodromeError):
 
 class NumericsError(VelodromeError, ArithmeticError):
     """A loss or a gradient became NaN or infinite."""
+
+
+class OutOfMemoryError(VelodromeError, MemoryError):
+    """A batch does not fit into the memory of the device; the allocator's own error is its `__cause__`."""
 
 
 class RefusedError(VelodromeError):

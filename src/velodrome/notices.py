@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from velodrome.checkpoint.space import Room
     from velodrome.distributed.world import World
     from velodrome.keeping import Verdict
     from velodrome.loop.progress import Progress
@@ -83,6 +84,11 @@ class Notices:
 
         for updates in windows.by_name.values():
             updates.on_first_gradients = show
+
+    def of_room(self, room: Room | None) -> None:
+        """Say when the checkpoints to come will not fit on their volume."""
+        if room is not None and room.problem:
+            self.warn_all(room.problem)
 
     def of_schedules(self, windows: Windows) -> None:
         """Say how the learning rate will go."""

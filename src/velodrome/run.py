@@ -28,9 +28,11 @@ from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
 from velodrome.record.progress import NoProgress
 from velodrome.resume import settings_of
+from velodrome.room import estimate_room
 from velodrome.saving_together import SavingTogether
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
+from velodrome.step.checks import hint_at_device_assert
 from velodrome.together import Agreement, Together
 
 if TYPE_CHECKING:
@@ -193,6 +195,11 @@ class Run:
         self._together.count_from_here()
 
     @property
+    def part_sizes(self) -> dict[str, int]:
+        """How many samples go through the model at once since memory ran out; changed by what loads a checkpoint."""
+        return self._engine.part_sizes
+
+    @property
     def is_under_way(self) -> bool:
         """Whether a run has begun that has not ended."""
         return self._is_under_way
@@ -235,6 +242,7 @@ class Run:
             self.files.start(
                 {"device": str(self.trainer.device), "seed": self._seed, "processes": self.world.size, "budget": limits}
             )
+            self.notices.of_room(estimate_room(self))
             self.going_on.start(self._sources)
             self.tell("on_fit_start")
             self.going_on.begin()
@@ -358,6 +366,7 @@ class Run:
         The loop's iterator cannot tell an error from a `break`. An error that the user's own code raises, in a loop of their
         own, is therefore recorded as "left", like a `break`.
         """
+        hint_at_device_assert(error)
         self._error = error
         self.world.note(error)
 

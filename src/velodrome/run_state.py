@@ -133,6 +133,7 @@ def collect_state(run: Run, own: Sequence[OwnState]) -> SavedState:
         "interval_samples": run.interval_samples,
         "keeping": run.keeping.state_dict(),
         "last_averaged_step": run.averaging.last_step,
+        "part_sizes": dict(run.part_sizes),
         "stop": None if run.stop_requested in (None, StopReason.NOT_SAVED) else run.stop_requested.name.lower(),
         "journal_bytes": run.files.sync_journal(),
         "order_seed": run.order_seed,
@@ -158,6 +159,7 @@ def load_trainer_state(run: Run, saved: SavedState, progress: Mapping[str, Any])
     for name, value in Progress(**progress).__dict__.items():
         setattr(run.progress, name, value)
     run.keeping.load_state_dict(saved.state["keeping"])
+    run.part_sizes.update(saved.state.get("part_sizes", {}))  # checkpoints of earlier versions have none
     stop = saved.state["stop"]
     run.stop_requested = None if stop is None else StopReason.of(stop)
 

@@ -27,6 +27,7 @@ from velodrome.loop.result import FitResult
 from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metrics
 from velodrome.metrics.named import Labels
 from velodrome.optimization import Optimization
+from velodrome.out_of_memory import OnOutOfMemory
 from velodrome.record.progress import make_progress
 from velodrome.resume import find_together
 from velodrome.run import Run
@@ -39,6 +40,7 @@ from velodrome.step.determinism import resolve_determinism
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.losses import Loss, resolve_loss
+from velodrome.step.memory import is_out_of_memory
 from velodrome.step.parameters import freeze as freeze_parameters
 from velodrome.step.precision import resolve_precision
 from velodrome.step.recompute import recompute_activations
@@ -110,6 +112,8 @@ class Trainer:
         callbacks: told of events in the order given.
         loggers: what to write besides `metrics.jsonl`: "csv", "tensorboard", "curves", or sinks of your own; None is all three.
         progress: show a bar, or lines where there is no terminal.
+        on_oom: what to do when a batch does not fit into memory: "stop" with an error that says what to change, or "split": run it in halves,
+            quarters, ... with unchanged gradients, and remember the size.
         log_every: how often the training loss is read and recorded; nothing else waits for the device within an epoch.
     Raises:
         ArgumentError: an argument is wrong or unknown; nothing was written.
@@ -155,6 +159,7 @@ class Trainer:
         loggers: Sequence[Any] | None = None,
         progress: bool = True,
         log_every: str | Duration = "50 steps",
+        on_oom: str = "stop",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentError(
@@ -213,7 +218,8 @@ class Trainer:
         self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
         if average is not None:
             self._windows.refuse_averaging()
-        self._engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
+        engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
+        self._memory = OnOutOfMemory(self, on_oom)
         self._first_batch = FirstBatch(resolved_loss)
         run_dir, goes_on, resumption = find_together(world, resume, run_dir, accept_changes=accept_changes)
         # One process shows and writes, whatever the others are told to.
@@ -234,6 +240,10 @@ class Trainer:
             size=world.size,
             take_seed=lambda own: world.gather(own)[0],
         )
+        compilation = resolve_compilation(compile, self.model, device=self.device, say=self._files.say)
+        self._engine = self._memory.watch(
+            engine, windows=self._windows, precision=self._precision, compilation=compilation
+        )
         self._run = Run(
             self,
             metrics=resolved_metrics,
@@ -245,7 +255,7 @@ class Trainer:
             keeping=keeping,
             windows=self._windows,
             precision=self._precision,
-            compilation=resolve_compilation(compile, self.model, device=self.device, say=self._files.say),
+            compilation=compilation,
             determinism=resolve_determinism(deterministic),
             averaging=NO_AVERAGING,
             engine=self._engine,
@@ -277,13 +287,15 @@ class Trainer:
         """Return the model's output and the loss for a batch; the first batch of each source is checked."""
         try:
             if self._first_batch.is_pending:
-                return self._first_batch.forward(self._engine, batch, role=self._run.phase.name)
+                return self._engine.forward_first(self._first_batch, batch, self._run.phase.name)
             return self._engine.forward(batch)
         except BaseException as error:
             explained = None
             if isinstance(error, (IndexError, ValueError)):
                 where = f"A {self._run.phase.name} batch after step {self.progress.steps_done}"
                 explained = explain_late_failure(error, self._engine.loss, batch, where=where)
+            elif is_out_of_memory(error):
+                explained = self._memory.explain(error, part="the forward pass", batch=batch)
             self._run.note(explained or error)
             if explained is not None:
                 raise explained from error
@@ -321,15 +333,21 @@ class Trainer:
             items = run.phase.batch_samples if items is None else check_items(items)
             try:
                 updates.backward(loss, items)
-            except RuntimeError:
-                self._first_batch.check_loss(loss)  # no scalar, or without a gradient: says so; another error goes on
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    self._first_batch.check_loss(
+                        loss
+                    )  # no scalar, or without a gradient: says so; another error goes on
                 raise
             run.after_micro_batch(loss, items, updates)
             if updates.micro_batches >= updates.accumulate:
                 updates.update() if run.is_alone else self._windows.update(updates)
                 run.after_update(updates)
         except BaseException as error:
-            run.note(error)
+            explained = self._memory.explain(error) if is_out_of_memory(error) else None
+            run.note(explained or error)
+            if explained is not None:
+                raise explained from error
             raise
 
     def measure(self, outcome: Any) -> None:
@@ -435,7 +453,7 @@ class Trainer:
             ArgumentError: a sampler decides the order of a loader, or it leaves samples out.
         """
         source = self._sources.get(data, role="predict", batch_size=batch_size, default_batch_size=1000, keep=False)
-        return run_prediction(self._run, source, self._engine.predict, map_tensors)
+        return run_prediction(self._run, source, self._memory.predict, map_tensors)
 
     def check_lengths(
         self, train: Any, *, epochs: int | None = None, steps: int | None = None, seconds: float | None = None

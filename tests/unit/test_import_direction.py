@@ -26,6 +26,8 @@ FRONT_DOOR = {
     "averages",
     "notices",
     "optimization",
+    "out_of_memory",
+    "room",
     "together",
     "resume",
     "run_state",

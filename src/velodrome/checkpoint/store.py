@@ -19,7 +19,6 @@ import math
 import os
 import re
 import secrets
-import shutil
 import time
 import warnings
 from contextlib import suppress
@@ -32,6 +31,7 @@ from velodrome.checkpoint.manifest import MANIFEST_NAME, Describer, FileRecord, 
 from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import STATE_NAME, find_last
 from velodrome.checkpoint.scan import BEST_NAME, Best, Found, check_files, find_checkpoints, read_best
+from velodrome.checkpoint.space import free_bytes
 from velodrome.checkpoint.state import encode_state
 from velodrome.checkpoint.tensor_file import TensorFile, gather
 from velodrome.errors import ArgumentError, CheckpointError
@@ -370,8 +370,8 @@ class CheckpointStore:
 
     def _failure(self, what: str, error: OSError) -> CheckpointError:
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else self.directory
-        free_bytes = _free_bytes(self.directory)
-        free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e9:.1f} GB"
+        num_free = free_bytes(self.directory)
+        free = "an unknown amount" if num_free is None else f"{num_free / 1e9:.1f} GB"
         advice = _ADVICE.get(error.errno or 0, "Check the disk and the path")
         return CheckpointError(
             f"{what}: {error.strerror} (errno {error.errno}) at {path}. Earlier checkpoints are untouched, "
@@ -379,7 +379,7 @@ class CheckpointStore:
             f"volume has {free} free. {advice}, then save again.",
             path=path,
             errno=error.errno,
-            free_bytes=free_bytes,
+            free_bytes=num_free,
         )
 
 
@@ -393,12 +393,3 @@ def _is_whole(folder: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _free_bytes(path: Path) -> int | None:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None

@@ -86,7 +86,7 @@ def train(
     trial = try_out(ready)  # what is refused is refused here, before there is a run directory
     if dry_run:
         ready.make_trainer(progress=False).check_lengths(ready.train, **ready.fit_arguments)
-        _show_plan(ready, trial, screen)
+        _show_plan(ready, trial, run_dir, screen)
         return
     del trial
     how = "never" if found is None else "auto"
@@ -151,9 +151,15 @@ def _explain(ready: Ready) -> str:
         return ready.make_trainer(run_dir=Path(folder) / "run").explain()
 
 
-def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
-    """Say what a run would do."""
+def _show_plan(ready: Ready, trial: Trial | None, run_dir: Path, screen: Screen) -> None:
+    """Say what a run would do, after everything that it does was done once.
+
+    Raises:
+        typer.Exit: with code 1, when its checkpoints would not fit on the disk.
+    """
+    from velodrome.cli.preflight import preflight_rows
     from velodrome.devices import resolve_device
+    from velodrome.recipes.preflight import preflight
 
     device = str(resolve_device(ready.recipe.train.device))
     batches, accumulate = _num_batches(ready.train), ready.trainer_arguments.get("accumulate", 1)
@@ -174,6 +180,22 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
         "first_evaluation": None if trial is None else trial.val,
         "tables": ready.recipe.to_tables(),
     }
+    found = None
+    if trial is not None:
+        known = epochs if epochs is not None or not steps or total is None else total / steps
+        found = preflight(
+            ready, trial, run_dir, steps=total, epochs=known, evaluation_batches=plan["evaluation_batches"]
+        )
+        plan |= {
+            "checkpoint_bytes": found.room.checkpoint_bytes,
+            "checkpoints_kept": found.room.kept,
+            "needed_bytes": found.room.needed,
+            "free_bytes": found.room.free,
+            "not_resumable": found.not_resumable or None,
+            "step_s": found.step_s,
+            "save_s": found.save_s,
+            "seconds": found.seconds,
+        }
     length = ", ".join(f"{value:g} {key}" for key, value in budget.items())
     rows = [
         ("Model", _describe_model(ready).removeprefix("Model: ")),
@@ -188,7 +210,11 @@ def _show_plan(ready: Ready, trial: Trial | None, screen: Screen) -> None:
     else:
         rows.append(("First step", show_metrics(trial.train)))
         rows.append(("First evaluation batch", show_metrics(trial.val) or "none"))
+    rows += [] if found is None else preflight_rows(found)
     screen.answer(f"{table(rows)}\nDry run: nothing was trained or written.", {"plan": plan})
+    if found is not None and found.room.problem:
+        write_quietly(f"Error: {found.room.problem}", sys.stderr)
+        raise typer.Exit(1)
 
 
 def _next_recipe(ready: Ready, recipe: str, run_dir: Path, *, changed: bool) -> str:

@@ -85,6 +85,7 @@ class Trial:
     trainer: Trainer
     train: Mapping[str, float]
     val: Mapping[str, float]
+    val_batch: Any = None  # the evaluation batch that was tried
 
 
 def try_out(ready: Ready) -> Trial | None:
@@ -104,14 +105,21 @@ def try_out(ready: Ready) -> Trial | None:
     once = replace(ready, model=copy.deepcopy(ready.model), trainer_arguments=arguments, callbacks=())
     trainer = once.make_trainer(progress=False)
     size = ready.recipe.train
-    loader = _loader(ready.data.train, ready.recipe, batch_size=size.loader_batch_size, training=True)
-    result = trainer.fit(loader, steps=1)
+    result = trainer.fit(training_loader(ready), steps=1)
     val: dict[str, float] = {}
+    batch = None
     if ready.data.val is not None and _is_indexed(ready.data.val):
         loader = _loader(ready.data.val, ready.recipe, batch_size=size.eval_batch_size, training=False)
-        val = trainer.evaluate([next(iter(loader))])
+        batch = next(iter(loader))
+        val = trainer.evaluate([batch])
     train = {key.removeprefix("train/"): v for key, v in result.metrics.items() if key.startswith("train/")}
-    return Trial(trainer=trainer, train=train, val=val)
+    return Trial(trainer=trainer, train=train, val=val, val_batch=batch)
+
+
+def training_loader(ready: Ready) -> Any:
+    """Return a new loader over the training data, so that the run's own one stays at its first epoch."""
+    size = ready.recipe.train.loader_batch_size
+    return _loader(ready.data.train, ready.recipe, batch_size=size, training=True)
 
 
 def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable[[str], Any] = print) -> Ready:

@@ -98,6 +98,7 @@ class TrainTable(Table):
     freeze: Names | None = None  # patterns of parameters that are not trained
     gradient_checkpointing: Names | None = None  # patterns of modules that compute again instead of remembering
     grad_norms: bool | None = None  # record the norm of each layer's gradient
+    on_oom: Literal["stop", "split"] | None = None  # when a batch does not fit into memory
 
     @field_validator("micro_batch")
     @classmethod

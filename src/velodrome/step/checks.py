@@ -20,9 +20,17 @@ __all__ = [
     "check_loss_value",
     "check_outcome",
     "explain_late_failure",
+    "hint_at_device_assert",
 ]
 
 _MAX_INPUTS = 4
+_DEVICE_ASSERT = "device-side assert"
+_DEVICE_ASSERT_HINT = (
+    "A kernel on the GPU met an index out of range: most often a label that the model has no output for, or a token that the embedding has no "
+    "row for. Kernels run later than the line that started them, so the line in the traceback may be an innocent one. Run again with "
+    'CUDA_LAUNCH_BLOCKING=1 in the environment to see the guilty line, or with device="cpu" to see the number too. This process cannot use the '
+    "GPU any more: start it anew."
+)
 
 
 def check_outcome(
@@ -106,6 +114,8 @@ def check_input_fits_model(model: nn.Module, batch: Any, error: Exception) -> Da
     told = [f"{name} is {_describe(tensor)}" for name, tensor in inputs[:_MAX_INPUTS]]
     more = f", and {len(inputs) - _MAX_INPUTS} more" if len(inputs) > _MAX_INPUTS else ""
     facts = f"{', '.join(told)}{more}, the model's first weight is {_describe(parameter)}"
+    if _DEVICE_ASSERT in str(error):
+        return DataError(f"The model failed on the first batch: {facts}. {_DEVICE_ASSERT_HINT}")
     if any(tensor.device != parameter.device for _, tensor in inputs):
         return DataError(f"The first batch does not fit the model: {facts}. All must be on one device. ({error})")
     numbers = [tensor for _, tensor in inputs if tensor.is_floating_point()]
@@ -221,6 +231,15 @@ def explain_late_failure(error: Exception, loss: Loss | None, batch: Any, *, whe
             f"least two samples, or drop_last=True. ({error})"
         )
     return None
+
+
+def hint_at_device_assert(error: BaseException) -> None:
+    """Add a note to an error that a CUDA kernel reported by an assertion: what it means, and how to find the place."""
+    is_told = any(
+        _DEVICE_ASSERT_HINT in note for note in getattr(error, "__notes__", ())
+    ) or _DEVICE_ASSERT_HINT in str(error)
+    if _DEVICE_ASSERT in str(error) and not is_told:
+        error.add_note(_DEVICE_ASSERT_HINT)
 
 
 def _check_numbers(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, role: str, *, whole: bool) -> None:

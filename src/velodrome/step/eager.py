@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from velodrome.errors import ArgumentError, DataError
+from velodrome.step.memory import describe_shapes
 
 if TYPE_CHECKING:
+    from velodrome.step.first_batch import FirstBatch
     from velodrome.step.losses import Loss
 
 __all__ = ["EagerEngine", "Outcome"]
@@ -31,6 +34,12 @@ class Outcome:
         self.output = output
         self.target = target
         self.items = items
+
+    def take(self, other: Outcome) -> None:
+        """Become what another pass over the same batch gave; whoever holds this outcome or its loss, without a graph, sees that."""
+        with torch.no_grad():
+            self.loss.copy_(other.loss)
+        self.output, self.target, self.items = other.output, other.target, other.items
 
 
 class EagerEngine:
@@ -55,6 +64,15 @@ class EagerEngine:
         self._count_items = None if loss is None or loss.divisor == "samples" else loss.count_items
         self._has_items = loss is not None and loss.divisor == "items"
         self.step_fn = step_fn
+        self.part_sizes: dict[str, int] = {}
+        """samples that go through the model at once since memory ran out, by "train" and "evaluation"; for a checkpoint"""
+        self.why_not = ""
+        """why the batch was not split when memory ran out, in a sentence"""
+
+    def forward_first(self, first_batch: FirstBatch, batch: Any, role: str) -> Outcome:
+        """Do the same as `forward` for the first batch of a source, with its checks."""
+        first_batch.shapes = describe_shapes(batch)
+        return first_batch.forward(self, batch, role=role)
 
     def forward(self, batch: Any) -> Outcome:
         """Return output, target and loss of a batch; a plain (input, target) pair takes the short way."""

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-import torch
 from torch import Tensor
 
 from velodrome.errors import ArgumentError, DataError
 from velodrome.step.checks import check_finite, check_input_fits_model, check_loss_value, check_outcome
 from velodrome.step.eager import EagerEngine, Outcome, split_batch
+from velodrome.step.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,8 @@ class FirstBatch:
         self._is_loss_checked = False
         self.is_pending = True
         """whether the next forward pass belongs to a source that was not looked at yet"""
+        self.shapes = ""
+        """of the last first batch, in words"""
 
     @property
     def loss_is_unchecked(self) -> bool:
@@ -84,7 +86,7 @@ class FirstBatch:
             try:
                 output, target = engine.run_model(batch)
             except (RuntimeError, IndexError) as error:
-                if isinstance(error, (torch.OutOfMemoryError, NotImplementedError, RecursionError)):
+                if is_out_of_memory(error) or isinstance(error, (NotImplementedError, RecursionError)):
                     raise
                 explained = check_input_fits_model(engine.model, batch, error)
                 if explained is None:

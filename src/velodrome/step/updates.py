@@ -214,6 +214,15 @@ class Updates:
 
     # -- a micro-batch ----------------------------------------------------------------------------------------------
 
+    @property
+    def tally(self) -> tuple[int, float, Tensor | float, float | None]:
+        """What `backward` counts besides the gradients; set again where a backward pass that failed is repeated."""
+        return self.micro_batches, self._base, self._items, self._token_base
+
+    @tally.setter
+    def tally(self, before: tuple[int, float, Tensor | float, float | None]) -> None:
+        self.micro_batches, self._base, self._items, self._token_base = before
+
     def backward(self, loss: Tensor, items: Tensor | float) -> None:
         """Add the gradient of a loss, the mean over so many items, to the window."""
         if self._is_plain:
