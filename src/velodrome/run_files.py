@@ -16,6 +16,7 @@ from velodrome.loop.progress import Progress, StopReason
 from velodrome.record.journal import Journal, read_rows
 from velodrome.record.progress import NoProgress
 from velodrome.record.run_directory import RunDirectory
+from velodrome.record.run_lock import LOCK_NAME
 from velodrome.record.sink import say_on_stderr
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ __all__ = ["RunFiles"]
 
 _LOGGERS = ("csv", "tensorboard", "curves")
 _OWN_NAMES = {
-    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
+    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints", LOCK_NAME,
 }  # fmt: skip
 
 
@@ -164,6 +165,10 @@ class RunFiles:
         else:
             self._directory.reopen(facts)
         self._is_discarded = False
+        if self._directory.taken_over:
+            self.say(
+                f"The lock of this run was left behind by {self._directory.taken_over}, which is gone. It is ours now."
+            )
         self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.warn)
         from velodrome.checkpoint.store import CheckpointStore
 
@@ -297,6 +302,8 @@ class RunFiles:
                 }
                 self._directory.finish(status, facts)
                 self._directory.log("".join(traceback.format_exception(error)).rstrip())
+        if self._directory is not None:
+            self._directory.release()
         self._display.close()
 
     def _discard(self, folder: Path) -> None:
