@@ -13,7 +13,6 @@ random      put back after the iterator exists, before the first batch is fetche
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.scan import check_files, find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError
+from velodrome.record.reading import read_record, refuse_links
 from velodrome.run_state import SavedState, clean_parameters, load_trainer_state
 from velodrome.step.optimizer_state import differences, group_options, parameter_names
 
@@ -152,7 +152,8 @@ def find_resumption(
     Raises:
         ArgumentError: no such path, or "auto" without a run_dir.
         CheckpointError: there are checkpoints, and none can be gone on from.
-        RefusedError: an older checkpoint was named, and newer ones stand beside it.
+        RefusedError: an older checkpoint was named, and newer ones stand beside it; files of the run are links, or its `run.json` is
+            damaged.
     """
     if resume == "never":
         return run_dir, False, Resumption()
@@ -191,15 +192,13 @@ def find_resumption(
 def _newest(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint that is whole and says how to go on, and why newer ones are not."""
     skipped: list[str] = []
-    try:
-        run_id = json.loads((folder / "run.json").read_bytes())["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        run_id = None  # said when the folder is opened
+    refuse_links(folder)
+    run_id = read_record(folder)["id"]
     for found in find_checkpoints(folder / "checkpoints"):
         if found.manifest is None or found.problem:
             skipped.append(found.problem)
             continue
-        if run_id is not None and found.manifest.run_id != run_id:
+        if found.manifest.run_id != run_id:
             continue
         try:
             check_files(found.path, found.manifest, hashes=True)

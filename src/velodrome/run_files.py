@@ -82,6 +82,7 @@ class RunFiles:
         self._entries_before = _entries(run_dir)
         if run_dir is not None and goes_on:
             self._directory = RunDirectory.open(run_dir, say=self.warn)
+            _check_progress(self._directory)
         elif run_dir is not None:
             _refuse_foreign_files(run_dir, self._entries_before)
             self._directory = RunDirectory.create(run_dir, say=self.warn)
@@ -345,6 +346,17 @@ class RunFiles:
             self.say(f"curves.png was not drawn: {error}")
         except OSError as error:
             self.warn(f"warning: curves.png was not written: {error}")
+
+
+def _check_progress(directory: RunDirectory) -> None:
+    """Refuse a record whose counters are not those that this release knows."""
+    progress: Any = directory.record.get("progress") or {}
+    unknown = sorted(progress.keys() - asdict(Progress()).keys())
+    if unknown:
+        raise RefusedError(
+            f"{directory.path / 'run.json'} counts {', '.join(unknown)[:200]}, which this release does not know. Go on with the release "
+            f"that wrote it, or restore the file."
+        )
 
 
 def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from velodrome.errors import ArgumentError, RefusedError, nearest
 from velodrome.record.atomic import create_file, replace_file
+from velodrome.record.reading import read_record, refuse_links
 from velodrome.record.run_lock import RunLock, refuse_if_held
 from velodrome.record.sink import make_plain, say_on_stderr
 from velodrome.record.surroundings import describe_surroundings
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["END_STATUSES", "RunDirectory"]
 
-_MAX_RECORD_BYTES = 1 << 24
 END_STATUSES = ("done", "failed", "stopped")
 
 
@@ -79,21 +79,13 @@ class RunDirectory:
         """Take a folder that holds a run, to go on with it.
 
         Raises:
-            RefusedError: its `run.json` cannot be read, or the run is under way.
+            RefusedError: the run is under way, its `run.json` cannot be read, or one of its files is a link.
             ArgumentError: the folder cannot be written to.
         """
         folder = Path(path).expanduser().absolute()
         refuse_if_held(folder)
-        try:
-            record = json.loads((folder / "run.json").read_bytes()[:_MAX_RECORD_BYTES])
-            if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-                raise ValueError("it has no id")
-        except (OSError, ValueError, RecursionError) as error:
-            raise RefusedError(
-                f"{folder / 'run.json'} cannot be read: {error}. It says which run the folder holds, and nothing was changed. Restore "
-                f"it, or give another run_dir.",
-                path=os.fspath(path),
-            ) from error
+        refuse_links(folder)
+        record = read_record(folder)
         try:
             _probe(folder)
         except OSError as error:
