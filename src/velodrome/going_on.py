@@ -15,6 +15,7 @@ from velodrome.loop.progress import Progress, StopReason
 from velodrome.resume import Resumption, compare
 from velodrome.run_state import SavedState, collect_state, load_callbacks
 from velodrome.seeding import get_random_state, set_random_state
+from velodrome.sound_state import refusing_unsound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -141,7 +142,8 @@ class GoingOn:
         run.row.clear()
         run.row.update(join(saved.state["row"], {}))
         phase = run.train_phase
-        phase.load_state_dict(saved.get("sums-rank0", "phase"))
+        with refusing_unsound(run.files.path):
+            phase.load_state_dict(saved.get("sums-rank0", "phase"))
         if phase.unsaved:
             run.files.warn(
                 f"warning: {', '.join(phase.unsaved)} of epoch {run.row['epoch']} counts only what comes from here on: a metric object "

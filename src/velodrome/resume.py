@@ -24,6 +24,7 @@ from velodrome.checkpoint.scan import check_files, find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError
 from velodrome.record.reading import read_record, refuse_links
 from velodrome.run_state import SavedState, clean_parameters, load_trainer_state
+from velodrome.sound_state import check_sound, refusing_unsound_state
 from velodrome.step.optimizer_state import differences, group_options, parameter_names
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Resumption:
         self.skipped = list(skipped)
         self.accept_changes = accept_changes
 
+    @refusing_unsound_state
     def load(self, run: Run, data: Mapping[str, Any]) -> tuple[SavedState, list[str]]:
         """Load everything that is not random and no position; nothing is changed when it does not fit.
 
@@ -68,6 +70,7 @@ class Resumption:
         assert self.checkpoint is not None
         whole = read_state(self.checkpoint)
         saved = SavedState.read(self.checkpoint, whole)
+        check_sound(saved, whole)
         weights = read_tensors(self.checkpoint, "model")
         self._refuse_other_model(run, weights, saved)
         changes = compare(saved.state["settings"], run.settings)

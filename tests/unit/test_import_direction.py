@@ -33,6 +33,7 @@ FRONT_DOOR = {
     "position",
     "explain",
     "verification",
+    "sound_state",
     "overview",
 }
 ARROWS: dict[str, set[str]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import stat
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,9 @@ def _load(path: Path) -> Any:  # Any: whatever containers the file holds
             path=path,
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_archive else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's age; what is wrong with it is said below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_archive else None)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported (?:global|class)[: ]+(\S+)", str(error))
         what = f"it names {(named[1] or named[2])[:100]}" if named else str(error).splitlines()[0][:200]

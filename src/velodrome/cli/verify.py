@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from velodrome.verification import CheckedCheckpoint, CheckedRun
 
 WRONG = 3
-_RUN = "run"
+_RUN = "RUN"  # how help shows the form without a name; nobody has to type it
+_NAMED = "resume"
 
 
 class _RunUnlessNamed(TyperGroup):
-    """Takes `verify RUN` as `verify run RUN`: a folder of the name of a form is written ./resume."""
+    """Takes every first word but "resume" as a path; a folder of that name is written ./resume."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: click's context, which typer carries along
         first = next((each for each in args if not each.startswith("-")), None)
         wants_help = not args or (first is None and bool({"-h", "--help"} & set(args)))
-        if not wants_help and first not in self.commands:
+        if not wants_help and (first != _NAMED or _NAMED not in self.commands):
             args = [_RUN, *args]
         return super().parse_args(ctx, args)
 
@@ -47,7 +48,7 @@ def verify(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check all files of a run or a checkpoint against their sizes and hashes; the word "run" may be left out.
+    """Check all files of a run or a checkpoint against their sizes and hashes.
 
     Leaves with 0 when all is well, and with 3 when something is wrong. Nothing is changed, and no code of the run's is imported.
 
@@ -102,7 +103,7 @@ def _prove_resume(
 
 
 if find_spec("velodrome.cli.verify_resume") is not None:
-    app.command("resume")(_prove_resume)
+    app.command(_NAMED)(_prove_resume)
 
 
 def _checkpoint_facts(one: CheckedCheckpoint) -> dict[str, Any]:
