@@ -18,6 +18,7 @@ from velodrome.own_state import OwnState, collect_own, load_phase, load_random
 from velodrome.resume import Resumption, compare
 from velodrome.run_state import SavedState, collect_state, load_callbacks
 from velodrome.seeding import get_random_state
+from velodrome.sound_state import refusing_unsound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -154,7 +155,8 @@ class GoingOn:
         position = saved.state["position"]
         run.row.clear()
         run.row.update(join(saved.state["row"], {}))
-        load_phase(run, saved.owns)
+        with refusing_unsound(run.files.path):
+            load_phase(run, saved.owns)
         phase = run.train_phase
         if phase.unsaved:
             run.files.warn(

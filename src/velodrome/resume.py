@@ -13,7 +13,6 @@ random      put back after the iterator exists, before the first batch is fetche
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,9 @@ from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.scan import check_files, find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError, VelodromeError
 from velodrome.own_state import clean_parameters, load_buffers
+from velodrome.record.reading import read_record, refuse_links
 from velodrome.run_state import SavedState, load_trainer_state
+from velodrome.sound_state import check_sound, refusing_unsound_state
 from velodrome.step.optimizer_state import differences, group_options, parameter_names
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Resumption:
         self.skipped = list(skipped)
         self.accept_changes = accept_changes
 
+    @refusing_unsound_state
     def load(self, run: Run, data: Mapping[str, Any]) -> tuple[SavedState, list[str]]:
         """Load everything that is not random and no position; nothing is changed when it does not fit.
 
@@ -71,6 +73,7 @@ class Resumption:
         assert self.checkpoint is not None
         whole = read_state(self.checkpoint)
         saved = SavedState.read(self.checkpoint, whole, rank=run.world.rank, size=run.world.size)
+        check_sound(saved, whole)
         weights = read_tensors(self.checkpoint, "model")
         self._refuse_other_model(run, weights, saved)
         changes = setting_changes(saved, run, data)
@@ -155,7 +158,8 @@ def find_resumption(
     Raises:
         ArgumentError: no such path, or "auto" without a run_dir.
         CheckpointError: there are checkpoints, and none can be gone on from.
-        RefusedError: an older checkpoint was named, and newer ones stand beside it.
+        RefusedError: an older checkpoint was named, and newer ones stand beside it; files of the run are links, or its `run.json` is
+            damaged.
     """
     if resume == "never":
         return run_dir, False, Resumption()
@@ -260,15 +264,13 @@ def setting_changes(saved: SavedState, run: Run, data: Mapping[str, Any]) -> lis
 def _newest(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint that is whole and says how to go on, and why newer ones are not."""
     skipped: list[str] = []
-    try:
-        run_id = json.loads((folder / "run.json").read_bytes())["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        run_id = None  # said when the folder is opened
+    refuse_links(folder)
+    run_id = read_record(folder)["id"]
     for found in find_checkpoints(folder / "checkpoints"):
         if found.manifest is None or found.problem:
             skipped.append(found.problem)
             continue
-        if run_id is not None and found.manifest.run_id != run_id:
+        if found.manifest.run_id != run_id:
             continue
         try:
             check_files(found.path, found.manifest, hashes=True)

@@ -17,6 +17,7 @@ from velodrome.loop.progress import Progress, StopReason
 from velodrome.record.journal import Journal, read_rows
 from velodrome.record.progress import NoProgress
 from velodrome.record.run_directory import RunDirectory
+from velodrome.record.run_lock import LOCK_NAME
 from velodrome.record.sink import say_on_stderr
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ __all__ = ["RunFiles"]
 
 _LOGGERS = ("csv", "tensorboard", "curves")
 _OWN_NAMES = {
-    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
+    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints", LOCK_NAME,
 }  # fmt: skip
 
 
@@ -90,6 +91,7 @@ class RunFiles:
         self._entries_before = _entries(run_dir)
         if run_dir is not None and goes_on:
             self._directory = RunDirectory.open(run_dir, say=self.warn)
+            _check_progress(self._directory)
         elif run_dir is not None:
             _refuse_foreign_files(run_dir, self._entries_before)
             self._directory = RunDirectory.create(run_dir, say=self.warn)
@@ -175,6 +177,10 @@ class RunFiles:
         else:
             self._directory.reopen(facts)
         self._is_discarded = False
+        if self._directory.taken_over:
+            self.say(
+                f"The lock of this run was left behind by {self._directory.taken_over}, which is gone. It is ours now."
+            )
         self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.warn)
         from velodrome.checkpoint.saver import Saver
         from velodrome.checkpoint.store import CheckpointStore
@@ -362,6 +368,8 @@ class RunFiles:
                 }
                 self._directory.finish(status, facts)
                 self._directory.log("".join(traceback.format_exception(error)).rstrip())
+        if self._directory is not None:
+            self._directory.release()
         self._display.close()
 
     def _close_saver(self) -> None:
@@ -427,6 +435,17 @@ class RunFiles:
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+def _check_progress(directory: RunDirectory) -> None:
+    """Refuse a record whose counters are not those that this release knows."""
+    progress: Any = directory.record.get("progress") or {}
+    unknown = sorted(progress.keys() - asdict(Progress()).keys())
+    if unknown:
+        raise RefusedError(
+            f"{directory.path / 'run.json'} counts {', '.join(unknown)[:200]}, which this release does not know. Go on with the release "
+            f"that wrote it, or restore the file."
+        )
 
 
 def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -36,6 +36,9 @@ FRONT_DOOR = {
     "going_on",
     "position",
     "explain",
+    "verification",
+    "sound_state",
+    "overview",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

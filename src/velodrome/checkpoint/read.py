@@ -75,8 +75,7 @@ def resolve_weights(path: Path | str, which: Literal["best", "last"] = "best", k
         raise CheckpointError(
             f"{path} is a pickle by its name. Opening one can run any program, so only .safetensors files "
             f"are read. "
-            f"If you trust it, convert it: safetensors.torch.save_file(torch.load(path, weights_only=True), "
-            f"new_path).",
+            f"Turn it into one, without running what it holds: velodrome import {path}",
             path=path,
         )
     if path.is_file():

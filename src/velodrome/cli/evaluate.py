@@ -60,7 +60,7 @@ def evaluate(
     notes = read_notes(run)
     check_table_run(run, loaded.recipe, overrides or [], notes)
     given = None if data is None else load_rows_and_targets(data, loaded.recipe, notes, say=screen.say_data)
-    ready = build(loaded, data=given, say=screen.say_data)
+    ready = build(loaded, data=given, say=screen.say_data, first_weights=False)
     if data is None:
         check_same_preparation(ready.data, notes)
     if ready.val is None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import velodrome
-from velodrome.cli import data, doctor, eject, evaluate, init, predict, recipes, train
+from velodrome.cli import data, doctor, eject, evaluate, import_weights, init, predict, recipes, runs, train, verify
 from velodrome.cli.processes import RankError, is_launched
 from velodrome.cli.screen import Screen, silence, to_json, write_quietly
 from velodrome.errors import VelodromeError
@@ -53,6 +53,10 @@ app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.command("eject")(eject.eject)
+app.add_typer(verify.app, name="verify")
+app.command("runs")(runs.runs)
+app.command("show")(runs.show)
+app.command("import")(import_weights.import_weights)
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from velodrome.errors import RefusedError
+from velodrome.record.reading import refuse_links
 from velodrome.record.run_name import make_run_name, make_slug
 
 __all__ = ["choose_run_dir", "find_run_dir"]
@@ -18,7 +19,7 @@ def find_run_dir(resume: str, out: Path, name: str | None, recipe_name: str) -> 
         resume: "never", "auto", or a run directory or checkpoint folder.
         out, name, recipe_name: as for `choose_run_dir`; "auto" without a name is the newest run of the recipe in there.
     Raises:
-        RefusedError: a path was given that holds no run.
+        RefusedError: a path was given that holds no run, or one of whose files is a link.
     """
     if resume == "never":
         return None
@@ -26,6 +27,7 @@ def find_run_dir(resume: str, out: Path, name: str | None, recipe_name: str) -> 
         path = Path(resume).expanduser()
         for folder in (path, path.absolute().parent.parent):  # a checkpoint lies in run/checkpoints/
             if (folder / "run.json").is_file():
+                refuse_links(folder)  # before its recipe is read
                 return folder
         raise RefusedError(
             f"--resume {resume}: there is no run in it. Give auto, never or a run directory, which holds run.json."

@@ -7,6 +7,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from json import dumps as to_json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,10 @@ def train(
     ] = "never",
     device: Device = None,
     processes: Processes = 1,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Start from these: a .safetensors file or a run.", metavar="FILE"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try one step and one evaluation, write nothing.")
     ] = False,
@@ -60,6 +65,8 @@ def train(
 
     speaks = is_main()
     screen = Screen(as_json=json and speaks, quiet=quiet or not speaks, answer_matters=dry_run or explain)
+    if weights is not None:
+        overrides = [*(overrides or []), f"train.weights={to_json_text(str(weights))}"]
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     if quiet:
         changes.append("logging.progress=false")
@@ -78,7 +85,9 @@ def train(
     new = found is None and speaks
     run_dir = choose_run_dir(out, name, loaded.name) if new else found or out / loaded.name
     screen.say(f"Recipe: {loaded.name}")
-    ready = main_first(loaded.recipe.train.device, lambda: build(loaded, say=screen.say_data))
+    ready = main_first(
+        loaded.recipe.train.device, lambda: build(loaded, say=screen.say_data, first_weights=found is None)
+    )
     if explain:
         calls = _explain(ready)
         screen.answer(f"{calls}\nNothing was trained or written.", {"calls": calls.splitlines()})
@@ -118,7 +127,7 @@ def resume(
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     if quiet:
         changes.append("logging.progress=false")
-    ready = build(load_recipe_for(run_dir, recipe, changes), say=screen.say_data)
+    ready = build(load_recipe_for(run_dir, recipe, changes), say=screen.say_data, first_weights=False)
     name = str(_shortened(run_dir.absolute()) / "recipe.toml") if recipe is None else recipe
     _run(ready, run_dir, name, screen, changed=bool(overrides), resume=str(run), accept_changes=accept_changes)
 

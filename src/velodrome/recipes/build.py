@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import DataError, RecipeError, VelodromeError
@@ -20,7 +21,6 @@ from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import nn
 
@@ -122,17 +122,26 @@ def training_loader(ready: Ready) -> Any:
     return _loader(ready.data.train, ready.recipe, batch_size=size, training=True)
 
 
-def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable[[str], Any] = print) -> Ready:
+def build(
+    loaded: LoadedRecipe,
+    *,
+    data: LoadedData | None = None,
+    say: Callable[[str], Any] = print,
+    first_weights: bool = True,
+) -> Ready:
     """Load the data and build the model; the seed decides the initial weights.
 
     Args:
         loaded: a checked recipe.
         data: takes the place of what `[data]` names.
         say: gets lines for people, such as where the data came from.
+        first_weights: load those of `train.weights`; not needed by whoever loads trained ones.
     Raises:
+        CheckpointError: the weights to start from are missing or do not fit.
         RecipeError: the model or data callable refuses its arguments, or gives something that is neither.
         DataError: the data cannot be loaded.
     """
+    from velodrome.checkpoint.read import load_weights_into
     from velodrome.seeding import seed_everything
 
     for table in loaded.recipe.named_tables():
@@ -145,6 +154,8 @@ def build(loaded: LoadedRecipe, *, data: LoadedData | None = None, say: Callable
     recipe = resolve_sizes(loaded.recipe, data.train, num_classes=len(data.class_names))
     seed_everything(recipe.train.seed)
     model = build_model(recipe, trusted=loaded.trusted)
+    if recipe.train.weights is not None and first_weights:
+        load_weights_into(model, Path(recipe.train.weights).expanduser())
     if recipe.train.micro_batch is not None and not _is_indexed(data.train):
         raise RecipeError(
             f'train.micro_batch={recipe.train.micro_batch} cuts tensors and datasets into batches, and data.name="{recipe.data.name}" '

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.errors import CheckpointError, RecipeError
 from velodrome.recipes.callbacks import PREPROCESSING_FILE, RECIPE_FILE
+from velodrome.record.reading import parse_strict, read_limited
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from velodrome.checkpoint.read import Kind
     from velodrome.recipes.read import LoadedRecipe
 
+_MAX_NOTES_BYTES = 1 << 24
 _LEVELS_UP = 4  # from run/checkpoints/step-00000938/model.safetensors to run/
 
 
@@ -105,9 +106,9 @@ def read_notes(path: str | Path) -> RunNotes:
     if file is None or not file.is_file():
         return RunNotes()
     try:
-        notes = json.loads(file.read_text(encoding="utf-8"))
+        notes = parse_strict(read_limited(file, _MAX_NOTES_BYTES))
         return RunNotes(class_names=tuple(map(str, notes["class_names"])), preprocessing=dict(notes["data"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}), so new rows cannot be prepared as the training rows were. "
             "Restore the file, or train again.",

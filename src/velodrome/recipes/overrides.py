@@ -50,7 +50,7 @@ def parse_override(text: str) -> tuple[str, object] | Problem:
         return _mistake(
             key if len(key) <= 60 else f"{key[:57]}...", f"is nested more than {DEEPEST} levels deep. Use fewer.", value
         )
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; so is that of a number of thousands of digits
         if value.startswith(_OPENS_TOML):
             return _mistake(key, f"is not a TOML value ({error}). Quote it for your shell.", value)
         return key, value

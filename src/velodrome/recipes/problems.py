@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 _LONGEST_VALUE_SHOWN = 60
+_MOST_SHOWN = 100  # of a file that is no recipe at all, thousands could be found
 # Where pydantic speaks of Python's types, a recipe's author thinks in TOML's.
 _WHOLE, _LIST = "must be a whole number.", 'must be a list, such as ["accuracy"].'
 _RULES = {
@@ -62,17 +63,18 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     """Raise one RecipeError for all problems, each once; do nothing when there are none.
 
     Raises:
-        RecipeError: `problems` holds them; the message has one line for each.
+        RecipeError: `problems` holds the first hundred; the message has one line for each.
     """
     unique = {(p.field, p.rule): p for p in problems}
-    found = tuple(unique.values())
+    found = tuple(unique.values())[:_MOST_SHOWN]
     if not found:
         return
     cause = next((problem.cause for problem in found if problem.cause is not None), None)
     if len(found) == 1:
         raise RecipeError(str(found[0]), problems=found) from cause
     listing = "\n".join(f"  - {problem}" for problem in found)
-    raise RecipeError(f"{len(found)} problems in the recipe:\n{listing}", problems=found) from cause
+    more = f"\n  and {len(unique) - len(found)} more" if len(unique) > len(found) else ""
+    raise RecipeError(f"{len(unique)} problems in the recipe:\n{listing}{more}", problems=found) from cause
 
 
 def from_validation(

@@ -133,5 +133,7 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
         place = re.search(r"line (\d+)", str(error))
         line = int(place.group(1)) if place else len(text.splitlines())
         raise RecipeError(f"Not valid TOML: {error}. [{origin}: line {line}]", line=line) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise RecipeError(f"Not valid TOML: {str(error).split(';')[0]}. [{origin}]") from None
     except RecursionError:
         raise RecipeError(f"The lists or tables are nested too deeply. [{origin}]") from None

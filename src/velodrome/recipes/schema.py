@@ -99,6 +99,9 @@ class TrainTable(Table):
     gradient_checkpointing: Names | None = None  # patterns of modules that compute again instead of remembering
     grad_norms: bool | None = None  # record the norm of each layer's gradient
     on_oom: Literal["stop", "split"] | None = None  # when a batch does not fit into memory
+    weights: Annotated[str, Field(min_length=1)] | None = (
+        None  # to start from: a .safetensors file, a run or a checkpoint
+    )
 
     @field_validator("micro_batch")
     @classmethod

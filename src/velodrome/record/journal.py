@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from velodrome.errors import CheckpointError
+from velodrome.record.reading import MAX_JOURNAL_BYTES, MAX_LINE_BYTES, parse_strict, read_limited
 from velodrome.record.sink import make_plain, say_on_stderr
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open(self.path)
+            size = self._file.seek(0, os.SEEK_END)
+            if size > MAX_JOURNAL_BYTES:
+                raise _too_large(self.path, size)
             self._file.seek(0)
             whole = self._file.read()
             num_bytes = len(whole) if num_bytes is None else num_bytes
@@ -244,22 +248,32 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         CheckpointError: it is missing or damaged.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}. Restore it, or give another run_dir."
-        ) from error
+        data = read_limited(path, MAX_JOURNAL_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be read: {reason}. Restore it, or give another run_dir.") from error
     return _parse(data[: data.rfind(b"\n") + 1], path)
 
 
 def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in data.splitlines()]
+        lines = data.splitlines()
+        if max(map(len, lines), default=0) > MAX_LINE_BYTES:
+            raise ValueError(f"a line has more than {MAX_LINE_BYTES:,} bytes")
+        rows = [parse_strict(line) for line in lines]
         if not all(isinstance(row, dict) and "kind" in row for row in rows):
             raise ValueError("a line is no row")
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}. Restore it, or give another run_dir.", path=path) from error
     return rows
+
+
+def _too_large(path: Path, size: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has {size:,} bytes, and at most {MAX_JOURNAL_BYTES:,} are read. Nothing was changed. Move it away to go on without "
+        f"the rows so far, and report less often (log_every).",
+        path=path,
+    )
 
 
 def _find_end(file: BinaryIO) -> int:

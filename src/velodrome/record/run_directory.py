@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from velodrome.errors import ArgumentError, RefusedError, nearest
 from velodrome.record.atomic import create_file, replace_file
+from velodrome.record.reading import read_record, refuse_links
+from velodrome.record.run_lock import RunLock, refuse_if_held
 from velodrome.record.sink import make_plain, say_on_stderr
 from velodrome.record.surroundings import describe_surroundings
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["END_STATUSES", "RunDirectory"]
 
-_MAX_RECORD_BYTES = 1 << 24
 END_STATUSES = ("done", "failed", "stopped")
 
 
@@ -37,6 +38,10 @@ class RunDirectory:
         self._say = say
         self._record: dict[str, object] = {}
         self._has_warned_of_log = False
+        self._lock = RunLock(path)
+        self._seen: object = None  # which run.json was read or written last
+        self.taken_over = ""
+        """who left the lock of this folder behind, in words"""
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, say: Callable[[str], None] = say_on_stderr) -> RunDirectory:
@@ -74,26 +79,20 @@ class RunDirectory:
         """Take a folder that holds a run, to go on with it.
 
         Raises:
-            RefusedError: its `run.json` cannot be read.
+            RefusedError: the run is under way, its `run.json` cannot be read, or one of its files is a link.
             ArgumentError: the folder cannot be written to.
         """
         folder = Path(path).expanduser().absolute()
-        try:
-            record = json.loads((folder / "run.json").read_bytes()[:_MAX_RECORD_BYTES])
-            if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-                raise ValueError("it has no id")
-        except (OSError, ValueError, RecursionError) as error:
-            raise RefusedError(
-                f"{folder / 'run.json'} cannot be read: {error}. It says which run the folder holds, and nothing was changed. Restore "
-                f"it, or give another run_dir.",
-                path=os.fspath(path),
-            ) from error
+        refuse_if_held(folder)
+        refuse_links(folder)
+        record = read_record(folder)
         try:
             _probe(folder)
         except OSError as error:
             raise _cannot_write(path, error) from error
         directory = cls(folder, say=say)
         directory.id, directory._record = record["id"], record
+        directory._seen = _identify(folder / "run.json")
         return directory
 
     @property
@@ -102,26 +101,31 @@ class RunDirectory:
         return self._record
 
     def start(self, facts: Mapping[str, object] | None = None) -> None:
-        """Write `run.json` with status "running", the facts given and the surroundings.
+        """Take the lock, and write `run.json` with status "running", the facts given and the surroundings.
 
         Raises:
             RefusedError: another run took the folder first.
             ArgumentError: the file cannot be written.
         """
+        self._take_lock()
         own: dict[str, object] = {"id": self.id, "status": "running", "started": _now(), "finished": None}
         own.update(describe_surroundings())
         self._record = {**own, **_as_dict(facts), **own}  # own facts first in the file, and they win
         try:
             create_file(self.path / "run.json", self._encode())
         except FileExistsError:
+            self.release()
             raise _already_holds_a_run(self.path) from None
         except OSError as error:
+            self.release()
             raise _cannot_write(self.path, error) from error
+        self._seen = _identify(self.path / "run.json")
 
     def reopen(self, facts: Mapping[str, object] | None = None) -> None:
-        """Say in `run.json` that the run, ended once, goes on; a folder that is gone by now is made again.
+        """Take the lock, and say in `run.json` that the run, ended once, goes on; a folder that is gone by now is made again.
 
         Raises:
+            RefusedError: another process writes into the folder, or has done so since it was opened.
             ArgumentError: the file cannot be written.
         """
         own: dict[str, object] = {"status": "running", "finished": None}
@@ -135,12 +139,20 @@ class RunDirectory:
         self._record = {**first, **_as_dict(facts), **own, "id": self.id}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._refuse_changed()
             replace_file(self.path / "run.json", self._encode())
         except OSError as error:
+            self.release()
             raise _cannot_write(self.path, error) from error
+        self._seen = _identify(self.path / "run.json")
+
+    def release(self) -> None:
+        """Let others write into the folder; a second call does nothing."""
+        self._lock.release()
 
     def finish(self, status: str, facts: Mapping[str, object] | None = None) -> None:
-        """Put the end of the run into `run.json`: "done", "failed" or "stopped".
+        """Put the end of the run into `run.json`: "done", "failed" or "stopped"; others may write into the folder then.
 
         A disk that fails now is told in a line, not raised: the result in memory is worth more than the file.
 
@@ -159,6 +171,8 @@ class RunDirectory:
         except OSError as error:
             reason = error.strerror or error
             self._say(f"warning: Cannot write {self.path / 'run.json'}: {reason}. The run is {status}.")
+        self._seen = _identify(self.path / "run.json")
+        self.release()
 
     def log(self, line: str) -> None:
         """Append a line to `log.txt`; a disk that fails is told once."""
@@ -171,6 +185,25 @@ class RunDirectory:
                 self._has_warned_of_log = True
                 reason = error.strerror or error
                 self._say(f"warning: Cannot write {self.path / 'log.txt'}: {reason}. Training goes on.")
+
+    def _take_lock(self) -> None:
+        try:
+            before = self._lock.acquire()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self.taken_over = "" if before is None else str(before)
+
+    def _refuse_changed(self) -> None:
+        """Refuse a run that somebody else went on with, and ended, between our look at it and our lock."""
+        now = _identify(self.path / "run.json")
+        if now is None or now == self._seen:
+            return
+        self.release()
+        raise RefusedError(
+            f"The run in {str(self.path)!r} was written to by another process since this trainer was made. What this trainer would go on "
+            f"from is old by now; nothing was changed. Start again: it then goes on from the newest checkpoint.",
+            path=str(self.path),
+        )
 
     def _encode(self) -> bytes:
         text = json.dumps(self._record, ensure_ascii=False, allow_nan=False, indent=2)
@@ -199,6 +232,15 @@ def _probe(folder: Path) -> None:
     finally:
         if os.path.lexists(probe):
             probe.unlink()
+
+
+def _identify(file: Path) -> object:
+    """Return what changes whenever a file is replaced; None when there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _as_dict(facts: Mapping[str, object] | None) -> dict[str, object]:

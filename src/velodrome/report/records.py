@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from velodrome.errors import ArgumentError
 
-if TYPE_CHECKING:
-    import os
-
 __all__ = ["read_records"]
+
+MAX_BYTES = 1 << 30
 
 
 def read_records(path: str | os.PathLike[str], *, kind: str | None = None) -> list[dict[str, object]]:
@@ -24,16 +24,19 @@ def read_records(path: str | os.PathLike[str], *, kind: str | None = None) -> li
         path: the file, or the run directory that holds it.
         kind: "epoch" or "step" gives only those rows.
     Raises:
-        ArgumentError: there is no such file, or a line in the middle is no row.
+        ArgumentError: there is no such file, it is absurdly large, or a line in the middle is no row.
     """
     file = Path(path)
     if file.is_dir():
         file = file / "metrics.jsonl"
     try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            raise ValueError(f"it is no plain file of at most {MAX_BYTES:,} bytes")
         content = file.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"{file} cannot be read: {error.strerror or error}. The records of a run are the metrics.jsonl "
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}. The records of a run are the metrics.jsonl "
             "in its run directory. Give that file or that folder.",
             path=str(file),
         ) from error

@@ -37,7 +37,7 @@ def test_create_takes_a_symlink_to_a_folder_and_a_folder_with_other_files(tmp_pa
     (tmp_path / "disk" / "notes.txt").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     RunDirectory.create(tmp_path / "link").start()
-    assert sorted(os.listdir(tmp_path / "disk")) == ["notes.txt", "run.json"]
+    assert sorted(os.listdir(tmp_path / "disk")) == ["lock.json", "notes.txt", "run.json"]
 
 
 def test_start_then_finish_tells_what_the_run_is_and_how_it_ended(tmp_path):
@@ -81,6 +81,9 @@ def test_create_in_a_folder_with_a_run_is_refused_and_changes_nothing(tmp_path):
 def test_start_when_another_run_was_faster_is_refused(tmp_path):
     first, second = RunDirectory.create(tmp_path / "x"), RunDirectory.create(tmp_path / "x")
     first.start()
+    with pytest.raises(RefusedError, match=r"is being written to by process \d+ .*nothing was changed"):
+        second.start()
+    first.release()
     with pytest.raises(RefusedError, match="holds a run already"):
         second.start()
     assert read_run(tmp_path / "x")["id"] == first.id
@@ -168,7 +171,9 @@ def test_open_refuses_a_folder_without_a_record(tmp_path):
 
 
 def test_open_refuses_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-    RunDirectory.create(tmp_path / "run").start()
+    first = RunDirectory.create(tmp_path / "run")
+    first.start()
+    first.finish("done")
 
     def refuse(folder):
         raise PermissionError(13, "Permission denied")
