@@ -294,8 +294,10 @@ def _rebuild(loader: TorchDataLoader[Any]) -> tuple[DataLoader | BatchIterable, 
     if loader.num_workers:
         arguments.update(
             num_workers=loader.num_workers, prefetch_factor=loader.prefetch_factor, persistent_workers=loader.persistent_workers,
-            timeout=loader.timeout, worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
+            worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
         )  # fmt: skip
+        if loader.timeout:
+            arguments["timeout"] = loader.timeout
     rebuilt = DataLoader(
         loader.dataset,
         loader.batch_size if known_batches else 1,
