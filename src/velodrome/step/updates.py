@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from velodrome.errors import ArgumentError, NumericsError
+from velodrome.step.bare import BareBackward, BareStep
 from velodrome.step.schedules import NO_SCHEDULE, Schedule
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class Updates:
         """gradient norms of the last update, before clipping; on the device"""
         self.micro_batches = 0
         """of the open window"""
+        self._backward = BareBackward()
+        self._step = BareStep(optimizer)
         self._clipping = clipping
         self._precision = precision
         self._is_scaled = scaler.is_enabled()
@@ -157,6 +160,7 @@ class Updates:
 
     def prepare(self) -> None:
         """Look what is switched on, before a phase of training: where nothing is, a step costs what the plain loop's costs."""
+        self._step = BareStep(self.optimizer)
         self._is_plain = (
             self.accumulate == 1
             and self.world.size == 1
@@ -210,7 +214,7 @@ class Updates:
         if self._is_plain:
             self.micro_batches = 1
             if items.__class__ is Tensor or items:  # the mean of no items is NaN, and counts nothing
-                loss.backward()
+                self._backward(loss)
             return
         self.micro_batches += 1
         with self._precision.outside():
@@ -226,7 +230,7 @@ class Updates:
             if self._is_scaled:
                 loss = self.scaler.scale(loss)
             if self._is_only:
-                loss.backward()
+                self._backward(loss)
             else:
                 torch.autograd.backward(loss, inputs=self.parameters)
 
@@ -266,7 +270,7 @@ class Updates:
         if self._is_plain:
             if self.on_first_gradients is not None:
                 self._show_first_gradients()
-            self.optimizer.step()
+            self._step()
             self.free_gradients()
             return
         self.settle_blocking()  # the learning rate of this update may depend on whether the last one was made
@@ -314,7 +318,7 @@ class Updates:
                 )  # SYNC: fp16, where torch's optimizer is not fused: was there an overflow?
                 self.scaler.update()
             else:
-                self.optimizer.step()
+                self._step()
         self._finish_update()
 
     def _finish_update(self) -> None:
@@ -332,7 +336,7 @@ class Updates:
         backward: list[tuple[str, Any]] = [
             *([("weigh the loss with its items", self._weigh)] if shares else []),
             *([("scale the loss (fp16)", self.scaler.scale)] if self._is_scaled else []),
-            ("backward: add to the gradients", Tensor.backward if self._is_only else torch.autograd.backward),
+            ("backward: add to the gradients", self._backward.function if self._is_only else torch.autograd.backward),
         ]
         update: list[tuple[str, Any]] = [
             *([(others, self.world.sum_gradients)] if self.world.size > 1 else []),
