@@ -4,7 +4,7 @@
 optimizer.safetensors   what the optimizers keep for each parameter, by its name
 window.safetensors      gradients of accumulation windows that are open
 rng-rank0.safetensors   Python, NumPy, torch, each CUDA device
-sums-rank0.safetensors  sums and metrics of the training phase under way
+sums-rank0.safetensors  sums and metrics of the training phase under way, and tensors of a position that a loader tells itself
 callbacks.safetensors   tensors among the state of callbacks
 state.json              all the rest, under "resume"
 ```
@@ -91,8 +91,8 @@ def collect_state(run: Run) -> SavedState:
     saved.add("sums-rank0", "phase", run.train_phase.state_dict() if position.stage == "open" else None)
     saved.add("callbacks", "callbacks", {name: each.state_dict() for name, each in named_callbacks(run.callbacks)})
     inside = run.train_phase.batches_done if position.source is not None else 0
+    saved.add("sums-rank0", "position", position.describe(epoch=progress.epochs_done, batches_done=inside))
     saved.state |= {
-        "position": split(position.describe(epoch=progress.epochs_done, batches_done=inside), {}, place="position"),
         "row": split(run.row, {}, place="row"),
         "interval_samples": run.interval_samples,
         "keeping": run.keeping.state_dict(),

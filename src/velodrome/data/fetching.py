@@ -116,8 +116,11 @@ def _inside(dataset: Any, index: Any) -> str:
     """Return which sample of the whole dataset a sample of a subset is, for messages."""
     if not _is_plain_subset(dataset):
         return ""
-    while _is_plain_subset(dataset):
-        dataset, index = dataset.dataset, dataset.indices[index]
+    try:
+        while _is_plain_subset(dataset):
+            dataset, index = dataset.dataset, dataset.indices[index]
+    except IndexError:  # it is what the subset itself does not have
+        return ""
     return f" (sample {index} of {type(dataset).__name__})"
 
 

@@ -282,6 +282,11 @@ class DataLoader:
         """Whether a sampler decides the order, which may draw from any generator."""
         return self._samples is not None and self._samples.has_own_order
 
+    @property
+    def is_seeded(self) -> bool:
+        """Whether what the dataset draws from the global generators is a function of seed, epoch and sample."""
+        return self._samples is None or self._samples.is_seeded
+
     def lay_out_ahead(self) -> None:
         """After `iter()` and `load_state_dict`: have a sampler hand out what is skipped now, not with the first batch."""
         if self._samples is not None:
