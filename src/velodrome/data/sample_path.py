@@ -176,15 +176,25 @@ class SamplePath:
         self._order.key = epoch_key(seed, epoch)
         # PyTorch's loader asks for its order at once and keeps that iterator; the sizes belong to this epoch alone.
         sizes = self._order.sizes = deque()
-        for batch in self._loader:
+        for batch in self._batches():
             while sizes[0][0] < 0:
                 yield -sizes.popleft()[0], EMPTY
-            if type(batch) is Failure:
-                batch.raise_here()
             size, self.last_indices = sizes.popleft()
             yield size, batch
         while sizes:
             yield -sizes.popleft()[0], EMPTY
+
+    def _batches(self) -> Iterator[Any]:
+        iterator = None
+        try:
+            iterator = iter(self._loader)
+            for batch in iterator:
+                if type(batch) is Failure:
+                    batch.raise_here()
+                yield batch
+        except Exception:
+            self._loader.end_workers(iterator)
+            raise
 
     @property
     def is_seeded(self) -> bool:
@@ -227,8 +237,10 @@ class SamplePath:
             except StopIteration:
                 return
             except VelodromeError:
+                self._loader.end_workers(iterator)
                 raise
             except Exception as error:
+                self._loader.end_workers(iterator)
                 name = type(self._dataset).__name__
                 raise FetchError(
                     f"Reading {name} failed after {num_read} batches: {describe_error(error)}. "

@@ -13,8 +13,10 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from contextlib import contextmanager, suppress
-from multiprocessing import get_start_method
+from multiprocessing import get_context, get_start_method
+from pickle import PicklingError
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,13 @@ from torch._C import (
     _set_worker_pids,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import get_worker_info
+from torch.utils.data import Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from velodrome.data.columns import available_bytes
 from velodrome.data.fetching import Fetching
 from velodrome.data.streaming import Streaming
-from velodrome.errors import FetchError
+from velodrome.errors import DataError, FetchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,11 +119,32 @@ class WatchedLoader(TorchDataLoader[Any]):
             return super()._get_iterator()
         self.worker_start.open_pipe()
         self.check_worker_number_rationality()
-        return _WatchedIterator(self)
+        method = _start_method(self.multiprocessing_context)
+        if method == "fork" and torch.cuda.is_initialized():
+            _refuse_cuda_tensors(self._own_dataset)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "Got pickle error", UserWarning
+                )  # the error itself comes, with what to do
+                return _WatchedIterator(self)
+        except (TypeError, AttributeError, PicklingError) as error:
+            if method == "fork":  # nothing is pickled
+                raise
+            raise FetchError(
+                f"{self.what} cannot be sent to worker processes that are started by {method}: {error}. Define dataset, collate_fn and "
+                f"worker_init_fn at the top of a module, without lambdas, open files or locks in them; or use num_workers=0."
+            ) from error
 
-    def forget_workers(self) -> None:
-        """Let the next epoch start new workers, after one of them died or hung."""
+    @property
+    def _own_dataset(self) -> Any:
+        return self.dataset.dataset if isinstance(self.dataset, (Fetching, Streaming)) else self.dataset
+
+    def end_workers(self, iterator: Any) -> None:
+        """End the workers after an error, whose traceback would keep them as long as it lives; the next epoch starts new ones."""
         self._iterator = None
+        if isinstance(iterator, _WatchedIterator):
+            iterator._shutdown_workers()
 
 
 class _WatchedIterator(_MultiProcessingDataLoaderIter):
@@ -129,6 +152,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
 
     def __init__(self, loader: WatchedLoader) -> None:
         self._watched = loader
+        self._owner = os.getpid()
         self._waiting_since: float | None = None
         super().__init__(loader)
         if self._worker_pids_set:  # from here on a death is told while a batch is waited for, and only then
@@ -145,11 +169,14 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         try:
             with self._deaths_interrupt():
                 found, data = super()._try_get_data(_POLL_S)
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+        ) as error:  # the last two of a pipe or file that the dead one was to hand over
             lost = self._lost()
             if not lost:
                 raise
-            self._watched.forget_workers()
             raise _explain_death(*lost, what=self._watched.what, num_workers=len(self._workers)) from error
         if found:
             self._waiting_since = None
@@ -158,9 +185,13 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         if self._waiting_since is None:
             self._waiting_since = now - _POLL_S
         if 0 < self._watched.timeout_s <= now - self._waiting_since:
-            self._watched.forget_workers()
             raise self._explain_hang()
         return found, data
+
+    def __del__(self) -> None:
+        # A process that was forked while this was alive has a copy. It has no workers to end, and PyTorch would wait for them.
+        if self._owner == os.getpid():
+            super().__del__()
 
     @contextmanager
     def _deaths_interrupt(self) -> Iterator[None]:
@@ -209,15 +240,37 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         return FetchError(message, stacks=stacks, timeout_s=self._watched.timeout_s)
 
     def _hint_at_fork(self) -> str:
-        context = self._watched.multiprocessing_context
-        method = get_start_method(allow_none=True) if context is None else context.get_start_method()
         num_threads = threading.active_count()
-        if method != "fork" or num_threads == 1:
+        if _start_method(self._watched.multiprocessing_context) != "fork" or num_threads == 1:
             return ""
         return (
             f"They were forked from a process of {num_threads} Python threads: a lock that one of those held stays locked in them "
             f'for ever, which multiprocessing_context="forkserver" avoids. '
         )
+
+
+def _start_method(context: Any) -> str:
+    """Return how worker processes are started."""
+    method = get_start_method(allow_none=True) if context is None else context.get_start_method()
+    return method or get_context().get_start_method()
+
+
+def _refuse_cuda_tensors(dataset: Any) -> None:
+    """Refuse what forked workers would fail on: a dataset that holds tensors on a GPU.
+
+    Raises:
+        DataError: with the tensor's name.
+    """
+    parts = [dataset]
+    while isinstance(parts[-1], Subset):
+        parts.append(parts[-1].dataset)
+    for part in parts:
+        for name, value in getattr(part, "__dict__", {}).items():
+            if isinstance(value, torch.Tensor) and value.is_cuda:
+                raise DataError(
+                    f"{type(part).__name__} holds a tensor on {value.device} ({name}), which forked workers cannot read. Keep the dataset on "
+                    f"the CPU (batches are moved to the device anyway), give its tensors themselves as data, or use num_workers=0."
+                )
 
 
 def _explain_death(number: int, pid: int, code: int, *, what: str, num_workers: int) -> FetchError:
