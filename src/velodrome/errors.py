@@ -5,6 +5,7 @@ VelodromeError                    exit code 1
 ├── RecipeError     (ValueError)            2   a recipe, an override or a command line is wrong
 ├── ArgumentError   (ValueError)            2   an argument of a Python call is wrong
 ├── DataError       (ValueError)            2   the data cannot be trained on: empty, NaN, shape, dtype, labels
+│   └── FetchError                          1   a sample or batch could not be fetched: the dataset raised, a worker died or hangs
 ├── CheckpointError                         3   a checkpoint is missing, torn, or does not fit the model
 ├── WorldError                              1   processes disagree or died
 ├── NumericsError   (ArithmeticError)       1   a loss or gradient became NaN or infinite
@@ -28,6 +29,7 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "DataError",
+    "FetchError",
     "NumericsError",
     "OutOfMemoryError",
     "RecipeError",
@@ -76,6 +78,12 @@ class DataError(VelodromeError, ValueError):
     """The data cannot be trained on."""
 
     exit_code = 2
+
+
+class FetchError(DataError):
+    """A sample or a batch could not be fetched: user code raised, or a worker process died or hangs."""
+
+    exit_code = 1
 
 
 class CheckpointError(VelodromeError):

@@ -128,7 +128,7 @@ class GoingOn:
             return
         run, saved = self._run, self._saved
         assert saved is not None
-        position = saved.state["position"]
+        position = saved.get("sums-rank0", "position")
         run.position.stage = position["stage"]
         if position["stage"] == "open":
             return  # `begin_epoch` does the rest
@@ -136,7 +136,7 @@ class GoingOn:
         self._load_callbacks(saved)
         self._restore_random(saved)
         if position["stage"] == "over":
-            end = join(position["epoch_end"], {})
+            end = position["epoch_end"]
             run.after_epoch(end["row"], Verdict(**end["verdict"]))
         if self._had_ended:  # it was to stop there, and now goes on: callbacks begin as in any run that goes on
             run.stop_requested = None
@@ -152,7 +152,7 @@ class GoingOn:
     def begin_epoch(self) -> int:
         """Bring back row, sums and callbacks of the epoch; return the samples done at its last log point."""
         run, saved = self._run, self._take()
-        position = saved.state["position"]
+        position = saved.get("sums-rank0", "position")
         run.row.clear()
         run.row.update(join(saved.state["row"], {}))
         with refusing_unsound(run.files.path):
@@ -202,8 +202,8 @@ class GoingOn:
         self._is_random_pending = True
         if source.draws_in_workers:
             run.files.warn(
-                "warning: Worker processes fetch the data. Their random numbers begin anew in the middle of this epoch: random "
-                "augmentation is not bit for bit that of the run that was not interrupted; order and samples are."
+                "warning: Worker processes with random streams of their own fetch the data, which begin anew in the middle of this epoch: "
+                "random augmentation is not bit for bit that of the run that was not interrupted; order and samples are."
             )
         return self._batches_to_skip
 

@@ -23,6 +23,7 @@ from velodrome.data.batches import tensors_from_arrays
 from velodrome.data.columns import columns_from
 from velodrome.data.loader import DataLoader
 from velodrome.data.own_order import check_own_order
+from velodrome.data.own_state import position_of, put_at, put_iterator_at
 from velodrome.data.share import WHOLE, Share, describe_sharded, draw_together, is_sharded
 from velodrome.errors import ArgumentError, DataError
 
@@ -71,6 +72,8 @@ class BatchIterable:
         self._seed = 0
         self._is_sharded = False
         self._is_entered = False
+        self._state_to_enter: Mapping[str, Any] | None = None
+        self._iterator: Any = None
 
     def deal_out(self, *, rank: int, size: int, seed: int) -> None:
         """From now on give this process its batches only: every `size`-th one, or all where the data divide themselves.
@@ -128,8 +131,7 @@ class BatchIterable:
 
     def own_state(self) -> dict[str, Any] | None:
         """Return the position that the data tell themselves, by a `state_dict` of their own; None where they have none."""
-        has_state = hasattr(self.data, "state_dict") and hasattr(self.data, "load_state_dict")
-        return {"own": self.data.state_dict()} if has_state else None  # type: ignore[attr-defined]
+        return position_of(self.data, self._iterator)
 
     def go_to(self, epoch: int, state: Mapping[str, Any] | None, batches_done: int) -> int:
         """Make the next `iter()` go on inside an epoch, where the data can.
@@ -138,10 +140,8 @@ class BatchIterable:
             The batches done.
         """
         self.set_epoch(epoch)
-        self._is_entered = state is not None and hasattr(self.data, "load_state_dict")
-        if self._is_entered:
-            assert state is not None
-            self.data.load_state_dict(state["own"])  # type: ignore[attr-defined]
+        self._is_entered = state is not None and put_at(state, self.data)
+        self._state_to_enter = state if self._is_entered else None
         return batches_done
 
     def skip(self, iterator: Iterator[Any], batches: int) -> None:
@@ -151,8 +151,11 @@ class BatchIterable:
 
     draws_at_start = True
     """beginning an epoch may draw from the global generators what decides its order"""
-    draws_in_workers = False
-    """nothing is known of workers"""
+
+    @property
+    def draws_in_workers(self) -> bool:
+        """Whether worker processes draw numbers that are not a function of seed, epoch and sample: those that persist go on drawing."""
+        return getattr(self.data, "persistent_workers", False) is True
 
     def use_seed(self, seed: int) -> None:
         """Take another seed: that of the run that goes on here."""
@@ -171,12 +174,22 @@ class BatchIterable:
     def __iter__(self) -> Iterator[Any]:
         self._epochs_begun += 1
         if self._share.size > 1:
-            sized = ((1, batch) for batch in draw_together(self._iterate(), seed=self._seed, epoch=self._epoch))
+            sized = ((1, batch) for batch in draw_together(self._begin_later(), seed=self._seed, epoch=self._epoch))
             return (batch for _, batch in self._share.deal(sized))
-        return self._iterate()
+        return self._begin()
 
-    def _iterate(self) -> Iterator[Any]:
-        iterator = iter(self.data)
+    def _begin_later(self) -> Iterator[Any]:
+        yield from self._begin()
+
+    def _begin(self) -> Iterator[Any]:
+        """Make the iterator now: what that draws comes before a run that goes on puts the generators back."""
+        iterator = self._iterator = iter(self.data)
+        state, self._state_to_enter = self._state_to_enter, None
+        if state is not None:
+            put_iterator_at(state, iterator)
+        return self._iterate(iterator)
+
+    def _iterate(self, iterator: Iterator[Any]) -> Iterator[Any]:
         if iterator is self.data and self._epochs_begun > 1:
             first = next(iterator, _NOTHING)
             if first is _NOTHING:
@@ -294,8 +307,10 @@ def _rebuild(loader: TorchDataLoader[Any]) -> tuple[DataLoader | BatchIterable, 
     if loader.num_workers:
         arguments.update(
             num_workers=loader.num_workers, prefetch_factor=loader.prefetch_factor, persistent_workers=loader.persistent_workers,
-            timeout=loader.timeout, worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
+            worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
         )  # fmt: skip
+        if loader.timeout:
+            arguments["timeout"] = loader.timeout
     rebuilt = DataLoader(
         loader.dataset,
         loader.batch_size if known_batches else 1,

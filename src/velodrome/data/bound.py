@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import IterableDataset
+
 from velodrome.data.columns import available_bytes
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
 from velodrome.errors import DataError
@@ -132,8 +134,8 @@ class BoundLoader:
 
     @property
     def draws_in_workers(self) -> bool:
-        """Whether worker processes fetch the samples, with random streams of their own."""
-        return self.loader.num_workers > 0 and self.loader.columns is None
+        """Whether worker processes draw numbers that are not a function of seed, epoch and sample."""
+        return self.loader.num_workers > 0 and not self.loader.is_seeded
 
     def use_seed(self, seed: int) -> None:
         """Take another seed for the order: that of the run that goes on here."""
@@ -142,7 +144,10 @@ class BoundLoader:
     def describe_data(self) -> dict[str, Any]:
         """Return what must be the same when a run goes on: how many samples, in which batches and order."""
         loader = self.loader
-        return {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
+        facts = {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
+        if loader.num_workers and isinstance(loader.dataset, IterableDataset):
+            facts["workers"] = loader.num_workers  # each reads a part of its own, so they decide the order
+        return facts
 
     def __len__(self) -> int:
         total = len(self.loader)

@@ -17,11 +17,12 @@ from velodrome.data.own_order import check_own_order
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.data.share import EMPTY, WHOLE, Share
+from velodrome.data.transforming import BatchTransform
 from velodrome.errors import ArgumentError, DataError
 from velodrome.seeding import check_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["DataLoader"]
 
@@ -41,8 +42,10 @@ class DataLoader:
         num_workers: processes that fetch samples; not used for data in memory.
         transform: applied to each batch's input (a tuple's first element; the whole batch otherwise) after it was gathered.
         seed: of the order; without one it is the seed of the trainer that runs the loader, or PyTorch's initial seed.
-        sampler, batch_sampler, collate_fn, pin_memory, timeout, worker_init_fn, multiprocessing_context, generator,
-            prefetch_factor, persistent_workers, pin_memory_device, in_order: as in PyTorch. `generator` seeds workers only.
+        timeout: seconds to wait for a batch of the workers before their stacks are shown and they are ended: ten minutes where it is
+            left out, 0 without an end.
+        sampler, batch_sampler, collate_fn, pin_memory, worker_init_fn, multiprocessing_context, generator, prefetch_factor,
+            persistent_workers, pin_memory_device, in_order: as in PyTorch. `generator` seeds what a worker draws when it starts.
     Raises:
         ArgumentError: arguments that exclude one another or are out of range.
         DataError: no samples, tensors of different lengths, or `drop_last` with fewer samples than a batch.
@@ -232,19 +235,22 @@ class DataLoader:
             self._bound_seed = seed
         self._epoch, self._samples_done, self._is_iterating = epoch, 0, False
 
-    def state_dict(self) -> dict[str, int | None]:
-        """Return the position: the epoch and how many of its samples were handed out."""
-        return {
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position: the epoch, how many of its samples were handed out, and what an iterable dataset says of it itself."""
+        state = {
             "epoch": self._epoch,
             "samples_done": self._samples_done,
             "seed": self._order_seed(),
             "num_samples": self.num_samples,
         }
+        own = self._samples.own_state() if self._samples is not None and self._samples_done else None
+        return state if own is None else {**state, "dataset": own}
 
-    def load_state_dict(self, state: dict[str, int | None]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next `iter()` go on where `state_dict` was taken; nothing that was skipped is read.
 
-        An iterable dataset cannot be entered in the middle: it alone is read up to the position.
+        An iterable dataset cannot be entered in the middle, unless it has a `state_dict` of its own and no workers have copies
+        of it: otherwise it is read up to the position.
 
         Raises:
             DataError: the state belongs to a dataset of another size, or to an order of another seed.
@@ -268,11 +274,18 @@ class DataLoader:
         self.set_epoch(int(state["epoch"] or 0))
         self._samples_done = int(state["samples_done"] or 0)
         self._loaded_seed = state["seed"]
+        if self._samples is not None and "dataset" in state:
+            self._samples.enter_dataset(state["dataset"])
 
     @property
     def has_own_order(self) -> bool:
         """Whether a sampler decides the order, which may draw from any generator."""
         return self._samples is not None and self._samples.has_own_order
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether what the dataset draws from the global generators is a function of seed, epoch and sample."""
+        return self._samples is None or self._samples.is_seeded
 
     def lay_out_ahead(self) -> None:
         """After `iter()` and `load_state_dict`: have a sampler hand out what is skipped now, not with the first batch."""
@@ -309,18 +322,42 @@ class DataLoader:
         if self._torch_draws_left:
             self._torch_draws_left -= 1
             torch.empty((), dtype=torch.int64).random_()
-        batches = self._sized_batches(
-            self._columns if columns is None else columns, self._epoch, self._samples_done, self._order_seed(), share
-        )
-        return self._iterate(batches, self._iteration, self._epoch, self._samples_done)
+        columns, order_seed = self._columns if columns is None else columns, self._order_seed()
+        batches = self._sized_batches(columns, self._epoch, self._samples_done, order_seed, share)
+        transform = None
+        if self.transform is not None:
+            transform = BatchTransform(
+                self.transform,
+                seed=order_seed,
+                epoch=self._epoch,
+                device=None if columns is None else columns.device,
+                indices=partial(self._indices_of, order_seed, self._epoch, share),
+            )
+        return self._iterate(batches, self._iteration, self._epoch, self._samples_done, transform)
 
-    def _iterate(self, batches: Iterable[tuple[int, Any]], iteration: int, epoch: int, start: int) -> Iterator[Any]:
-        transform, done = self.transform, start
+    def _indices_of(self, seed: int, epoch: int, share: Share, position: int, size: int) -> Sequence[Any] | None:
+        """Return the indices of this process's part of a batch, where they are known."""
+        if self._samples is not None:
+            return self._samples.last_indices
+        order = epoch_order(self.num_samples or 0, seed=seed, epoch=epoch, shuffle=self.shuffle)
+        return order[position : position + size][
+            slice(*share.of(size))
+        ].tolist()  # SYNC: on the CPU; the run has failed
+
+    def _iterate(
+        self,
+        batches: Iterable[tuple[int, Any]],
+        iteration: int,
+        epoch: int,
+        start: int,
+        transform: BatchTransform | None,
+    ) -> Iterator[Any]:
+        done = start
         for size, batch in batches:
             done += size
             if iteration == self._iteration and self._is_iterating:
                 self._samples_done = done
-            yield batch if transform is None or batch is EMPTY else _transform_input(transform, batch)
+            yield batch if transform is None or batch is EMPTY else transform(batch, done - size, size)
         if iteration == self._iteration and self._is_iterating:
             self._epoch, self._samples_done, self._is_iterating = epoch + 1, 0, False
 
@@ -358,10 +395,3 @@ class DataLoader:
             if seed is not None:
                 return seed
         return torch.initial_seed()
-
-
-def _transform_input(transform: Callable[[Any], Any], batch: Any) -> Any:
-    if isinstance(batch, (tuple, list)):
-        items = (transform(batch[0]), *batch[1:])
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return transform(batch)

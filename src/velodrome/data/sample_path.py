@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Sized
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, IterDataPipe
 
 from velodrome.data.batches import num_samples
+from velodrome.data.failures import Failure, describe_error, remedy_for
+from velodrome.data.fetching import Fetching, Request, hand_over
 from velodrome.data.order import epoch_generator, epoch_order
+from velodrome.data.randomness import GeneratorsKept, epoch_key
 from velodrome.data.share import EMPTY, WHOLE, Share, draw_together
-from velodrome.errors import ArgumentError, DataError
+from velodrome.data.streaming import Streaming, has_state, tell_epoch
+from velodrome.data.workers import DEFAULT_TIMEOUT_S, WatchedLoader
+from velodrome.errors import ArgumentError, DataError, FetchError, VelodromeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +32,7 @@ class SamplePath:
     """Batches of a dataset that is read sample by sample.
 
     One PyTorch loader serves all epochs, so that persistent workers persist; the order it follows is laid out anew for each.
-    Workers are seeded by (seed, epoch) and nothing is drawn from the global generator.
+    Samples are seeded one by one, see `randomness`, and nothing is drawn from the global generators.
 
     Args: as those of `velodrome.DataLoader`.
     """
@@ -62,20 +68,36 @@ class SamplePath:
         self._worker_generator = generator or torch.Generator()
         self._seeds_workers = generator is None
         self._entered: Iterator[Any] | None = None
-        self._order = _Order(batch_size, drop_last, gives_batches=batch_sampler is not None)
+        self._dataset_is_entered = False
+        self._order = _Order(batch_size, drop_last, gives_batches=batch_sampler is not None, has_own=self.has_own_order)
+        self.last_indices: Any = None
+        """of the batch that was handed out last, where they are known"""
+        timeout_s = torch_arguments.pop("timeout", None)
+        if timeout_s is not None and not (type(timeout_s) in (int, float) and timeout_s >= 0):
+            raise ArgumentError(
+                f"timeout={timeout_s!r} is not a time. It must be a number of seconds, or 0 for no end."
+            )
         arguments: dict[str, Any] = {
             "num_workers": num_workers,
-            "collate_fn": collate_fn,
             "generator": self._worker_generator,
+            "timeout_s": DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
+            "what": type(dataset).__name__,
             **torch_arguments,
         }
+        # A pipe of PyTorch's has seeds and shards of its own.
+        self._is_seeded = not isinstance(dataset, IterDataPipe)
+        self._stream = Streaming(dataset, is_shared=num_workers > 0) if self._is_iterable and self._is_seeded else None
+        is_batched = batch_size is not None or batch_sampler is not None
         try:
             if self._is_iterable:
-                self._loader = TorchDataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **arguments)
-            elif batch_size is None and batch_sampler is None:
-                self._loader = TorchDataLoader(dataset, batch_size=None, sampler=self._order, **arguments)
+                self._loader = WatchedLoader(
+                    dataset if self._stream is None else self._stream,
+                    batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **arguments,
+                )  # fmt: skip
             else:
-                self._loader = TorchDataLoader(dataset, batch_sampler=self._order, **arguments)
+                fetching = Fetching(dataset, collate_fn, is_batched=is_batched)
+                order = {"batch_sampler": self._order} if is_batched else {"batch_size": None, "sampler": self._order}
+                self._loader = WatchedLoader(fetching, collate_fn=hand_over, **order, **arguments)
         except (ValueError, TypeError) as error:
             raise ArgumentError(f"PyTorch's DataLoader refused its arguments: {error}") from error
 
@@ -127,44 +149,109 @@ class SamplePath:
 
         A sampler is asked for what was skipped, the dataset is not; an iterable dataset has to be read up to `start`. Of a
         share only its own samples are fetched; its batch is `EMPTY` where it has none.
+
+        Raises:
+            FetchError: the dataset raised, or a worker died or hangs.
         """
         if self._seeds_workers:
-            # The items of an iterable dataset are dealt out: every process must read the same.
+            # For what seeds itself by `torch.initial_seed()` when a worker starts. The items of an iterable dataset are dealt out:
+            # every process must read the same.
             own = f"workers of rank {share.rank}" if share.rank and not self._is_iterable else "workers"
             self._worker_generator.manual_seed(epoch_generator(seed, epoch, own).initial_seed())
         if self._is_iterable:
             yield from self._iterable_batches(epoch, start, seed, share)
             return
         own = self._batch_sampler if self._batch_sampler is not None else self._sampler
+        self._order.position = 0
         if own is None:
             order = epoch_order(len(self._dataset), seed=seed, epoch=epoch, shuffle=shuffle)
             self._order.source = order.tolist()  # SYNC: on the CPU
         elif self._entered is not None:
-            self._order.source, self._entered, start = self._entered, None, 0
+            self._order.source, self._entered, self._order.position, start = self._entered, None, start, 0
         else:
             self._tell_epoch(own, epoch)
             self._order.source = own if share.size == 1 else draw_together(own, seed=seed, epoch=epoch)
         self._order.start = start
         self._order.share = share
+        self._order.key = epoch_key(seed, epoch)
         # PyTorch's loader asks for its order at once and keeps that iterator; the sizes belong to this epoch alone.
         sizes = self._order.sizes = deque()
-        for batch in self._loader:
-            while sizes[0] < 0:
-                yield -sizes.popleft(), EMPTY
-            yield sizes.popleft(), batch
+        for batch in self._batches():
+            while sizes[0][0] < 0:
+                yield -sizes.popleft()[0], EMPTY
+            size, self.last_indices = sizes.popleft()
+            yield size, batch
         while sizes:
-            yield -sizes.popleft(), EMPTY
+            yield -sizes.popleft()[0], EMPTY
+
+    def _batches(self) -> Iterator[Any]:
+        iterator = None
+        try:
+            iterator = iter(self._loader)
+            for batch in iterator:
+                if type(batch) is Failure:
+                    batch.raise_here()
+                yield batch
+        except Exception:
+            self._loader.end_workers(iterator)
+            raise
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether random numbers of the data are a function of seed, epoch and sample, as far as Velodrome can see."""
+        return self._is_seeded
+
+    def own_state(self) -> Any:
+        """Return the position that an iterable dataset tells itself; None where it does not, or workers have copies of it."""
+        return self._dataset.state_dict() if self._tells_position else None
+
+    def enter_dataset(self, state: Any) -> None:
+        """Put an iterable dataset where `own_state` was taken; the next epoch goes on from there without reading what was before."""
+        if self._tells_position:
+            self._dataset.load_state_dict(state)
+            self._dataset_is_entered = True
+
+    @property
+    def _tells_position(self) -> bool:
+        return self._is_iterable and not self._loader.num_workers and has_state(self._dataset)
 
     def _iterable_batches(self, epoch: int, start: int, seed: int, share: Share) -> Iterator[tuple[int, Any]]:
-        if hasattr(self._dataset, "set_epoch"):
-            self._dataset.set_epoch(epoch)
-        if share.size == 1:
-            yield from self._sized(self._loader, start)
+        is_entered, self._dataset_is_entered = self._dataset_is_entered, False
+        if self._stream is None:
+            tell_epoch(self._dataset, epoch)
+            batches = iter(self._loader) if share.size == 1 else draw_together(self._loader, seed=seed, epoch=epoch)
         else:
-            yield from share.deal(self._sized(draw_together(self._loader, seed=seed, epoch=epoch), start))
+            self._stream.set_position(seed=seed, epoch=epoch, items_done=start if is_entered else 0)
+            batches = self._stream_batches()
+        sized = self._sized(batches, start, done=start if is_entered else 0)
+        yield from sized if share.size == 1 else share.deal(sized)
 
-    def _sized(self, batches: Iterable[Any], start: int) -> Iterator[tuple[int, Any]]:
-        done = 0
+    def _stream_batches(self) -> Iterator[Any]:
+        """Yield the batches of an iterable dataset; what it draws is its own, and its errors are named."""
+        kept = nullcontext() if self._loader.num_workers else GeneratorsKept()
+        iterator, num_read = iter(self._loader), 0
+        while True:
+            try:
+                with kept:
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            except VelodromeError:
+                self._loader.end_workers(iterator)
+                raise
+            except Exception as error:
+                self._loader.end_workers(iterator)
+                name = type(self._dataset).__name__
+                raise FetchError(
+                    f"Reading {name} failed after {num_read} batches: {describe_error(error)}. "
+                    f"{remedy_for(error) or 'Check what it reads there.'}",
+                    batches_read=num_read,
+                    traceback="".join(traceback.format_exception(error)),
+                ) from error
+            num_read += 1
+            yield batch
+
+    def _sized(self, batches: Iterable[Any], start: int, *, done: int) -> Iterator[tuple[int, Any]]:
         for batch in batches:
             size = 1 if self._batch_size is None else num_samples(batch)
             done += size
@@ -181,54 +268,64 @@ class _Order:
         batch_size: how many indices of `source` make a batch; None hands them out one by one.
         drop_last: leave out a last batch that is short.
         gives_batches: the elements of `source` are lists of indices already.
+        has_own: a sampler of the user's decides the order, and may name a sample twice.
     """
 
-    def __init__(self, batch_size: int | None, drop_last: bool, *, gives_batches: bool) -> None:
+    def __init__(self, batch_size: int | None, drop_last: bool, *, gives_batches: bool, has_own: bool) -> None:
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._gives_batches = gives_batches
+        self._has_own = has_own
         self.source: Iterable[Any] = ()
         self.start = 0
+        self.position = 0
+        """of the first element of `source` in the epoch"""
+        self.key = b""
+        """of the epoch, see `epoch_key`"""
         self.share = WHOLE
-        self.sizes: deque[int] = deque()
-        """how many samples each batch that was asked for, and not yet handed out, has; negative where nothing of it is asked for"""
+        self.sizes: deque[tuple[int, Any]] = deque()
+        """of each batch that was asked for, and not yet handed out: how many samples, negative where nothing of it is asked for;
+        and the indices asked for"""
 
-    def __iter__(self) -> Iterator[Any]:
-        batches = self._lay_out(self.source, self.start)
+    def __iter__(self) -> Iterator[Request]:
+        batches = self._lay_out(self.source, self.start, self.position)
         if self._batch_size is None and not self._gives_batches:
-            return self._items(batches, self.sizes, self.share)
-        return self._slices(batches, self.sizes, self.share)
+            return self._items(batches, self.sizes, self.share, self.key)
+        return self._slices(batches, self.sizes, self.share, self.key)
 
-    def _lay_out(self, source: Iterable[Any], start: int) -> Iterator[Sequence[Any]]:
-        """Yield the batches of all processes; where the dataset's own items are the batches, those that are dealt out at once."""
+    def _lay_out(self, source: Iterable[Any], start: int, position: int) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the batches of all processes with their positions; where items are not batched, those that are dealt out at once."""
         if self._gives_batches:
             done = 0
             for batch in source:
                 done += len(batch)
                 if done > start:
-                    yield batch
+                    yield position + done - len(batch), batch
             return
         indices = islice(source, start, None)
+        position += start
         size = self.share.size if self._batch_size is None else self._batch_size
         while batch := list(islice(indices, size)):
             if len(batch) < size and self._drop_last:
                 return
-            yield batch
+            yield position, batch
+            position += len(batch)
 
-    def _slices(self, batches: Iterable[Sequence[Any]], sizes: deque[int], share: Share) -> Iterator[Any]:
-        for batch in batches:
-            if share.size == 1:
-                sizes.append(len(batch))
-                yield batch
-                continue
-            start, end = share.of(len(batch))
-            sizes.append(len(batch) if end > start else -len(batch))
-            if end > start:
-                yield batch[start:end]
+    def _slices(
+        self, batches: Iterable[tuple[int, Sequence[Any]]], sizes: deque[tuple[int, Any]], share: Share, key: bytes
+    ) -> Iterator[Request]:
+        for position, batch in batches:
+            start, end = (0, len(batch)) if share.size == 1 else share.of(len(batch))
+            own = batch if share.size == 1 else batch[start:end]
+            sizes.append((len(batch) if share.size == 1 or end > start else -len(batch), own))
+            if share.size == 1 or end > start:
+                yield Request(own, key, position + start, self._has_own)
 
-    def _items(self, rounds: Iterable[Sequence[Any]], sizes: deque[int], share: Share) -> Iterator[Any]:
-        for items in rounds:
+    def _items(
+        self, rounds: Iterable[tuple[int, Sequence[Any]]], sizes: deque[tuple[int, Any]], share: Share, key: bytes
+    ) -> Iterator[Request]:
+        for position, items in rounds:
             has_one = share.rank < len(items)
-            sizes.append(len(items) if has_one else -len(items))
+            sizes.append((len(items) if has_one else -len(items), items[share.rank : share.rank + 1]))
             if has_one:
-                yield items[share.rank]
+                yield Request(items[share.rank], key, position + share.rank, self._has_own)
