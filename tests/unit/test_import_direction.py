@@ -32,6 +32,8 @@ FRONT_DOOR = {
     "going_on",
     "position",
     "explain",
+    "proof",
+    "run_comparison",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
