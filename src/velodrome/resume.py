@@ -29,6 +29,8 @@ from velodrome.step.optimizer_state import differences, group_options, parameter
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch import nn
+
     from velodrome.run import Run
     from velodrome.step.updates import Updates
 
@@ -71,7 +73,7 @@ class Resumption:
         weights = read_tensors(self.checkpoint, "model")
         self._refuse_other_model(run, weights, saved)
         changes = compare(saved.state["settings"], run.settings)
-        changes += compare(saved.state["data"], data, name="data") if data else []
+        changes += compare_data(saved.state["data"], data) if data else []
         self.refuse(changes)
         averaged = read_tensors(self.checkpoint, "ema") if whole["averaging"].get("num_averaged") else {}
         notes = {**whole["averaging"], "last_step": saved.state["last_averaged_step"]}
@@ -222,13 +224,24 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
 def settings_of(run: Run, *, seed: int | None, precision: str) -> dict[str, Any]:
     """Return the settings that decide the numbers, as plain values."""
     return {
-        "model": type(run.model).__name__,
+        "model": type(_unwrapped(run.model)).__name__,
         "seed": seed,
         "precision": precision,
         "processes": run.world.size,
         "average": run.averaging.describe().get("kind"),
         "optimizers": {name: _describe_updates(each) for name, each in run.windows.by_name.items()},
     }
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of what `torch.compile` and `DistributedDataParallel` make of it: the one whose names are saved."""
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and set(model._modules) == {"module"} and not model._parameters and not model._buffers:
+            inner = model._modules["module"]
+        if inner is None:
+            return model
+        model = inner
 
 
 def _describe_updates(updates: Updates) -> dict[str, Any]:
@@ -276,6 +289,13 @@ def compare(saved: Any, now: Any, *, name: str = "") -> list[str]:
             for line in compare(a, b, name=f"{name}[{index}]" if len(saved) > 1 else name)
         ]
     return [] if saved == now or (saved != saved and now != now) else [f"{name}: {saved!r} -> {now!r}"]
+
+
+def compare_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs about the training data; their content only where both could look at it: data in memory."""
+    both = "content" in saved and "content" in now
+    saved, now = ({key: value for key, value in each.items() if both or key != "content"} for each in (saved, now))
+    return compare(saved, now, name="data")
 
 
 def _changed_options(saved: SavedState, run: Run) -> list[tuple[str, int, dict[str, Any]]]:

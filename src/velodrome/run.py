@@ -27,6 +27,7 @@ from velodrome.notices import Notices
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
 from velodrome.record.progress import NoProgress
+from velodrome.rescue import save_aside
 from velodrome.resume import settings_of
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
@@ -311,15 +312,17 @@ class Run:
                     "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
                 )
             self.files.finish(reason, self.progress, self.keeping.best)
-            self.tell("on_fit_end")
+            for failure in self._tell_each("on_fit_end"):
+                raise failure
             return
         self.phase = NO_PHASE
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
-        try:
-            self.tell("on_exception", error)
-        finally:
-            self.files.fail(self.stop_reason, error, self.progress)
-            self.tell("on_fit_end")
+        failures = self._tell_each("on_exception", error)
+        save_aside(self, error)
+        self.files.fail(self.stop_reason, error, self.progress)
+        failures += self._tell_each("on_fit_end")
+        for failure in failures:  # the first error is the one that matters
+            error.add_note(f"Then a callback raised {type(failure).__name__}: {failure}")
         if reason is not StopReason.LEFT:
             raise error
 
@@ -709,3 +712,13 @@ class Run:
         """Call the callbacks that listen to an event."""
         for call in self._events[event]:
             call(self.trainer, *details)
+
+    def _tell_each(self, event: str, *details: Any) -> list[Exception]:
+        """Call every callback at the end of a run, whatever those before it do: each closes what it opened. Return their errors."""
+        failures: list[Exception] = []
+        for call in self._events[event]:
+            try:
+                call(self.trainer, *details)
+            except Exception as failure:
+                failures.append(failure)
+        return failures

@@ -34,6 +34,7 @@ FRONT_DOOR = {
     "explain",
     "proof",
     "run_comparison",
+    "rescue",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

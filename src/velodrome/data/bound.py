@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from velodrome.data.columns import available_bytes
+from velodrome.data.fingerprint import fingerprint
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
 from velodrome.errors import DataError
 
@@ -43,6 +44,8 @@ class BoundLoader:
         self._device = device
         self._read: Columns | None = None
         self._placed: Columns | None = None
+        self._printed: Columns | None = None
+        self._fingerprint = ""
 
     @property
     def columns(self) -> Columns | None:
@@ -139,9 +142,15 @@ class BoundLoader:
         self._seed = seed
 
     def describe_data(self) -> dict[str, Any]:
-        """Return what must be the same when a run goes on: how many samples, in which batches and order."""
+        """Return what must be the same when a run goes on: how many samples, in which batches and order, and what is in memory."""
         loader = self.loader
-        return {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
+        facts = {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
+        columns = loader.columns
+        if columns is None:
+            return facts
+        if columns is not self._printed:
+            self._printed, self._fingerprint = columns, fingerprint(columns)
+        return {**facts, "content": self._fingerprint}
 
     def __len__(self) -> int:
         total = len(self.loader)

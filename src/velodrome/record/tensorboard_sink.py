@@ -63,10 +63,11 @@ class TensorBoardSink:
         Not from the step on: the writer flushes at an epoch's row, so what a killed process wrote after it may never have come to the
         disk, although the journal has it.
         """
-        steps = [row["step"] for row in rows if row.get("kind") == "epoch" and isinstance(row.get("step"), int)]
-        start = min(step, steps[-1]) if steps else 0
+        placed = [(at, row) for row in rows if isinstance(at := row.get("step"), int)]
+        ends = [at for at, row in placed if row.get("kind") == "epoch"]
+        start = min(step, ends[-1]) if ends else 0
         self._purge_step = start
-        self._held = [row for row in rows if isinstance(row.get("step"), int) and row["step"] >= start]  # type: ignore[operator]
+        self._held = [row for at, row in placed if at >= start]
 
     def write(self, row: Mapping[str, object]) -> None:
         """Write the numbers of one row under their tags."""
