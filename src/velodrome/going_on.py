@@ -12,7 +12,7 @@ from velodrome.checkpoint.nested import join
 from velodrome.errors import CheckpointError
 from velodrome.keeping import Verdict
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.resume import Resumption, compare_data
+from velodrome.resume import Resumption, compare
 from velodrome.run_state import SavedState, collect_state, load_callbacks
 from velodrome.seeding import get_random_state, set_random_state
 
@@ -174,7 +174,7 @@ class GoingOn:
             source.set_epoch(epoch)
             return 0
         assert self._saved is not None
-        self._resumption.refuse(compare_data(self._saved.state["data"], source.describe_data()))
+        self._resumption.refuse(compare(self._saved.state["data"], source.describe_data(), name="data"))
         self._batches_to_skip = source.go_to(epoch, loop["data"], loop["batches_done"])
         self._is_random_pending = True
         if source.draws_in_workers:

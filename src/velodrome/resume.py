@@ -73,7 +73,7 @@ class Resumption:
         weights = read_tensors(self.checkpoint, "model")
         self._refuse_other_model(run, weights, saved)
         changes = compare(saved.state["settings"], run.settings)
-        changes += compare_data(saved.state["data"], data) if data else []
+        changes += compare(saved.state["data"], data, name="data") if data else []
         self.refuse(changes)
         averaged = read_tensors(self.checkpoint, "ema") if whole["averaging"].get("num_averaged") else {}
         notes = {**whole["averaging"], "last_step": saved.state["last_averaged_step"]}
@@ -274,6 +274,8 @@ def compare(saved: Any, now: Any, *, name: str = "") -> list[str]:
     """Return "name: 1 -> 2" for each setting that differs."""
     if isinstance(saved, dict) and isinstance(now, dict):
         keys = [*saved, *(key for key in now if key not in saved)]
+        if name == "data" and not ("content" in saved and "content" in now):
+            keys = [key for key in keys if key != "content"]  # known of data in memory only
         return [
             line
             for key in keys
@@ -289,13 +291,6 @@ def compare(saved: Any, now: Any, *, name: str = "") -> list[str]:
             for line in compare(a, b, name=f"{name}[{index}]" if len(saved) > 1 else name)
         ]
     return [] if saved == now or (saved != saved and now != now) else [f"{name}: {saved!r} -> {now!r}"]
-
-
-def compare_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs about the training data; their content only where both could look at it: data in memory."""
-    both = "content" in saved and "content" in now
-    saved, now = ({key: value for key, value in each.items() if both or key != "content"} for each in (saved, now))
-    return compare(saved, now, name="data")
 
 
 def _changed_options(saved: SavedState, run: Run) -> list[tuple[str, int, dict[str, Any]]]:

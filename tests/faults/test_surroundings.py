@@ -1,0 +1,149 @@
+"""FAULTS 46, 52, 53, 54: forked processes, homes and terminals that are not there, packages that are missing, odd values."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import velodrome as vd
+from velodrome.data.forking import check_forking
+from velodrome.errors import ArgumentError, DataError
+
+X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+Y = X[:, :1].clone()
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU, as machines without one cannot."""
+
+    is_cuda = property(lambda self: True)
+    device = property(lambda self: torch.device("cuda:0"))
+
+
+class Samples(torch.utils.data.Dataset):
+    def __init__(self, table):
+        self.table = table
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return X[index], Y[index]
+
+
+@pytest.mark.parametrize("table", [X, [X, Y], {"x": X}], ids=["tensor", "list", "dict"])
+def test_a_dataset_on_the_gpu_is_not_handed_to_forked_workers(table):
+    def move(value):
+        return value.as_subclass(OnGpu)
+
+    on_gpu = move(table) if isinstance(table, torch.Tensor) else (
+        [move(each) for each in table] if isinstance(table, list) else {name: move(each) for name, each in table.items()}
+    )  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"Samples\.table is a tensor on cuda:0, and num_workers=2 forks.*num_workers=0, or give mult"
+    ):
+        check_forking(Samples(on_gpu), 2, "fork")
+    check_forking(Samples(on_gpu), 2, "spawn")
+    check_forking(Samples(on_gpu), 0, "fork")
+    check_forking(Samples(table), 2, "fork")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_dataset_on_a_real_gpu_is_refused_when_the_loader_is_made():
+    with pytest.raises(DataError, match="A forked process cannot use CUDA"):
+        vd.DataLoader(Samples(X.cuda()), 4, num_workers=1, multiprocessing_context="fork")
+
+
+def run_cli(folder, environment, *arguments):
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    own = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    command = [
+        sys.executable,
+        "-m",
+        "velodrome.cli",
+        "train",
+        "fashion-mnist-mlp",
+        "data.source=embedded",
+        "train.steps=3",
+        *arguments,
+    ]
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a home that cannot be written is made with Linux's own folders")
+def test_it_trains_in_a_folder_of_any_name_without_a_home_a_terminal_or_an_encoding(tmp_path):
+    folder = tmp_path / "größe und 空 'quoted'"
+    folder.mkdir()
+    done = run_cli(
+        folder, {"HOME": "/proc/1/nowhere", "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}, "--name", "größe 空"
+    )
+
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    assert record["status"] == "done"
+    assert (
+        record["command"][-1] == "größe 空"
+    )  # as it was typed, although this Python was told that there is nothing but ASCII
+    assert (run / "metrics.jsonl").read_text("utf-8").count("\n") == 1
+    said = done.stderr + done.stdout
+    assert b"Traceback" not in said
+    assert b"\r" not in said  # lines, and no bar that is drawn again and again into a file
+    assert len(said.splitlines()) < 40
+
+
+def test_it_trains_with_no_home_at_all_and_writes_nothing_beside_its_run(tmp_path):
+    home, folder = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    folder.mkdir()
+    with_home = run_cli(
+        folder,
+        {"HOME": str(home), "LANG": "C.UTF-8"},
+        "--name",
+        "a",
+        "logging.curves=false",
+        "logging.tensorboard=false",
+    )
+    assert with_home.returncode == 0, with_home.stderr
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    assert sorted(path.name for path in folder.iterdir()) == ["runs"]
+
+
+def test_a_missing_package_is_one_line_with_the_name_of_its_extra(monkeypatch):
+    trainer = vd.Trainer(torch.nn.Linear(3, 1), "sgd", lr=0.1, loss="mse", progress=False, device="cpu")
+    result = trainer.fit((X, Y), batch_size=4, epochs=1)
+    for module, call, extra in (("pandas", result.to_pandas, "pandas"), ("matplotlib", result.plot, "plots")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ArgumentError) as error:
+            call()
+        assert f'pip install "velodrome[{extra}]"' in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_values_of_every_kind_are_logged_without_a_graph_a_wait_or_a_failure(tmp_path):
+    """A live tensor, one with a gradient, NaN, a number of numpy's; what is no number is refused where it is logged."""
+    numpy = pytest.importorskip("numpy")
+    trainer = vd.Trainer(
+        torch.nn.Linear(3, 1), "sgd", lr=0.1, run_dir=tmp_path / "run", loggers=["csv"], progress=False, device="cpu", log_every="1 steps"
+    )  # fmt: skip
+    for epoch in trainer.epochs(1):
+        for x, y in epoch.train((X, Y), batch_size=4):
+            loss = (trainer.model(x) - y).square().mean()
+            trainer.log(
+                live=loss, weight=trainer.model.weight.norm(), gap=float("nan"), number=numpy.float32(2.0), flag=True
+            )
+            with pytest.raises(ArgumentError, match=r"name='a' cannot be averaged\. Log numbers or tensors"):
+                trainer.log(name="a")
+            trainer.step(loss)
+
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["step", "step", "step", "epoch"]
+    assert all(row["train/gap"] is None for row in rows)  # JSON has no NaN: a gap
+    assert all(row["train/number"] == 2.0 and row["train/flag"] == 1.0 for row in rows)
+    assert all(row["train/live"] > 0 for row in rows)
