@@ -311,6 +311,7 @@ class Run:
                 self.notices.warn_all(
                     "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
                 )
+            self.notices.of_whole_pace(self._together.pace)
             self.files.finish(reason, self.progress, self.keeping.best)
             for failure in self._tell_each("on_fit_end"):
                 raise failure
@@ -379,6 +380,8 @@ class Run:
 
     def enter_data(self, source: Any, epoch: int) -> int | None:
         """Choose the order of the epoch and where in it to begin; None when this loop was over before the run was interrupted."""
+        if not self.is_alone and self._train_source == ():  # the first of this process, and of every other
+            self._together.check_data(getattr(source, "shared_facts", None))
         self._train_source = source
         self._begin_schedules(source)
         return self.going_on.enter_data(source, epoch)
@@ -670,6 +673,7 @@ class Run:
         agreement = self._together.agree(
             sums, stop=self._stop_wanted, save_is_due=self.keeping.is_due_after_step(self.progress)
         )
+        self.notices.of_pace(self._together.pace)
         stops = [wish["stop"] for wish in agreement.wishes if wish["stop"] is not None]
         seconds = self._budget.seconds
         if self.stop_requested is None:

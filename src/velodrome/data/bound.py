@@ -152,6 +152,11 @@ class BoundLoader:
             self._printed, self._fingerprint = columns, fingerprint(columns)
         return {**facts, "content": self._fingerprint}
 
+    @property
+    def shared_facts(self) -> dict[str, Any] | None:
+        """What must be the same in all processes; None where each has data of its own."""
+        return None if self._is_sharded else self.describe_data()
+
     def __len__(self) -> int:
         total = len(self.loader)
         return -(-total // self._share.size) if self.loader.is_dealt else total  # the last round may be short
