@@ -1,4 +1,4 @@
-"""FAULTS 46, 52, 53, 54: forked processes, homes and terminals that are not there, packages that are missing, odd values."""
+"""FAULTS 52, 53, 54: homes and terminals that are not there, packages that are missing, odd values."""
 
 from __future__ import annotations
 
@@ -11,53 +11,10 @@ import pytest
 import torch
 
 import velodrome as vd
-from velodrome.data.forking import check_forking
-from velodrome.errors import ArgumentError, DataError
+from velodrome.errors import ArgumentError
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = X[:, :1].clone()
-
-
-class OnGpu(torch.Tensor):
-    """Says that it is on a GPU, as machines without one cannot."""
-
-    is_cuda = property(lambda self: True)
-    device = property(lambda self: torch.device("cuda:0"))
-
-
-class Samples(torch.utils.data.Dataset):
-    def __init__(self, table):
-        self.table = table
-
-    def __len__(self):
-        return 12
-
-    def __getitem__(self, index):
-        return X[index], Y[index]
-
-
-@pytest.mark.parametrize("table", [X, [X, Y], {"x": X}], ids=["tensor", "list", "dict"])
-def test_a_dataset_on_the_gpu_is_not_handed_to_forked_workers(table):
-    def move(value):
-        return value.as_subclass(OnGpu)
-
-    on_gpu = move(table) if isinstance(table, torch.Tensor) else (
-        [move(each) for each in table] if isinstance(table, list) else {name: move(each) for name, each in table.items()}
-    )  # fmt: skip
-    with pytest.raises(
-        DataError, match=r"Samples\.table is a tensor on cuda:0, and num_workers=2 forks.*num_workers=0, or give mult"
-    ):
-        check_forking(Samples(on_gpu), 2, "fork")
-    check_forking(Samples(on_gpu), 2, "spawn")
-    check_forking(Samples(on_gpu), 0, "fork")
-    check_forking(Samples(table), 2, "fork")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_dataset_on_a_real_gpu_is_refused_when_the_loader_is_made():
-    with pytest.raises(DataError, match="A forked process cannot use CUDA"):
-        vd.DataLoader(Samples(X.cuda()), 4, num_workers=1, multiprocessing_context="fork")
 
 
 def run_cli(folder, environment, *arguments):

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
 from velodrome.data.arguments import check_combination, check_names
 from velodrome.data.columns import Columns, columns_from
-from velodrome.data.forking import check_forking
 from velodrome.data.order import epoch_order
 from velodrome.data.own_order import check_own_order
 from velodrome.data.recognise import recognise, watch
@@ -126,7 +125,6 @@ class DataLoader:
             columns, how = recognise(dataset)
         self._how = how
         if columns is None:
-            check_forking(dataset, self.num_workers, self._make_sample_path.keywords.get("multiprocessing_context"))
             self._columns, self._samples = None, self._make_sample_path(dataset)
         else:
             self._columns, self._samples = columns, None
