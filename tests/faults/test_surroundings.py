@@ -104,3 +104,37 @@ def test_values_of_every_kind_are_logged_without_a_graph_a_wait_or_a_failure(tmp
     assert all(row["train/gap"] is None for row in rows)  # JSON has no NaN: a gap
     assert all(row["train/number"] == 2.0 and row["train/flag"] == 1.0 for row in rows)
     assert all(row["train/live"] > 0 for row in rows)
+
+
+def test_a_clock_that_goes_back_changes_no_duration_and_no_choice(tmp_path, monkeypatch):
+    """FAULTS 45: durations come from a clock that cannot be set; checkpoints are ordered by step, whatever their files' times say."""
+    now = [2e9]
+
+    def falling():
+        now[0] -= 3600.0
+        return now[0]
+
+    def make():
+        torch.manual_seed(0)
+        return vd.Trainer(
+            torch.nn.Linear(3, 1), "sgd", lr=0.1, loss="mse", seed=0, run_dir=tmp_path / "run", resume="auto", loggers=["csv"],
+            progress=False, device="cpu", checkpoint="every 2 steps", log_every="2 steps",
+        )  # fmt: skip
+
+    monkeypatch.setattr("time.time", falling)
+    make().fit((X, Y), batch_size=4, steps=6, epochs=None)
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    for age, path in enumerate(checkpoints):
+        for file in (path, *path.iterdir()):
+            os.utime(file, (1e9 - age * 1e6, 1e9 - age * 1e6))  # the newest looks oldest
+    resumed = make()
+    result = resumed.fit((X, Y), batch_size=4, steps=9, epochs=None)
+
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert all(0 < each < 100 for each in seconds)
+    assert all(row["samples_per_s"] > 0 for row in rows)
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(steps)
+    assert (resumed.progress.steps_done, len(result.history)) == (9, 3)
