@@ -128,7 +128,7 @@ class GoingOn:
             return
         run, saved = self._run, self._saved
         assert saved is not None
-        position = saved.get("sums-rank0", "position")
+        position = saved.state["position"]
         run.position.stage = position["stage"]
         if position["stage"] == "open":
             return  # `begin_epoch` does the rest
@@ -136,7 +136,7 @@ class GoingOn:
         self._load_callbacks(saved)
         self._restore_random(saved)
         if position["stage"] == "over":
-            end = position["epoch_end"]
+            end = join(position["epoch_end"], {})
             run.after_epoch(end["row"], Verdict(**end["verdict"]))
         if self._had_ended:  # it was to stop there, and now goes on: callbacks begin as in any run that goes on
             run.stop_requested = None
@@ -152,7 +152,7 @@ class GoingOn:
     def begin_epoch(self) -> int:
         """Bring back row, sums and callbacks of the epoch; return the samples done at its last log point."""
         run, saved = self._run, self._take()
-        position = saved.get("sums-rank0", "position")
+        position = saved.state["position"]
         run.row.clear()
         run.row.update(join(saved.state["row"], {}))
         with refusing_unsound(run.files.path):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from velodrome.checkpoint.space import Room
+    from velodrome.distributed.pace import Pace
     from velodrome.distributed.world import World
     from velodrome.keeping import Verdict
     from velodrome.loop.progress import Progress
@@ -121,6 +122,18 @@ class Notices:
                 f"fp16: {skipped} of {progress.steps_in_epoch} updates overflowed and were skipped in epoch "
                 f"{epoch}; the loss scale is adapted."
             )
+
+    def of_pace(self, pace: Pace) -> None:
+        """Say which process the others wait for."""
+        line = pace.complaint()
+        if line:
+            self.warn_all(line)
+
+    def of_whole_pace(self, pace: Pace) -> None:
+        """Say how long a step took in each process."""
+        line = pace.describe()
+        if line:
+            self._files.say(line)
 
     def of_epoch(self, verdict: Verdict, row: Mapping[str, Any], *, monitor: str) -> None:
         """Say what is wrong with an epoch's values and does not stop the run."""

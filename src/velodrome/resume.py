@@ -32,6 +32,8 @@ from velodrome.step.optimizer_state import differences, group_options, parameter
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch import nn
+
     from velodrome.distributed.world import World
     from velodrome.run import Run
     from velodrome.step.updates import Updates
@@ -293,13 +295,24 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
 def settings_of(run: Run, *, seed: int | None, precision: str) -> dict[str, Any]:
     """Return the settings that decide the numbers, as plain values."""
     return {
-        "model": type(run.model).__name__,
+        "model": type(_unwrapped(run.model)).__name__,
         "seed": seed,
         "precision": precision,
         "processes": run.world.size,
         "average": run.averaging.describe().get("kind"),
         "optimizers": {name: _describe_updates(each) for name, each in run.windows.by_name.items()},
     }
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of what `torch.compile` and `DistributedDataParallel` make of it: the one whose names are saved."""
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and set(model._modules) == {"module"} and not model._parameters and not model._buffers:
+            inner = model._modules["module"]
+        if inner is None:
+            return model
+        model = inner
 
 
 def _describe_updates(updates: Updates) -> dict[str, Any]:
@@ -332,6 +345,8 @@ def compare(saved: Any, now: Any, *, name: str = "") -> list[str]:
     """Return "name: 1 -> 2" for each setting that differs."""
     if isinstance(saved, dict) and isinstance(now, dict):
         keys = [*saved, *(key for key in now if key not in saved)]
+        if name == "data" and not ("content" in saved and "content" in now):
+            keys = [key for key in keys if key != "content"]  # known of data in memory only
         return [
             line
             for key in keys

@@ -27,6 +27,7 @@ from velodrome.notices import Notices
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
 from velodrome.record.progress import NoProgress
+from velodrome.rescue import save_aside
 from velodrome.resume import settings_of
 from velodrome.room import estimate_room
 from velodrome.saving_together import SavingTogether
@@ -347,16 +348,19 @@ class Run:
                 self.notices.warn_all(
                     "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
                 )
+            self.notices.of_whole_pace(self._together.pace)
             self.files.finish(reason, self.progress, self.keeping.best)
-            self.tell("on_fit_end")
+            for failure in self._tell_each("on_fit_end"):
+                raise failure
             return
         self.phase = NO_PHASE
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
-        try:
-            self.tell("on_exception", error)
-        finally:
-            self.files.fail(self.stop_reason, error, self.progress)
-            self.tell("on_fit_end")
+        failures = self._tell_each("on_exception", error)
+        save_aside(self, error)
+        self.files.fail(self.stop_reason, error, self.progress)
+        failures += self._tell_each("on_fit_end")
+        for failure in failures:  # the first error is the one that matters
+            error.add_note(f"Then a callback raised {type(failure).__name__}: {failure}")
         if reason is not StopReason.LEFT:
             raise error
 
@@ -415,6 +419,8 @@ class Run:
 
     def enter_data(self, source: Any, epoch: int) -> int | None:
         """Choose the order of the epoch and where in it to begin; None when this loop was over before the run was interrupted."""
+        if not self.is_alone and self._train_source == ():  # the first of this process, and of every other
+            self._together.check_data(getattr(source, "shared_facts", None))
         self._train_source = source
         self._begin_schedules(source)
         return self.going_on.enter_data(source, epoch)
@@ -774,6 +780,7 @@ class Run:
             **more,
         )
         self._save_was_asked = False
+        self.notices.of_pace(self._together.pace)
         stops = [wish["stop"] for wish in agreement.wishes if wish["stop"] is not None]
         seconds = self._budget.seconds
         if self.stop_requested is None:
@@ -819,3 +826,13 @@ class Run:
         """Call the callbacks that listen to an event."""
         for call in self._events[event]:
             call(self.trainer, *details)
+
+    def _tell_each(self, event: str, *details: Any) -> list[Exception]:
+        """Call every callback at the end of a run, whatever those before it do: each closes what it opened. Return their errors."""
+        failures: list[Exception] = []
+        for call in self._events[event]:
+            try:
+                call(self.trainer, *details)
+            except Exception as failure:
+                failures.append(failure)
+        return failures

@@ -7,12 +7,14 @@ are due by time or samples are agreed on at log points and at the ends of phases
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from velodrome.distributed.pace import Pace
 from velodrome.distributed.world import sum_by_name
 from velodrome.errors import ArgumentError, WorldError
 from velodrome.seeding import seed_everything, seed_of_rank
@@ -34,6 +36,8 @@ class RunCounters:
     samples: int = 0
     """handed out since the last time"""
     seconds: float = 0.0
+    own_s: float = 0.0
+    """worked since the last time, and not waited for the others"""
     wishes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,6 +62,9 @@ class Together:
         self.world = world
         self._progress = progress
         self._samples = progress.samples_done
+        self._pace = Pace(world.size)
+        self._own_until = perf_counter()
+        self._waited_until = world.waited_s
 
     def count_from_here(self) -> None:
         """Take the counters as they are for what all know."""
@@ -110,7 +117,12 @@ class Together:
         """
         progress = self._progress
         new = progress.samples_done - self._samples
-        told = self.world.gather(RunCounters(sums=dict(sums), samples=new, seconds=progress.seconds, wishes=wishes))
+        own_s = perf_counter() - self._own_until - (self.world.waited_s - self._waited_until)
+        told = self.world.gather(
+            RunCounters(sums=dict(sums), samples=new, seconds=progress.seconds, own_s=own_s, wishes=wishes)
+        )
+        self._own_until, self._waited_until = perf_counter(), self.world.waited_s
+        self._pace.note([each.own_s for each in told], progress.steps_done)
         all_new = sum(each.samples for each in told)
         progress.samples_done += all_new - new
         progress.samples_in_epoch += all_new - new
@@ -118,12 +130,27 @@ class Together:
         self._samples = progress.samples_done
         return Agreement(sum_by_name(each.sums for each in told), [each.wishes for each in told])
 
+    @property
+    def pace(self) -> Pace:
+        """How fast each process is by itself."""
+        return self._pace
+
+    def check_data(self, facts: Mapping[str, object] | None) -> None:
+        """Check that all processes read the same data; None where each is known to have its own.
+
+        Raises:
+            WorldError: names the rank and what differs.
+        """
+        for rank, others in enumerate(self.world.gather((facts,))):
+            if facts is not None and others[0] is not None:
+                _check_same("data's", others[0], facts, rank, self.world.rank)
+
 
 def _check_same(what: str, theirs: Mapping[str, object], ours: Mapping[str, object], rank: int, own_rank: int) -> None:
     for name in [*ours, *theirs]:
         if theirs.get(name) != ours.get(name):
             raise WorldError(
                 f"The {what} {name!r} is {theirs.get(name, 'missing')} in rank {rank} and {ours.get(name, 'missing')} in rank {own_rank}. "
-                f"All processes must train the same model with the same settings: build both from the same code and arguments.",
+                f"All processes must train the same model on the same data with the same settings: build them from the same code and arguments.",
                 rank=rank,
             )

@@ -39,6 +39,9 @@ FRONT_DOOR = {
     "verification",
     "sound_state",
     "overview",
+    "proof",
+    "run_comparison",
+    "rescue",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

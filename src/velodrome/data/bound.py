@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 
 from velodrome.data.columns import available_bytes
+from velodrome.data.fingerprint import fingerprint
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
 from velodrome.errors import DataError
 
@@ -45,6 +46,8 @@ class BoundLoader:
         self._device = device
         self._read: Columns | None = None
         self._placed: Columns | None = None
+        self._printed: Columns | None = None
+        self._fingerprint = ""
 
     @property
     def columns(self) -> Columns | None:
@@ -142,12 +145,22 @@ class BoundLoader:
         self._seed = seed
 
     def describe_data(self) -> dict[str, Any]:
-        """Return what must be the same when a run goes on: how many samples, in which batches and order."""
+        """Return what must be the same when a run goes on: how many samples, in which batches and order, and what is in memory."""
         loader = self.loader
         facts = {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
         if loader.num_workers and isinstance(loader.dataset, IterableDataset):
             facts["workers"] = loader.num_workers  # each reads a part of its own, so they decide the order
-        return facts
+        columns = loader.columns
+        if columns is None:
+            return facts
+        if columns is not self._printed:
+            self._printed, self._fingerprint = columns, fingerprint(columns)
+        return {**facts, "content": self._fingerprint}
+
+    @property
+    def shared_facts(self) -> dict[str, Any] | None:
+        """What must be the same in all processes; None where each has data of its own."""
+        return None if self._is_sharded else self.describe_data()
 
     def __len__(self) -> int:
         total = len(self.loader)

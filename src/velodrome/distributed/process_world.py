@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -41,6 +42,7 @@ class ProcessWorld:
         self.size = dist.get_world_size()
         self.local_rank = local_rank
         self.is_main = self.rank == 0
+        self.waited_s = 0.0
         # Numbers and objects travel from the CPU: where the group has no way to do that (NCCL alone), one is made for it.
         backends = dist.get_backend_config()
         has_cpu = "cpu:gloo" in backends or backends in ("gloo", "mpi")
@@ -154,10 +156,12 @@ class ProcessWorld:
     @contextmanager
     def _together(self, what: str) -> Iterator[None]:
         """Run a collective; when it fails, say whose fault it is."""
+        began = perf_counter()
         try:
             yield
         except RuntimeError as error:  # what torch.distributed raises is one, or a child of it
             raise self._peers.explain(error, what) from error
+        self.waited_s += perf_counter() - began
         self._peers.noted = None  # whatever it was, the run went on
 
     def _on_uncaught(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -57,6 +57,11 @@ class World(Protocol):
         """Whether this is the process that writes files and shows progress: rank 0."""
         ...
 
+    @property
+    def waited_s(self) -> float:
+        """How long this process has waited in collectives so far; on CUDA only where the host waits."""
+        ...
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
         """Sum gradients over all processes in place, and return the sum of `extras`, which travels with them.
 
@@ -115,6 +120,7 @@ class _SingleWorld:
     size = 1
     local_rank = 0
     is_main = True
+    waited_s = 0.0
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
         return extras

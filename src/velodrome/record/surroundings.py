@@ -19,7 +19,7 @@ def describe_surroundings() -> dict[str, object]:
     Cost: one call of git; 2 s at the very most.
     """
     return {
-        "command": list(sys.argv),
+        "command": [_as_typed(argument) for argument in sys.argv],
         "versions": {
             "velodrome": _find_version("velodrome"),
             "python": platform.python_version(),
@@ -31,6 +31,11 @@ def describe_surroundings() -> dict[str, object]:
         "host": platform.node(),
         "pid": os.getpid(),
     }
+
+
+def _as_typed(argument: str) -> str:
+    """Return an argument as it was typed: with LANG=C Python hands letters that are not ASCII over as lone surrogates."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_git_state() -> dict[str, object] | None:

@@ -58,9 +58,16 @@ class TensorBoardSink:
         self._purge_step: int | None = None
 
     def go_on(self, rows: Sequence[Mapping[str, object]], step: int) -> None:
-        """Have TensorBoard forget what earlier files say from this step on; rows of the step itself are written again."""
-        self._purge_step = step
-        self._held = [row for row in rows if isinstance(row.get("step"), int) and row["step"] >= step]  # type: ignore[operator]
+        """Have TensorBoard forget what earlier files say from the last epoch's row on, and write the rows since then again.
+
+        Not from the step on: the writer flushes at an epoch's row, so what a killed process wrote after it may never have come to the
+        disk, although the journal has it.
+        """
+        placed = [(at, row) for row in rows if isinstance(at := row.get("step"), int)]
+        ends = [at for at, row in placed if row.get("kind") == "epoch"]
+        start = min(step, ends[-1]) if ends else 0
+        self._purge_step = start
+        self._held = [row for at, row in placed if at >= start]
 
     def write(self, row: Mapping[str, object]) -> None:
         """Write the numbers of one row under their tags."""

@@ -143,3 +143,18 @@ def test_curves_of_a_resumed_run_never_fold_back(tmp_path):
     sink.close()
 
     assert read_scalars(tmp_path)["Loss/train"] == [(5, 0.2), (10, 0.1), (15, 0.5)]
+
+
+def test_rows_that_a_killed_process_had_not_flushed_are_written_by_the_one_that_goes_on(tmp_path):
+    rows = [{"kind": "epoch", "step": 5, "train/loss": 0.5}, *({"kind": "step", "step": step, "train/loss": 1.0 / step} for step in (7, 9))]  # fmt: skip
+    killed = TensorBoardSink(tmp_path)
+    for row in rows:
+        killed.write(row)  # the steps are in its memory only: it flushes at the end of an epoch
+    sink = TensorBoardSink(tmp_path)
+    sink.go_on(rows, 9)
+    sink.write({"kind": "epoch", "step": 10, "train/loss": 0.25})
+    sink.close()
+
+    curves = read_scalars(tmp_path)
+    killed.close()
+    assert curves == {"Loss/train": [(5, 0.5), (10, 0.25)], "Step/loss": [(7, 0.142857), (9, 0.111111)]}
