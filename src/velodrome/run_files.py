@@ -35,6 +35,7 @@ __all__ = ["RunFiles"]
 _LOGGERS = ("csv", "tensorboard", "curves")
 _OWN_NAMES = {
     "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
+    "nonfinite",
 }  # fmt: skip
 
 

@@ -96,6 +96,7 @@ def collect_state(run: Run) -> SavedState:
         "row": split(run.row, {}, place="row"),
         "interval_samples": run.interval_samples,
         "keeping": run.keeping.state_dict(),
+        "nonfinite": {"policy": run.nonfinite.name, **run.nonfinite.state_dict()},
         "last_averaged_step": run.averaging.last_step,
         "stop": None if run.stop_requested is None else run.stop_requested.name.lower(),
         "journal_bytes": run.files.sync_journal(),
@@ -125,6 +126,9 @@ def load_trainer_state(run: Run, saved: SavedState, progress: Mapping[str, Any])
     for name, value in Progress(**progress).__dict__.items():
         setattr(run.progress, name, value)
     run.keeping.load_state_dict(saved.state["keeping"])
+    answers = dict(saved.state.get("nonfinite", {}))
+    if answers.pop("policy", None) == run.nonfinite.name:
+        run.nonfinite.load_state_dict(answers)
     stop = saved.state["stop"]
     run.stop_requested = None if stop is None else StopReason.of(stop)
 

@@ -32,6 +32,10 @@ FRONT_DOOR = {
     "going_on",
     "position",
     "explain",
+    "nonfinite",
+    "nonfinite_facts",
+    "bundle",
+    "snapshot",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

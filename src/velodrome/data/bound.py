@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from velodrome.data.columns import available_bytes
+from velodrome.data.order import epoch_order
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
 from velodrome.errors import DataError
 
@@ -142,6 +143,15 @@ class BoundLoader:
         """Return what must be the same when a run goes on: how many samples, in which batches and order."""
         loader = self.loader
         return {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
+
+    def indices_of_batch(self, num_samples: int) -> list[int]:
+        """Return the samples of the batch that was handed out last, as indices into the data; none where the order is not ours."""
+        loader, state = self.loader, self.loader.state_dict()
+        total, done, seed = loader.num_samples, state["samples_done"], state["seed"]
+        if total is None or not done or seed is None or loader.has_own_order or self._share.size > 1:
+            return []
+        order = epoch_order(total, seed=seed, epoch=int(state["epoch"] or 0), shuffle=loader.shuffle)
+        return order[max(0, done - num_samples) : done].tolist()  # SYNC: on the CPU
 
     def __len__(self) -> int:
         total = len(self.loader)
