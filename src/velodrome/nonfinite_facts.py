@@ -55,8 +55,8 @@ class Facts:
     rank: int
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values; the batch itself takes the name "batch" in a bundle."""
+        return {"batch_number" if name == "batch" else name: value for name, value in asdict(self).items()}
 
 
 def collect_facts(run: Run, found: NonFinite, updates: Updates) -> Facts:
@@ -111,7 +111,7 @@ def say_what_next(facts: Facts, bundle: Path | None, run_dir: Path | None) -> st
 
 
 def count_non_finite(tensor: Tensor) -> str:
-    """Return how many numbers are not finite, in words, or "" when all are."""
+    """Return how many numbers are not finite, in words, or "" when all are; the -inf of a mask, 0 elsewhere, are meant."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
         return ""
     values = tensor.detach()
@@ -120,6 +120,8 @@ def count_non_finite(tensor: Tensor) -> str:
     if not num:
         return ""
     num_nan = int(torch.isnan(values).sum())
+    if not num_nan and not values.is_complex() and not values[values != -torch.inf].any():
+        return ""
     kinds = [*([f"{num_nan:,} NaN"] if num_nan else []), *([f"{num - num_nan:,} infinite"] if num > num_nan else [])]
     return f"{' and '.join(kinds)} of {values.numel():,} numbers"
 

@@ -122,7 +122,9 @@ def test_log_point_reads_once_however_much_is_logged(reads):
             output = trainer.model(x)
             trainer.step(nn.functional.cross_entropy(output, y))
             trainer.log(right=(output.argmax(1) == y).float(), largest=output.max(), norm=output.norm())
-    assert watcher.by_step[11] == watcher.by_step[21] == 3  # all means at once; the flag, by `item` and the operation below it
+    assert (
+        watcher.by_step[11] == watcher.by_step[21] == 3
+    )  # all means at once; the flag, by `item` and the operation below it
 
 
 def test_on_the_cpu_each_loss_is_read_and_nothing_else(reads):

@@ -36,6 +36,8 @@ FRONT_DOOR = {
     "nonfinite_facts",
     "bundle",
     "snapshot",
+    "inspection",
+    "replaying",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

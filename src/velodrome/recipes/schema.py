@@ -98,6 +98,7 @@ class TrainTable(Table):
     freeze: Names | None = None  # patterns of parameters that are not trained
     gradient_checkpointing: Names | None = None  # patterns of modules that compute again instead of remembering
     grad_norms: bool | None = None  # record the norm of each layer's gradient
+    on_nonfinite: Literal["stop", "skip", "rollback"] | None = None  # when a loss or gradient is NaN or infinite
 
     @field_validator("micro_batch")
     @classmethod
