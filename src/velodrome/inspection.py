@@ -146,7 +146,9 @@ class _Watch:
 
     def _see_gradient(self, name: str, side: str, place: str, key: int, gradient: Tensor) -> None:
         if not self.is_quiet and count_non_finite(gradient):
-            self._gradients.append((key, side, _fault(name, "gradient", f"gradient of the {place}", gradient.detach())))
+            whose = ", made by what comes after it" if side == "output" else ""
+            fault = _fault(name, "gradient", f"gradient of the {place}{whose}", gradient.detach())
+            self._gradients.append((key, side, fault))
 
 
 def _first_of_weights(model: nn.Module, parameters: list[nn.Parameter], gradients: Any) -> Fault | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ def say_what_next(facts: Facts, bundle: Path | None, run_dir: Path | None) -> st
     if run_dir is None:
         return f"{hint} With run_dir= the batch would have been kept."
     by_recipe = (run_dir / "recipe.toml").is_file()
-    command = f"velodrome replay {run_dir} {facts.step}" if by_recipe else ""
+    command = f"velodrome replay {shlex.quote(str(run_dir))} {facts.step}" if by_recipe else ""
     if bundle is None:
         return f"{hint}{f' To see which module made it: {command}.' if command else ''}"
     command = command or f'velodrome.replay("{bundle}", model, ...)'

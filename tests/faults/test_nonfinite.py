@@ -59,7 +59,14 @@ def good_batches(num=8, at=(BAD,), **arguments):
 
 def make_trainer(model=None, **arguments):
     model = model or Net()
-    settings = {"optimizer": "adam", "lr": 0.01, "loss": "mse", "device": "cpu", "progress": False, "log_every": "2 steps"}
+    settings = {
+        "optimizer": "adam",
+        "lr": 0.01,
+        "loss": "mse",
+        "device": "cpu",
+        "progress": False,
+        "log_every": "2 steps",
+    }
     return vd.Trainer(model, **{**settings, **arguments})
 
 
@@ -81,7 +88,13 @@ def assert_same(one, other):
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_bad_loss_stops_before_it_reaches_the_weights(optimizer, accumulate, clip_norm, precision):
-    switches = {"optimizer": optimizer, "accumulate": accumulate, "clip_norm": clip_norm, "precision": precision, "ema": 0.9}
+    switches = {
+        "optimizer": optimizer,
+        "accumulate": accumulate,
+        "clip_norm": clip_norm,
+        "precision": precision,
+        "ema": 0.9,
+    }
     trainer = make_trainer(**switches)
     with pytest.raises(NumericsError, match=r"The training loss became nan at step") as caught:
         trainer.fit(batches(), epochs=1)
@@ -147,7 +160,9 @@ def test_a_learning_rate_that_is_too_large_is_found_at_the_next_loss():
 @pytest.mark.parametrize("clip", [{"clip_norm": 1.0}, {"clip_value": 0.1}, {"grad_norms": True}])
 def test_a_bad_gradient_stops_before_the_update_where_a_norm_is_measured(clip):
     trainer = make_trainer(log_every="1000 steps", **clip)
-    with pytest.raises(NumericsError, match=r"The gradient norm became (inf|nan) at step 4 .*the gradient of 'scale'") as caught:
+    with pytest.raises(
+        NumericsError, match=r"The gradient norm became (inf|nan) at step 4 .*the gradient of 'scale'"
+    ) as caught:
         trainer.fit(batches(bad="gradient"), epochs=1)
     before = make_trainer(**clip)
     before.fit(batches()[:BAD], epochs=1)
@@ -161,7 +176,9 @@ def test_a_bad_gradient_stops_at_once_right_after_a_log_point_and_at_the_next_lo
         at_once.fit(batches(bad="gradient"), epochs=1)
     assert all(torch.isfinite(value).all() for value in weights(at_once).values())
     later = make_trainer(log_every="1000 steps")
-    with pytest.raises(NumericsError, match="loss became nan at step 5 .*the weight 'scale'.* an update before this one"):
+    with pytest.raises(
+        NumericsError, match="loss became nan at step 5 .*the weight 'scale'.* an update before this one"
+    ):
         later.fit(batches(bad="gradient"), epochs=1)
 
 
@@ -308,7 +325,9 @@ def test_ten_in_a_row_stop_and_nine_do_not(bad, what):
 # -- rollback -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("switches", [{}, {"ema": 0.9, "scheduler": "linear", "scheduler_args": {"length": "20 steps"}}])
+@pytest.mark.parametrize(
+    "switches", [{}, {"ema": 0.9, "scheduler": "linear", "scheduler_args": {"length": "20 steps"}}]
+)
 @pytest.mark.parametrize("bad", ["nan", "gradient"])
 def test_rollback_goes_back_to_the_last_good_log_point_and_on_with_the_data(bad, switches, capsys):
     # Log points after steps 2 and 4; batch 5 (index) is bad in step 6: back to step 4, on with batches 6 and 7.
@@ -354,7 +373,15 @@ def test_the_bundle_holds_what_led_there(tmp_path):
     for kept, given in zip(bundle.batch, batches()[BAD], strict=True):
         torch.testing.assert_close(kept, given, rtol=0, atol=0, equal_nan=True)
     assert_same(dict(bundle.weights), weights(trainer))
-    facts = {"step": 4, "epoch": 1, "batch_number": 4, "lr": 0.01, "value": "nan", "first_kind": "input", "policy": "stop"}
+    facts = {
+        "step": 4,
+        "epoch": 1,
+        "batch_number": 4,
+        "lr": 0.01,
+        "value": "nan",
+        "first_kind": "input",
+        "policy": "stop",
+    }
     assert bundle.facts.items() >= facts.items()
 
 
@@ -429,7 +456,10 @@ def test_a_run_that_goes_on_ends_like_the_one_that_never_stopped(tmp_path, polic
     assert_same(weights(straight), weights(resumed))
     assert_same(dict(straight.averaging.state_dict()), dict(resumed.averaging.state_dict()))
     clocks = ("seconds", "samples_per_s")
-    rows = [[{key: value for key, value in row.items() if key not in clocks} for row in each.history] for each in (result, other)]
+    rows = [
+        [{key: value for key, value in row.items() if key not in clocks} for row in each.history]
+        for each in (result, other)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -437,7 +467,11 @@ def test_a_run_that_goes_on_ends_like_the_one_that_never_stopped(tmp_path, polic
 @pytest.mark.parametrize(
     ("policy", "at", "message"),
     [
-        ("skip", (*range(5), *range(8, 13)), "number 10 in a row"),  # five at the end of an epoch, five at the start of the next
+        (
+            "skip",
+            (*range(5), *range(8, 13)),
+            "number 10 in a row",
+        ),  # five at the end of an epoch, five at the start of the next
         ("rollback", (5, 6), "number 3 since the last good log point"),  # two in an epoch, one in the next
     ],
 )
@@ -461,9 +495,9 @@ def test_what_is_counted_in_a_row_is_counted_across_a_resume(tmp_path, policy, a
 # -- several processes ---------------------------------------------------------------------------------------------------
 
 
-def train_in_process(rank, policy, bad, accumulate):
-    """Train on this process's batches, of which rank 1 has a bad one; return what came of it."""
-    data = batches(8, bad=bad, at=(BAD,) if rank == 1 else (), seed=rank)
+def train_in_process(policy, bad, accumulate):
+    """Train on sixteen batches, dealt out in turn, of which the fourth of rank 1 is bad; return what came of it."""
+    data = batches(16, bad=bad, at=(2 * BAD + 1,))
     torch.manual_seed(0)
     trainer = make_trainer(Net(), on_nonfinite=policy, accumulate=accumulate, log_every="2 steps")
     try:
@@ -477,9 +511,58 @@ def train_in_process(rank, policy, bad, accumulate):
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def two():
-    from velodrome.testing.worlds import Processes
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_all_processes_stop_together_and_say_whose_loss_it_was(two, accumulate):
+    told = two.run(train_in_process, "stop", "nan", accumulate)
+    for each in told:
+        assert "The training loss became nan" in each["error"]
+        assert "rank 1" in each["error"]
+        assert "the input 'batch/0'" in each["error"]
+        assert each["steps"] == BAD // accumulate
+        assert all(torch.isfinite(value).all() for value in each["weights"].values())
+    assert_same(told[0]["weights"], told[1]["weights"])
 
-    with Processes(2) as processes:
-        yield processes
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_bad_loss_of_one_process_is_skipped_and_the_others_go_on(two, accumulate):
+    told = two.run(train_in_process, "skip", "nan", accumulate)
+    for each in told:
+        assert (each["error"], each["steps"], each["skipped"]) == ("", 8 // accumulate, 1)
+        assert_same(each["weights"], told[0]["weights"])
+    if accumulate == 1:
+        assert_close(told[0]["weights"], weights(trained_like_two_processes()))
+
+
+def test_a_bad_gradient_of_one_process_skips_the_update_of_all(two):
+    told = two.run(train_in_process, "skip", "gradient", 1)
+    for each in told:
+        assert (each["error"], each["steps"], each["skipped"]) == ("", 7, 1)
+        assert_same(each["weights"], told[0]["weights"])
+    assert_close(told[0]["weights"], weights(trained_like_two_processes(leave_out=True)))
+
+
+@pytest.mark.parametrize("bad", ["nan", "gradient"])
+def test_all_processes_roll_back_together(two, bad):
+    told = two.run(train_in_process, "rollback", bad, 1)
+    for each in told:  # the bad update is the fourth: back to the log point after the second
+        assert (each["error"], each["steps"]) == ("", 7)
+        assert_same(each["weights"], told[0]["weights"])
+        assert all(torch.isfinite(value).all() for value in each["weights"].values())
+
+
+def trained_like_two_processes(leave_out=False):
+    """Train in one process on the batches of both: where rank 1's is bad on rank 0's alone, or on neither."""
+    data, dealt = [], batches(16, at=())
+    for index, (one, other) in enumerate(zip(dealt[::2], dealt[1::2], strict=True)):
+        if index != BAD:
+            data.append(tuple(torch.cat(parts) for parts in zip(one, other, strict=True)))
+        elif not leave_out:
+            data.append(one)
+    trainer = make_trainer(Net())
+    trainer.fit(data, epochs=1)
+    return trainer
+
+
+def assert_close(one, other):
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6, msg=name)
