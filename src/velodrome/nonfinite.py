@@ -163,14 +163,14 @@ class Stop:
     def _write_bundle(self, facts: Facts) -> Path | None:
         """Keep what led there; a disk that fails is told and changes nothing else."""
         run = self.run
-        if run.files.path is None:
+        if run.files.path is None or facts.batch is None:
             return None
         is_clean = facts.first_kind not in ("weight", "buffer")
         try:
             return write_bundle(
                 run.files.path,
                 {**facts.as_json(), "policy": self.name},
-                batch=None if facts.batch is None else run.position.batch,
+                batch=run.position.batch,
                 model=run.model if is_clean else None,
                 random=get_random_state(run.trainer.device),
             )

@@ -62,7 +62,10 @@ class Facts:
 
 def collect_facts(run: Run, found: NonFinite, updates: Updates) -> Facts:
     """Gather what is known; waits for the device as often as it likes, for something is wrong already."""
-    is_late = found.updates_ago is not None
+    # A flag that is read right after the update it stopped, or before, is no surprise: the batch is still there.
+    is_late = found.updates_ago is not None and (
+        found.updates_ago > 1 or not run.position.is_in_batch or (found.updates_ago == 1 and updates.accumulate > 1)
+    )
     step = run.progress.steps_done + 1 - (found.updates_ago or 0)
     kind, name, first = _find_first(run, found, updates, batch=None if is_late else run.position.batch)
     return Facts(
@@ -105,8 +108,10 @@ def say_what_next(facts: Facts, bundle: Path | None, run_dir: Path | None) -> st
         return f"{hint} With run_dir= the batch would have been kept."
     by_recipe = (run_dir / "recipe.toml").is_file()
     command = f"velodrome replay {shlex.quote(str(run_dir))} {facts.step}" if by_recipe else ""
+    if facts.batch is None and not command:
+        return f'{hint} The batch was gone when the device was read; log_every="1 step" reads it in every step, and keeps the batch.'
     if bundle is None:
-        return f"{hint}{f' To see which module made it: {command}.' if command else ''}"
+        return f"{hint}{f' To see which module made it: {command}' if command else ''}"
     command = command or f'velodrome.replay("{bundle}", model, ...)'
     return f"{hint} The batch is in {bundle}. To see which module made it: {command}"
 

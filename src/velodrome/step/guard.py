@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_GUARD", "FlagGuard", "NoGuard", "NonFinite", "ReadGuard", "first_non_finite", "make_guard"]
 
+_CHUNK = 512  # losses that are kept one by one
 Place = Literal["loss", "gradient", "gradient norm", "elsewhere"]
 
 
@@ -169,6 +170,7 @@ class FlagGuard(NoGuard):
         self.flag = self._flag
         self._one = torch.ones((), device=device)
         self._losses: list[Tensor] = []
+        self._chunks: list[Tensor] = []
         self._updates: list[int] = []
         self._num_updates = 0
 
@@ -178,8 +180,11 @@ class FlagGuard(NoGuard):
         if isinstance(items, Tensor):
             seen = torch.where(items > 0, seen, 0.0)
         self._look_at(seen.data.reshape(()))  # `.data`: what torch takes for a change in place must not reach the graph
-        self._losses.append(seen)
+        self._losses.append(seen.reshape(()))
         self._updates.append(self._num_updates)
+        if len(self._losses) >= _CHUNK:
+            self._chunks.append(torch.stack(self._losses))
+            self._losses = []
 
     def check_norm(self, norm: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         """Raise the flag where the norm is not finite."""
@@ -218,12 +223,14 @@ class FlagGuard(NoGuard):
     def read_flag(self) -> None:
         """Say what was found since the last time."""
         losses, updates, made = self._losses, self._updates, self._num_updates
-        self._losses, self._updates, self._num_updates = [], [], 0
+        chunks = self._chunks
+        self._losses, self._chunks, self._updates, self._num_updates = [], [], [], 0
         if not self._flag.item():  # SYNC: at log points; each update where the optimizer takes no flag
             return
         self._flag.zero_()
-        for loss, update in zip(losses, updates, strict=True):
-            value = loss.item()  # SYNC: the run ends here
+        chunks += [torch.stack(losses)] if losses else []
+        values = [value for chunk in chunks for value in chunk.tolist()]  # SYNC: the run ends here
+        for value, update in zip(values, updates, strict=True):
             if not isfinite(value):
                 raise NonFinite("loss", value, updates_ago=made - update)
         raise NonFinite("gradient", float("nan"), updates_ago=made)
