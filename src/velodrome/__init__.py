@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from velodrome.loop.progress import StopReason
     from velodrome.loop.result import FitResult
     from velodrome.recipes.loading import load_model
+    from velodrome.replaying import replay
     from velodrome.seeding import seed_everything
     from velodrome.trainer import Trainer
 
@@ -48,6 +49,7 @@ _HOMES = {
     "fit": "velodrome.api",
     "load_model": "velodrome.recipes.loading",
     "predict": "velodrome.api",
+    "replay": "velodrome.replaying",
     "seed_everything": "velodrome.seeding",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "fit",
     "load_model",
     "predict",
+    "replay",
     "seed_everything",
 ]
 

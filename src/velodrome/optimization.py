@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from velodrome.errors import ArgumentError, nearest
 from velodrome.step.clipping import Clipping, layer_names
+from velodrome.step.guard import make_guard
 from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
 from velodrome.step.precision import Precision, check_fits_model, make_scaler
 from velodrome.step.schedules import resolve_scheduler
@@ -41,6 +42,7 @@ class Optimization:
     clip_norm: float | None = None
     clip_value: float | None = None
     grad_norms: bool = False
+    on_nonfinite: str = "stop"
 
     def make_windows(
         self, model: nn.Module, *, precision: Precision, device: torch.device, world: GradientWorld
@@ -79,6 +81,7 @@ class Optimization:
                 schedule=schedule,
                 is_only=len(optimizers) == 1,
                 world=world,
+                guard=make_guard(self.on_nonfinite, optimizer, device, is_scaled=precision.needs_scaler),
             )
         return Windows(windows)
 

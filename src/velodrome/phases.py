@@ -111,6 +111,25 @@ class Phase:
             own = value.detach().clone() if isinstance(value, Tensor) else value
             self._means.add(name, own, self.batch_samples)
 
+    def ignore_batch(self) -> None:
+        """Take nothing from the rest of the batch under way: it was skipped. Other batches cost nothing for it."""
+        number = self.batches_done
+
+        def measure(output: Any, target: Any) -> None:
+            if self.batches_done != number:
+                count_again()
+                self.measure(output, target)
+
+        def log(values: Mapping[str, Tensor | float]) -> None:
+            if self.batches_done != number:
+                count_again()
+                self.log(values)
+
+        def count_again() -> None:
+            del self.measure, self.log
+
+        self.measure, self.log = measure, log
+
     @property
     def num_dropped(self) -> int:
         """Logged values that were dropped, because there were too many names."""

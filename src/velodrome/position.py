@@ -23,6 +23,7 @@ class Position:
         stage: no epoch is under way; one is; or one is over and recorded, and callbacks are to be told.
         loops_done: training loops of the open epoch that are over. Usually one at most, but an epoch may have several.
         source: of the training loop under way; None between them.
+        batch: that of the training loop under way, on the device: what a number that is not finite came from.
         is_in_batch: the body of that loop is under way. What it will still do with its batch (log, measure, a second optimizer's step)
             nobody knows: a checkpoint that is made here cannot be gone on from, and is made again when the batch is over.
         loop_start: the random state when the training loop under way began, where that decides its order.
@@ -33,6 +34,7 @@ class Position:
     stage: Stage = "between"
     loops_done: int = 0
     source: Any = None
+    batch: Any = None
     is_in_batch: bool = False
     loop_start: Mapping[str, Any] | None = None
     after_training: Mapping[str, Any] | None = None
@@ -50,6 +52,7 @@ class Position:
     def leave_loop(self, random_state: Mapping[str, Any] | None) -> None:
         """A training loop is over, or was left."""
         self.source, self.is_in_batch, self.loop_start, self.after_training = None, False, None, random_state
+        self.batch = None
         self.loops_done += 1
 
     def end_epoch(self, **facts: Any) -> None:

@@ -23,6 +23,7 @@ from velodrome.loop.modes import training_mode
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.metrics.means import MAX_NAMES
 from velodrome.metrics.merging import ALONE
+from velodrome.nonfinite import make_answer
 from velodrome.notices import Notices
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
@@ -34,6 +35,7 @@ from velodrome.saving_together import SavingTogether
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
 from velodrome.step.checks import hint_at_device_assert
+from velodrome.step.guard import NonFinite
 from velodrome.together import Agreement, Together
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ class Run:
         seed: or None.
         world: the processes that train together.
         resumption: what the run goes on from, if anything.
+        on_nonfinite: what is done about a loss or gradient that is not finite.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Run:
         seed: int | None,
         world: World,
         resumption: Resumption,
+        on_nonfinite: str = "stop",
     ) -> None:
         self.trainer = trainer
         self.world = world
@@ -142,6 +146,7 @@ class Run:
         self.train_phase = NO_PHASE
         self._left_phase: Callable[[], None] | None = None
         self.row: dict[str, Any] = {}
+        self._skips = precision.needs_scaler or on_nonfinite == "skip"
         self._budget = Budget()
         self._has_begun_schedules = False
         self._started_at = 0.0
@@ -151,6 +156,7 @@ class Run:
         self.notices = Notices(files, world)
         self.position = Position()
         self.going_on = GoingOn(self, resumption)
+        self.nonfinite = make_answer(on_nonfinite, self)
         self.save_is_due = False
         """something is to be done about checkpoints when the batch is over; a save in the background sets it when it ends"""
         self._in_loop = False
@@ -423,6 +429,7 @@ class Run:
             self._together.check_data(getattr(source, "shared_facts", None))
         self._train_source = source
         self._begin_schedules(source)
+        self.nonfinite.enter_loop()
         return self.going_on.enter_data(source, epoch)
 
     def batches(self, source: Any) -> Iterator[Any]:
@@ -525,6 +532,7 @@ class Run:
         """Put the means of the training phase into the epoch's row."""
         phase = self.train_phase
         self.windows.settle_blocking()
+        self.nonfinite.read_flags()
         self.tick()
         self._read_blocking(phase, self._agree)
         phase.told = self.world.gather((phase.batches_done, phase.is_whole))
@@ -566,8 +574,7 @@ class Run:
         self._in_loop = False
         try:
             for updates in self.windows.open_ones:
-                self.windows.update(updates)
-                self.after_update(updates)
+                self.update(updates)
         finally:
             self.phase = outer
 
@@ -577,8 +584,8 @@ class Run:
             return
         outer, self.phase = self.phase, self.train_phase
         try:
-            while (updates := self.windows.take_part()) is not None:
-                self.after_update(updates)
+            while self._take_part():
+                pass
         finally:
             self.phase = outer
 
@@ -641,8 +648,30 @@ class Run:
         self.progress.micro_batches_done += 1
         updates = self.windows.skip()
         if updates is not None:
+            self.update(updates)
+
+    def update(self, updates: Updates) -> None:
+        """Make the update of a window, as `Trainer.step` does."""
+        try:
             self.windows.update(updates)
             self.after_update(updates)
+        except NonFinite as found:
+            self.nonfinite.answer(found, updates)
+
+    def _take_part(self) -> bool:
+        """Make an update that belongs to other processes, if there is one; return whether there was."""
+        try:
+            updates = self.windows.take_part()
+        except NonFinite as found:
+            self.nonfinite.answer(found, next(iter(self.windows.by_name.values())))
+            return True
+        if updates is not None:
+            self.after_update(updates)
+        return updates is not None
+
+    def forget_casts(self) -> None:
+        """The weights were changed, other than by an update."""
+        self._precision.forget_casts()
 
     def request_stop(self, reason: StopReason) -> None:
         """End the run after this step; where there are several processes, after the next log point, all at the same step."""
@@ -684,10 +713,13 @@ class Run:
         if not in_background or self.files.can_save(self.progress, is_resumable=is_resumable):
             self.files.wait_for_save(is_a_stall=in_background)
             self._end_saves()
+        self.nonfinite.read_flags()
         if together and not self.is_alone:
             writes = self._saving.meet()
             self._save_is_wanted = False  # what was wanted is made here, or waits
             if not writes:
+                if self._saving.is_made:
+                    self.nonfinite.after_save()
                 return None
         if not self.files.can_save(self.progress, is_resumable=is_resumable):
             return None
@@ -706,6 +738,8 @@ class Run:
                 more=self.going_on.collect,
                 in_background=in_background,
             )
+        if is_resumable:
+            self.nonfinite.after_save()
         self.keeping.count_from(self.progress)
         return None if in_background else self._end_saves()
 
@@ -753,8 +787,10 @@ class Run:
         """Write a row with the means since the last one."""
         self.tick()
         self.windows.settle_blocking()
+        self.nonfinite.read_flags()
         means = self.train_phase.drain_blocking(self._agree)  # SYNC: log point
         self._check_finite_loss(means)
+        self.nonfinite.at_log_point()
         now, (then, samples_then) = perf_counter(), self._interval
         self._interval = (now, self.progress.samples_done)
         row = self._coordinates("step", self.row["epoch"])
@@ -804,7 +840,7 @@ class Run:
             "samples": progress.samples_done,
             "seconds": progress.seconds,
             **self.windows.learning_rates,
-            **({"skipped_steps": self.windows.skipped} if self._precision.needs_scaler else {}),
+            **({"skipped_steps": self.windows.skipped} if self._skips else {}),
         }
 
     def warn(self, line: str) -> None:

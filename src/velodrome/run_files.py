@@ -37,7 +37,8 @@ __all__ = ["RunFiles"]
 
 _LOGGERS = ("csv", "tensorboard", "curves")
 _OWN_NAMES = {
-    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints", LOCK_NAME,
+    "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
+    "nonfinite", LOCK_NAME,
 }  # fmt: skip
 
 

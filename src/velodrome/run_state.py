@@ -132,6 +132,7 @@ def collect_state(run: Run, own: Sequence[OwnState]) -> SavedState:
         "row": split(run.row, {}, place="row"),
         "interval_samples": run.interval_samples,
         "keeping": run.keeping.state_dict(),
+        "nonfinite": {"policy": run.nonfinite.name, **run.nonfinite.state_dict()},
         "last_averaged_step": run.averaging.last_step,
         "part_sizes": dict(run.part_sizes),
         "stop": None if run.stop_requested in (None, StopReason.NOT_SAVED) else run.stop_requested.name.lower(),
@@ -160,6 +161,9 @@ def load_trainer_state(run: Run, saved: SavedState, progress: Mapping[str, Any])
         setattr(run.progress, name, value)
     run.keeping.load_state_dict(saved.state["keeping"])
     run.part_sizes.update(saved.state.get("part_sizes", {}))  # checkpoints of earlier versions have none
+    answers = dict(saved.state.get("nonfinite", {}))
+    if answers.pop("policy", None) == run.nonfinite.name:
+        run.nonfinite.load_state_dict(answers)
     stop = saved.state["stop"]
     run.stop_requested = None if stop is None else StopReason.of(stop)
 

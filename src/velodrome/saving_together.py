@@ -61,7 +61,7 @@ class SavingTogether:
         Cost: two exchanges of objects.
         """
         run = self._run
-        self.waits = False
+        self.waits, self._parts = False, []
         states, digest = _callbacks(run)
         can_save = run.files.can_save(run.progress)
         told = run.agree({}, can_save=can_save, has_left=run.position.is_in_batch, callbacks=digest).wishes
@@ -77,6 +77,11 @@ class SavingTogether:
         # Told as a pair: that one has a state and another a reason why not is no sign that they are at different places.
         self._parts = [part for (part,) in run.world.gather((own,))]
         return run.world.is_main
+
+    @property
+    def is_made(self) -> bool:
+        """Whether what all processes have was gathered, and rank 0 writes it."""
+        return bool(self._parts)
 
     def take(self) -> list[OwnState]:
         """Return what `meet` has gathered, once.

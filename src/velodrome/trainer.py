@@ -26,6 +26,7 @@ from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
 from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metrics
 from velodrome.metrics.named import Labels
+from velodrome.nonfinite import check_policy
 from velodrome.optimization import Optimization
 from velodrome.out_of_memory import OnOutOfMemory
 from velodrome.record.progress import make_progress
@@ -39,6 +40,7 @@ from velodrome.step.compiled import resolve_compilation
 from velodrome.step.determinism import resolve_determinism
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
+from velodrome.step.guard import NonFinite
 from velodrome.step.losses import Loss, resolve_loss
 from velodrome.step.memory import is_out_of_memory
 from velodrome.step.parameters import freeze as freeze_parameters
@@ -109,6 +111,8 @@ class Trainer:
             path of a run directory; "never" refuses a `run_dir` that holds a run.
         accept_changes: go on although settings are not those of the run: a learning rate, a seed, a batch size.
         checkpoint: when to save into `run_dir`: "every epoch", "every 500 steps", a `Checkpointing`, or None for the end only.
+        on_nonfinite: what happens when a loss or a gradient is NaN or infinite, before it reaches the weights: "stop" with what is
+            known of it; "skip" the batch; "rollback" to the last log point and go on with the next batch.
         callbacks: told of events in the order given.
         loggers: what to write besides `metrics.jsonl`: "csv", "tensorboard", "curves", or sinks of your own; None is all three.
         progress: show a bar, or lines where there is no terminal.
@@ -155,6 +159,7 @@ class Trainer:
         resume: str | Path = "never",
         accept_changes: bool = False,
         checkpoint: str | Checkpointing | None = "every epoch",
+        on_nonfinite: str = "stop",
         callbacks: Sequence[Callback | EMA | SWA] = (),
         loggers: Sequence[Any] | None = None,
         progress: bool = True,
@@ -209,6 +214,7 @@ class Trainer:
             clip_norm=clip_norm,
             clip_value=clip_value,
             grad_norms=grad_norms,
+            on_nonfinite=check_policy(on_nonfinite, self._precision),
         )
         self._accumulate = accumulate
         self._windows = optimization.make_windows(
@@ -263,6 +269,7 @@ class Trainer:
             seed=seed,
             world=world,
             resumption=resumption,
+            on_nonfinite=on_nonfinite,
         )
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
@@ -319,9 +326,10 @@ class Trainer:
                 parameters only.
         Raises:
             ArgumentError: outside of `epoch.train`, or the first loss is no scalar or has no gradient; items are no number.
-            NumericsError: at a log point, when the mean loss is not finite any more; fp16 cannot find a scale.
+            NumericsError: the loss is not finite, or a gradient of those that were looked at, and `on_nonfinite` stops; fp16 cannot
+                find a scale.
         """
-        run = self._run
+        run, updates = self._run, None
         try:
             if not run.phase.is_training:
                 raise ArgumentError(
@@ -343,6 +351,9 @@ class Trainer:
             if updates.micro_batches >= updates.accumulate:
                 updates.update() if run.is_alone else self._windows.update(updates)
                 run.after_update(updates)
+        except NonFinite as found:
+            assert updates is not None
+            run.nonfinite.answer(found, updates)
         except BaseException as error:
             explained = self._memory.explain(error) if is_out_of_memory(error) else None
             run.note(explained or error)

@@ -10,7 +10,7 @@ import pytest
 
 import velodrome as package
 
-VERBS = ["train", "resume", "eval", "predict", "recipes", "data", "doctor", "init", "eject"]
+VERBS = ["train", "resume", "replay", "eval", "predict", "recipes", "data", "doctor", "init", "eject"]
 
 
 def python(code, **environment):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from velodrome import EMA, SWA, Callback, Trainer
+from velodrome.step.guard import FlagGuard
 
 X, LABELS = torch.randn(400, 4), torch.randint(0, 3, (400,))
 
@@ -71,9 +72,12 @@ def make_trainer(counter, before=(), **arguments):
     watcher = ReadsByStep(counter)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     trainer = Trainer(
-        model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss="cross_entropy", metrics=["accuracy", "top2"],
+        model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True), loss="cross_entropy", metrics=["accuracy", "top2"],
         callbacks=[*before, watcher], device="cpu", progress=False, **arguments,
     )  # fmt: skip
+    # As on an accelerator: on the CPU a loss is read before its backward pass, which there is no wait.
+    for updates in trainer._windows.by_name.values():
+        updates.guard = FlagGuard(updates.optimizer, torch.device("cpu"), waits=False)
     return trainer, watcher
 
 
@@ -118,7 +122,17 @@ def test_log_point_reads_once_however_much_is_logged(reads):
             output = trainer.model(x)
             trainer.step(nn.functional.cross_entropy(output, y))
             trainer.log(right=(output.argmax(1) == y).float(), largest=output.max(), norm=output.norm())
-    assert watcher.by_step[11] == watcher.by_step[21] == 1
+    assert (
+        watcher.by_step[11] == watcher.by_step[21] == 3
+    )  # all means at once; the flag, by `item` and the operation below it
+
+
+def test_on_the_cpu_each_loss_is_read_and_nothing_else(reads):
+    model = nn.Linear(4, 3)
+    watcher = ReadsByStep(reads)
+    trainer = Trainer(model, "sgd", lr=0.1, loss="cross_entropy", callbacks=[watcher], device="cpu", progress=False)
+    trainer.fit((X, LABELS), batch_size=10, epochs=1)
+    assert {watcher.by_step[step] for step in range(2, 41)} == {2}  # `item`, and the operation below it
 
 
 @pytest.mark.parametrize("loss_args", [{"ignore_index": 2}, {"weight": [1.0, 2.0, 3.0]}])

@@ -193,10 +193,11 @@ def test_only_what_is_switched_on_appears(tmp_path):
     assert "save" not in off
     assert "save every 500 steps" in whats_of(on)
     assert "log point every 50 steps: mean loss to the history in memory" in whats_of(off)
-    update = whats_of(on)[whats_of(on).index("unscale (fp16)") :][:6]
+    update = whats_of(on)[whats_of(on).index("unscale (fp16)") :][:7]
     assert update == [
         "unscale (fp16)",
         "divide by the items of the window",
+        "note the norm of all gradients",
         "clip to norm 1",
         "skip the update if a gradient overflowed",
         "update the parameters: Adam",
@@ -281,9 +282,10 @@ def test_gradients_of_several_processes_are_summed_before_they_are_divided():
 
     whats = [what for what, _ in updates.calls()["update"]]
 
-    assert whats[:3] == [
+    assert whats[:4] == [
         "sum gradients and items over 2 processes",
         "divide by the items of the window",
+        "note the norm of all gradients",
         "clip to norm 2",
     ]
 

@@ -42,6 +42,12 @@ FRONT_DOOR = {
     "proof",
     "run_comparison",
     "rescue",
+    "nonfinite",
+    "nonfinite_facts",
+    "bundle",
+    "snapshot",
+    "inspection",
+    "replaying",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

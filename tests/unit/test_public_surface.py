@@ -28,6 +28,7 @@ NAMES = {
     "fit",
     "load_model",
     "predict",
+    "replay",
     "seed_everything",
 }
 # Positional arguments first, then keywords; renaming one breaks somebody's script.
@@ -35,7 +36,7 @@ SIGNATURES = {
     "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics parameter_groups freeze"
     " gradient_checkpointing scheduler scheduler_args scheduler_every scheduler_monitor precision"
     " scaler_args accumulate clip_norm clip_value compile grad_norms ema device strategy seed deterministic run_dir resume"
-    " accept_changes checkpoint"
+    " accept_changes checkpoint on_nonfinite"
     " callbacks loggers progress log_every on_oom",
     "Trainer.fit": "train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle",
     "Trainer.evaluate": "data batch_size",
@@ -48,6 +49,7 @@ SIGNATURES = {
     "fit": "model train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle trainer_arguments",
     "evaluate": "model data loss metrics step_fn batch_size device progress",
     "predict": "model data batch_size device progress",
+    "replay": "bundle model loss loss_args step_fn precision device",
     "DataLoader": "dataset batch_size shuffle drop_last num_workers transform seed sampler batch_sampler collate_fn"
     " generator torch_arguments",
     "load_model": "path model weights kind",

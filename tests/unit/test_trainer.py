@@ -579,7 +579,7 @@ def test_weights_after_a_nan_loss_are_never_saved(tmp_path, every):
     )  # fmt: skip
     with pytest.raises(NumericsError, match="The training loss became nan"):
         trainer.fit((X, Y), batch_size=4, epochs=10)
-    saved = list((tmp_path / "run").rglob("model.safetensors"))
+    saved = list((tmp_path / "run" / "checkpoints").rglob("model.safetensors"))
     for path in saved:
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
     steps = {int(path.parent.name.removeprefix("step-")) for path in saved}

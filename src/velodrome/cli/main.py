@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import velodrome
-from velodrome.cli import data, doctor, eject, evaluate, import_weights, init, predict, recipes, runs, train, verify
+from velodrome.cli import (
+    data,
+    doctor,
+    eject,
+    evaluate,
+    import_weights,
+    init,
+    predict,
+    recipes,
+    replay,
+    runs,
+    train,
+    verify,
+)
 from velodrome.cli.processes import RankError, is_launched
 from velodrome.cli.screen import Screen, silence, to_json, write_quietly
 from velodrome.errors import VelodromeError
@@ -48,6 +61,7 @@ app.command("train")(train.train)
 app.command("resume")(train.resume)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("replay")(replay.replay)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["map_tensors", "move", "num_samples", "tensors_from_arrays"]
+__all__ = ["map_tensors", "move", "named_tensors", "num_samples", "tensors_from_arrays"]
 
 
 def move(batch: Any, device: torch.device) -> Any:
@@ -51,6 +51,20 @@ def map_tensors(
         mapped = {key: map_tensors(value, function, of_other) for key, value in batch.items()}
         return mapped if type(batch) is dict else _rebuild(batch, mapped)
     return of_other(batch)
+
+
+def named_tensors(batch: Any, place: str = "batch") -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a batch with its place in it: "batch/0", "batch/input_ids"."""
+    if isinstance(batch, Tensor):
+        yield place, batch
+    elif isinstance(batch, PackedSequence):
+        yield place, batch.data
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from named_tensors(value, f"{place}/{key}")
+    elif isinstance(batch, (tuple, list)):
+        for index, value in enumerate(batch):
+            yield from named_tensors(value, f"{place}/{index}")
 
 
 def tensors_from_arrays(batch: Any) -> Any:

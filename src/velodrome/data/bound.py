@@ -8,6 +8,7 @@ from torch.utils.data import IterableDataset
 
 from velodrome.data.columns import available_bytes
 from velodrome.data.fingerprint import fingerprint
+from velodrome.data.order import epoch_order
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
 from velodrome.errors import DataError
 
@@ -161,6 +162,15 @@ class BoundLoader:
     def shared_facts(self) -> dict[str, Any] | None:
         """What must be the same in all processes; None where each has data of its own."""
         return None if self._is_sharded else self.describe_data()
+
+    def indices_of_batch(self, num_samples: int) -> list[int]:
+        """Return the samples of the batch that was handed out last, as indices into the data; none where the order is not ours."""
+        loader, state = self.loader, self.loader.state_dict()
+        total, done, seed = loader.num_samples, state["samples_done"], state["seed"]
+        if total is None or not done or seed is None or loader.has_own_order or self._share.size > 1:
+            return []
+        order = epoch_order(total, seed=seed, epoch=int(state["epoch"] or 0), shuffle=loader.shuffle)
+        return order[max(0, done - num_samples) : done].tolist()  # SYNC: on the CPU
 
     def __len__(self) -> int:
         total = len(self.loader)

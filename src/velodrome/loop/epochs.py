@@ -112,7 +112,7 @@ class Epoch:
                     phase.batch_samples = samples
                     progress.samples_done += samples
                     progress.samples_in_epoch += samples
-                    position.is_in_batch = True
+                    position.is_in_batch, position.batch = True, batch
                     yield batch
                     position.is_in_batch = False
                     if host.phase is not phase:

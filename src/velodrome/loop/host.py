@@ -114,6 +114,8 @@ class PositionLike(Protocol):
 
     is_in_batch: bool
     """the body of a training loop is under way"""
+    batch: Any
+    """of the training loop under way"""
 
 
 class LoopHost(Protocol):

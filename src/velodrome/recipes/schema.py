@@ -102,6 +102,7 @@ class TrainTable(Table):
     weights: Annotated[str, Field(min_length=1)] | None = (
         None  # to start from: a .safetensors file, a run or a checkpoint
     )
+    on_nonfinite: Literal["stop", "skip", "rollback"] | None = None  # when a loss or gradient is NaN or infinite
 
     @field_validator("micro_batch")
     @classmethod

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _OF_TRAIN = (
     "precision", "accumulate", "clip_norm", "clip_value", "compile", "freeze", "gradient_checkpointing", "grad_norms",
     "on_oom",
+    "on_nonfinite",
 )  # fmt: skip
 # What makes sense for a whole run only, not for one step that is tried out.
 WHOLE_RUN = frozenset({"scheduler", "scheduler_args", "scheduler_every", "scheduler_monitor", "ema", "compile"})

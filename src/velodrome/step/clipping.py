@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from velodrome.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Clipping", "layer_names"]
 
@@ -51,21 +51,29 @@ class Clipping:
         self.is_on = norm is not None or value is not None or keep_norms
         """whether there is anything to do"""
 
-    def apply(self, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-        """Clip the gradients in place, and return their norms before that, as scalars on the device."""
+    def apply(
+        self,
+        parameters: Sequence[nn.Parameter],
+        check: Callable[[Tensor, Sequence[nn.Parameter]], None] = lambda norm, parameters: None,
+    ) -> dict[str, Tensor]:
+        """Clip the gradients in place, and return their norms before that, as scalars on the device.
+
+        Args:
+            parameters: of the optimizer.
+            check: is shown the norm before anything is clipped: after it a single NaN is everywhere, and cannot be named.
+        """
         held = [parameter for parameter in parameters if parameter.grad is not None]
         if not held:
             return {}
         norms = self._norms_by_layer(held) if self._layers else {}
+        total = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+        check(total, held)
         if self._value is not None:
-            total = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
             torch.nn.utils.clip_grad_value_(held, self._value)
             if self._norm is not None:
                 torch.nn.utils.clip_grad_norm_(held, self._norm)
         elif self._norm is not None:
-            total = torch.nn.utils.clip_grad_norm_(held, self._norm)
-        else:
-            total = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+            torch.nn.utils.clip_grads_with_norm_(held, self._norm, total)  # the second half of clip_grad_norm_
         return {"grad_norm": total, **norms}
 
     def calls(self) -> list[tuple[str, Any]]:
@@ -73,12 +81,13 @@ class Clipping:
         found: list[tuple[str, Any]] = []
         if self._layers:
             found.append(("note the norm of each layer's gradients", self._norms_by_layer))
-        if self._value is not None or self._norm is None:
-            found.append(("note the norm of all gradients", torch.nn.utils.get_total_norm))
+        found.append(("note the norm of all gradients", torch.nn.utils.get_total_norm))
         if self._value is not None:
             found.append((f"clip each number to {self._value:g}", torch.nn.utils.clip_grad_value_))
         if self._norm is not None:
-            found.append((f"clip to norm {self._norm:g}", torch.nn.utils.clip_grad_norm_))
+            whole = self._value is not None  # by then the norm is another one
+            clip = torch.nn.utils.clip_grad_norm_ if whole else torch.nn.utils.clip_grads_with_norm_
+            found.append((f"clip to norm {self._norm:g}", clip))
         return found if self.is_on else []
 
     def _norms_by_layer(self, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.step.bare import BareBackward, BareStep
+from velodrome.step.guard import NO_GUARD, NoGuard
 from velodrome.step.schedules import NO_SCHEDULE, Schedule
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Updates:
         is_only: no other optimizer shares the model; else gradients are computed for this one's parameters only, so that
             the generator's loss leaves nothing in the window of the discriminator.
         world: the processes that train together.
+        guard: looks at losses and gradients before they reach the weights.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class Updates:
         accumulate: int = 1,
         is_only: bool = True,
         world: GradientWorld = ONE_PROCESS,
+        guard: NoGuard = NO_GUARD,
     ) -> None:
         self.optimizer = optimizer
+        self.guard = guard
         self.accumulate = accumulate
         self.scaler = scaler
         self.world = world
@@ -122,7 +126,7 @@ class Updates:
         self.prefix = ""
         """what stands before the names of its values: nothing, or "<name>/" where there are several"""
         self.skipped = 0
-        """updates that fp16 skipped, as far as they are settled"""
+        """updates that fp16 skipped, as far as they are settled, or that a bad number kept from being made"""
         self.norms: dict[str, Tensor] = {}
         """gradient norms of the last update, before clipping; on the device"""
         self.micro_batches = 0
@@ -224,10 +228,16 @@ class Updates:
         self.micro_batches, self._base, self._items, self._token_base = before
 
     def backward(self, loss: Tensor, items: Tensor | float) -> None:
-        """Add the gradient of a loss, the mean over so many items, to the window."""
+        """Add the gradient of a loss, the mean over so many items, to the window.
+
+        Raises:
+            NonFinite: the loss; the window is as it was.
+        """
+        if items.__class__ is Tensor or items:  # the mean of no items is NaN, and counts nothing
+            self.guard.check_loss(loss, items)
         if self._is_plain:
             self.micro_batches = 1
-            if items.__class__ is Tensor or items:  # the mean of no items is NaN, and counts nothing
+            if items.__class__ is Tensor or items:
                 self._backward(loss)
             return
         self.micro_batches += 1
@@ -280,10 +290,17 @@ class Updates:
             self._base, self._items = 1.0, 0.0
 
     def update(self) -> None:
-        """Update the parameters with the gradients of the window, and free them."""
+        """Update the parameters with the gradients of the window, and free them.
+
+        Raises:
+            NonFinite: a gradient; nothing was changed, and the gradients are still there.
+        """
         if self._is_plain:
             if self.on_first_gradients is not None:
                 self._show_first_gradients()
+            if self.guard.looks_at_gradients:
+                self.guard.check_gradients(self.parameters)
+            self.guard.before_update()
             self._step()
             self.free_gradients()
             return
@@ -325,7 +342,10 @@ class Updates:
             if not isinstance(divisor, float) or divisor != 1.0:
                 _divide(parameters, divisor)
             if self._clipping.is_on:
-                self.norms = self._clipping.apply(parameters)
+                self.norms = self._clipping.apply(parameters, self.guard.check_norm)
+            elif self.guard.looks_at_gradients:
+                self.guard.check_gradients(parameters)
+            self.guard.before_update()
             if self._is_scaled:
                 self.scaler.step(
                     self.optimizer
@@ -366,6 +386,13 @@ class Updates:
             late = ", once it is known whether fp16 skipped it" if self._is_scaled else ""
             what = f"tell the schedule of the update{late}: {self.schedule.describe()}"
             update.append((what, self.schedule.after_update))
+        if self.guard.looks_at_gradients:
+            backward.insert(0, ("look at the loss: is it finite?", self.guard.check_loss))
+        if self.guard.looks_at_gradients and not self._clipping.is_on:
+            place = next(index for index, (_, call) in enumerate(update) if call == type(self.optimizer).step)
+            update.insert(
+                place, ("after a log point, look at each gradient: is it finite?", self.guard.check_gradients)
+            )
         return {"backward": backward, "update": update}
 
     def settle_blocking(self) -> None:
@@ -429,12 +456,14 @@ class Updates:
             parameters = self.parameters
             if self._base != 1.0:
                 _divide(parameters, 1.0 / self._base)
-            extras = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
+            extras = torch.zeros(3, dtype=torch.float64, device=parameters[0].device)
             extras[0] = items
             extras[1] = float(is_active)
+            extras[2] = self.guard.flag
             if self._is_scaled:
                 self.scaler.scale(extras)  # makes its scale, where this process had no loss yet
-            items, num_active = self.world.sum_gradients(parameters, extras).unbind()
+            items, num_active, flags = self.world.sum_gradients(parameters, extras).unbind()
+            self.guard.check_others(flags, items)
             return torch.where(items > 0, items, 1.0), num_active
         if self.accumulate == 1:
             return 1.0, _ONE

@@ -123,7 +123,7 @@ class Windows:
 
     @property
     def skipped(self) -> int:
-        """Updates that fp16 skipped."""
+        """Updates that fp16 skipped; micro-batches and updates that were skipped for a number that is not finite."""
         return sum(updates.skipped for updates in self.by_name.values())
 
     @property
@@ -160,9 +160,7 @@ class Windows:
         """
         for updates in self.by_name.values():
             updates.prepare()
-        if not self._modal:
-            yield
-            return
+            updates.guard.attach()
         for optimizer in self._modal:
             optimizer.train()
         self._is_training = True
@@ -172,6 +170,8 @@ class Windows:
             self._is_training = False
             for optimizer in self._modal:
                 optimizer.eval()
+            for updates in self.by_name.values():
+                updates.guard.detach()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
