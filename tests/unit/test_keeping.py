@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +11,9 @@ import velodrome as vd
 from velodrome.checkpoint.scan import find_checkpoints
 from velodrome.keeping import Keeping
 from velodrome.loop.progress import Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def train(folder: Path, *, epochs: int, **policy: Any) -> list[int]:
