@@ -53,12 +53,14 @@ format: $(VENV)/.dev-stamp
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-## bench: measure again, then write the tables (about ten minutes, on an idle machine); DATA_ROOT holds the IDX files
+## bench: measure again, then write the tables (about a quarter of an hour, on an idle machine); DATA_ROOT holds the IDX files
 bench: $(VENV)/.dev-stamp
 	@echo "==> Start-up time (half a minute)"
 	@$(PY) benchmarks/startup.py
 	@echo "==> Cost added to a step (half a minute)"
 	@$(PY) benchmarks/overhead.py
+	@echo "==> Cost of a save (three minutes)"
+	@$(PY) benchmarks/saving.py
 	@echo "==> Against the tutorial loop (about eight minutes)"
 	@$(PY) benchmarks/tutorial_loop.py --data-root "$(DATA_ROOT)"
 	@$(MAKE) --no-print-directory tables

@@ -138,12 +138,40 @@ def recipes_accuracy(record: Record) -> str:
     return f"{table(rows)}\n\n{note}"
 
 
+def saving(record: Record) -> str:
+    """Return the table of what a save costs."""
+    names = {
+        "background": "Velodrome, in the background",
+        "foreground": "Velodrome, in the foreground",
+        "torch.save": "`torch.save`, not flushed",
+        "torch.save and fsync": "`torch.save` and `fsync`",
+    }
+    rows, copies = [["", "weights", "training waits", "added to the run"]], []
+    for name, found in record["results"].items():
+        for arm, label in names.items():
+            stall, added = found["stall_ms"][arm]["median"], found["added_ms_per_save"][arm]["median"]
+            rows.append(
+                [f"{label}, {name}", f"{found['num_weights'] / 1e6:.2f} million", f"{stall:.1f} ms", f"{added:.0f} ms"]
+            )
+        noise = found["added_ms_per_save"]["no save again"]["median"]
+        copies.append(
+            f"{name}: the copy alone takes {found['copy_ms']:.1f} ms, the loop against itself gives {noise:.0f} ms"
+        )
+    facts = record["environment"]
+    note = (
+        f"For each save, weights and Adam's state; medians of {facts['rounds']} interleaved rounds. {'; '.join(copies)}. "
+        f"All arms load the same weights. {conditions(facts)}"
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
 TABLES: Mapping[str, Callable[[Record], str]] = {
     "tutorial_loop": tutorial_loop,
     "overhead": overhead,
     "peers": peers,
     "recipes_accuracy": recipes_accuracy,
     "startup": startup,
+    "saving": saving,
 }
 
 

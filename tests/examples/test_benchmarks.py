@@ -48,6 +48,15 @@ def test_startup_times_whole_processes(tmp_path: Path) -> None:
     assert record["results"]["import_torch_s"]["median"] > record["results"]["bare_python_s"]["median"]
 
 
+def test_saving_compares_arms_whose_checkpoints_load_the_same_weights(tmp_path: Path) -> None:
+    record = run_benchmark("saving", tmp_path, "--small", "--rounds", "1", "--folder", str(tmp_path))
+
+    results = record["results"]["small"]
+    assert set(results["loads_the_same_weights"].values()) == {True}
+    assert results["num_weights"] == 16 * 8 + 8 + 8 * 4 + 4
+    assert set(results["stall_ms"]) == set(results["added_ms_per_save"]) | {"no save"}
+
+
 def test_the_tutorial_benchmark_names_the_missing_files(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "tutorial_loop.py"), "--data-root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

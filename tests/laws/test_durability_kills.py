@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="there is no fork")]
 
 
 def run_trials(folder: Path, *, trials: int, kind: str, seed: int = 0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="there is no fork")]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no fork")
 def test_durability_any_system_call_of_a_run_fails_the_run_ends_the_same(tmp_path, mode, kind, first):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     program = Path(__file__).with_name("crash_trials.py")
-    command = [sys.executable, str(program), str(tmp_path), mode, kind, str(first), "6"]
+    command = [sys.executable, str(program), str(tmp_path), mode, kind, str(first), "8"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

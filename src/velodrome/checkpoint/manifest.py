@@ -35,6 +35,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20  # one rank's files take 150 bytes each: room for thousands of ranks
 
+MAX_DEPTH = 100  # what is written is nested at most 50 deep
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -170,16 +172,28 @@ def parse_json(data: bytes, *, origin: str, limit: int, allow_nan: bool = False)
     """
     if len(data) > limit:
         raise _damaged(origin, f"it has {len(data)} bytes and at most {limit} are allowed")
+    if _is_too_deep(data):  # before the parser and all that walks through its result recurse into it
+        raise _damaged(origin, f"it is nested more than {MAX_DEPTH} deep")
     try:
         return json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_without_doubles,
             parse_constant=None if allow_nan else _refuse_constant,
         )
-    except RecursionError:
-        raise _damaged(origin, "it is nested too deep") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
         raise _damaged(origin, str(error)) from error
+
+
+def _is_too_deep(data: bytes) -> bool:
+    depth = 0
+    for found in _BRACKETS.finditer(data):
+        if found[0] in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif found[0] in b"]}":
+            depth -= 1
+    return False
 
 
 def _parse_file(name: str, value: object, origin: str) -> FileRecord:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from velodrome.checkpoint.manifest import MANIFEST_NAME, parse_json, read_limited, read_manifest
 from velodrome.checkpoint.matching import copy_into_model
 from velodrome.checkpoint.scan import check_file, check_files, find_checkpoints, read_best
+from velodrome.checkpoint.state import MAX_STATE_BYTES
 from velodrome.checkpoint.tensors import decode_tensors
 from velodrome.errors import ArgumentError, CheckpointError
 
@@ -21,7 +22,6 @@ __all__ = ["Kind", "find_weights_file", "load_weights_into", "read_state", "read
 Kind = Literal["auto", "raw", "averaged"]
 
 STATE_NAME = "state.json"
-MAX_STATE_BYTES = 1 << 28
 _PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"}
 
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 
 from velodrome.errors import CheckpointError
 
-__all__ = ["encode_state"]
+__all__ = ["MAX_STATE_BYTES", "encode_state"]
+
+MAX_STATE_BYTES = 1 << 26
+"""More is neither read nor written: a run's state is some 20 KB, and large things are tensors."""
 
 
 def encode_state(state: Mapping[str, object]) -> bytes:
@@ -17,7 +20,13 @@ def encode_state(state: Mapping[str, object]) -> bytes:
         CheckpointError: a value or a key that JSON would change or cannot hold, with its place.
     """
     _check(state, "state", 0)
-    return (_write(state, levels=2) + "\n").encode()
+    data = (_write(state, levels=2) + "\n").encode()
+    if len(data) > MAX_STATE_BYTES:
+        raise CheckpointError(
+            f"state.json would have {len(data)} bytes. At most {MAX_STATE_BYTES} are read back. Keep large lists of callbacks or metrics "
+            f"as tensors or arrays, which have files of their own."
+        )
+    return data
 
 
 def _write(value: object, *, levels: int, indent: str = "\n") -> str:

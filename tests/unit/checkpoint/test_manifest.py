@@ -87,7 +87,7 @@ def test_parse_truncated_gives_a_typed_error(data):
         (b'{"format": 1, "format": 1}', "a key appears twice"),
         (b'{"format": NaN}', "NaN is not a number"),
         (b"\xff", "damaged: 'utf-8' codec"),
-        (b"[" * 500_000, "nested too deep"),
+        (b"[" * 500_000, "nested more than 100 deep"),
         (b" " * (MAX_MANIFEST_BYTES + 1), "1048577 bytes and at most 1048576"),
         (changed(run_id=""), "run_id is '', not a text of 1 to 200"),
         (changed(step=-1), "step is -1, not a whole number"),

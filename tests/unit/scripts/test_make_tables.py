@@ -76,7 +76,7 @@ def test_a_table_without_a_record_says_that_it_was_not_measured(make_tables: Mod
 
 def test_an_unknown_table_is_refused_with_the_known_names(make_tables: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match=r"no table 'speed'. Known: overhead, peers, recipes_accuracy, startup, tutorial_loop"
+        SystemExit, match=r"no table 'speed'. Known: overhead, peers, recipes_accuracy, saving, startup, tutorial_loop"
     ):
         make_tables.filled(PAGE.replace("startup", "speed"), tmp_path)
 
