@@ -226,6 +226,10 @@ class Trainer:
             self._windows.refuse_averaging()
         engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._memory = OnOutOfMemory(self, on_oom)
+        compilation = resolve_compilation(compile, self.model, device=self.device, say=self.say)
+        self._engine = self._memory.watch(
+            engine, windows=self._windows, precision=self._precision, compilation=compilation
+        )
         self._first_batch = FirstBatch(resolved_loss)
         run_dir, goes_on, resumption = find_together(world, resume, run_dir, accept_changes=accept_changes)
         # One process shows and writes, whatever the others are told to.
@@ -245,10 +249,6 @@ class Trainer:
             rank=world.rank,
             size=world.size,
             take_seed=lambda own: world.gather(own)[0],
-        )
-        compilation = resolve_compilation(compile, self.model, device=self.device, say=self._files.say)
-        self._engine = self._memory.watch(
-            engine, windows=self._windows, precision=self._precision, compilation=compilation
         )
         self._run = Run(
             self,

@@ -431,6 +431,10 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
         (['train.metrics=["shelf_for_eject:always"]'], "train.metrics='shelf_for_eject:always' cannot be ejected"),
         (["data.name=shelf_for_eject:batches"], "Its train data are a list"),
         (
+            ["train.on_oom=split"],
+            "train.on_oom='split' cannot be ejected. No plain script is written for it",
+        ),
+        (
             ['train.gradient_checkpointing=["0"]'],
             "train.gradient_checkpointing=('0',) cannot be ejected. No plain script is written for it",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "processes": (1, 2),
     "custom_step": (False, True),
     "iterable": (False, True),
+    "on_oom": ("stop", "split"),
 }
 BATCH, SAMPLES, EPOCHS = 6, 46, 3  # 8 batches, the last of 4: windows of three are 3, 3 and a short 2
 
@@ -81,10 +83,17 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(SAMPLES, 4, generator=generator) + y[:, None], y
 
 
-def custom_step(model, batch):
+def for_half_a_batch(output, target):
+    """Cross entropy for which memory runs out in training, with more than half a batch: outside of the model, which may be compiled."""
+    if torch.is_grad_enabled() and len(output) > BATCH // 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Planted.")
+    return F.cross_entropy(output, target)
+
+
+def custom_step(model, batch, loss=F.cross_entropy):
     x, y = batch
     output = model(x)
-    return {"loss": F.cross_entropy(output, y), "output": output, "target": y, "items": torch.tensor(len(y))}
+    return {"loss": loss(output, y), "output": output, "target": y, "items": torch.tensor(len(y))}
 
 
 def run_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -100,6 +109,7 @@ def run_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
     }[row["schedule"]]
     average = {None: None, "ema": EMA(0.9), "swa": SWA(start="1 epoch")}[row["average"]]
     rates: list[float] = []
+    loss = for_half_a_batch if row["on_oom"] == "split" else F.cross_entropy
 
     class Rates(vd.Callback):
         def on_step_end(self, trainer):
@@ -110,12 +120,13 @@ def run_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
         "sgd",
         lr=0.1,
         optimizer_args={"momentum": 0.9},
-        loss=None if row["custom_step"] else "cross_entropy",
-        step_fn=custom_step if row["custom_step"] else None,
+        loss=None if row["custom_step"] else loss,
+        step_fn=partial(custom_step, loss=loss) if row["custom_step"] else None,
         metrics=["accuracy"],
         precision=row["precision"],
         scaler_args={"init_scale": 64.0} if row["precision"] == "fp16" else None,
         accumulate=row["accumulate"],
+        on_oom=row["on_oom"],
         clip_norm=0.5 if row["clip"] == "norm" else None,
         clip_value=0.05 if row["clip"] == "value" else None,
         ema=average,
@@ -144,6 +155,8 @@ def run_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
     assert ("skipped_steps" in last) == (row["precision"] == "fp16")
     assert ("train/grad_norm" in last) == (row["clip"] is not None)
     assert (len({round(rate, 9) for rate in rates}) > 1) == (row["schedule"] is not None), rates
+    if row["processes"] == 1:  # two have half a batch each
+        assert trainer._run.part_sizes == ({"train": BATCH // 2} if row["on_oom"] == "split" else {})
     if row["compile"]:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
         torch._dynamo.reset()

@@ -222,6 +222,8 @@ TRAINER = {
     "log_every in epochs": ({"log_every": "1 epoch"}, r"log_every='1 epoch' is in epochs\. It must be in steps"),
     "log_every in words": ({"log_every": "often"}, r"log_every='often' has the unknown unit 'often'"),
     "checkpoint in words": ({"checkpoint": "every now"}, r"'every now' has the unknown unit"),
+    "unknown mode of compilation": ({"compile": "fast"}, r"compile='fast' is no mode of torch\.compile\. .*Known: default"),
+    "unknown answer to full memory": ({"on_oom": "halve"}, r"on_oom='halve' is unknown\. .*Known: split, stop"),
     "unknown logger": ({"loggers": ["tensorbord"]}, r"loggers contains 'tensorbord', which is unknown\. Did you mean \"tensorboard\"\?"),
 }  # fmt: skip
 

@@ -47,7 +47,11 @@ def train(
         typer.Option("--weights", help="Start from these: a .safetensors file or a run.", metavar="FILE"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build everything, try one step and one evaluation, write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Try everything once: step, evaluation batch, checkpoint; say what time and disk a run takes; leave nothing.",
+        ),
     ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print the calls of the run in order, with who owns each; write nothing.")

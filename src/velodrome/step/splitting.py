@@ -368,7 +368,10 @@ class _Sums:
 
     def _total(self) -> Tensor:
         dtype = torch.float64 if self._device.type != "mps" else torch.float32
-        return torch.as_tensor(sum(self._items), dtype=dtype, device=self._device)
+        total = sum(self._items)
+        if isinstance(total, Tensor):
+            return total.to(dtype)
+        return torch.full((), total, dtype=dtype, device=self._device)  # filled there: a copy from here would wait
 
 
 class _HandOut(torch.autograd.Function):

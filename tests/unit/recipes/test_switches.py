@@ -59,6 +59,7 @@ def test_recipe_passes_on_what_it_switches_on_and_nothing_else(name):
         ('train.freeze=["features.*"]', {"freeze": ("features.*",)}),
         ('train.gradient_checkpointing=["blocks.*"]', {"gradient_checkpointing": ("blocks.*",)}),
         ("train.grad_norms=true", {"grad_norms": True}),
+        ("train.on_oom=split", {"on_oom": "split"}),
         ("scheduler.name=cosine", {"scheduler": "cosine"}),
         (
             'optimizer.groups={"*.bias" = {weight_decay = 0.0, lr = 0.1}}',
