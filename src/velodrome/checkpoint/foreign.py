@@ -95,7 +95,7 @@ def _load(path: Path) -> Any:  # Any: whatever containers the file holds
             warnings.simplefilter("ignore")  # about the pickle's age; what is wrong with it is said below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_archive else None)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported (?:global|class)[: ]+(\S+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class)[: ]+([\w.]+)", str(error))
         what = f"it names {(named[1] or named[2])[:100]}" if named else str(error).splitlines()[0][:200]
         raise CheckpointError(
             f"{path} holds more than tensors: {what}. Only tensors and plain containers are read, and nothing in the file was run. In "
