@@ -10,7 +10,21 @@ import pytest
 
 import velodrome as package
 
-VERBS = ["train", "resume", "eval", "predict", "recipes", "data", "doctor", "init", "eject"]
+VERBS = [
+    "train",
+    "resume",
+    "eval",
+    "predict",
+    "recipes",
+    "data",
+    "doctor",
+    "init",
+    "eject",
+    "verify",
+    "runs",
+    "show",
+    "import",
+]
 
 
 def python(code, **environment):

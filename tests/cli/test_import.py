@@ -168,8 +168,14 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(project, velo
     assert answer.code == 3
     assert "3.weight (5, 8) -> (3, 8)" in json.loads(answer.out)["error"]["message"]
     assert not (project / "runs").exists()
-    assert (
-        "train.weights='w.safetensors' cannot be ejected"
-        in velodrome("eject", "mine.toml", "train.weights=w.safetensors").err
-        or True
+
+
+def test_a_script_that_starts_from_weights_is_refused_by_the_field(project, velodrome):
+    text = (project / "mine.toml").read_text().replace('sizes = ["auto", 8, 3]', "sizes = [784, 8, 10]")
+    (project / "e.toml").write_text(
+        text.replace('"shelf_for_cli_tests:shapes"', '"fashion-mnist"\nsource = "embedded"')
     )
+    assert velodrome("train", "e.toml", "train.epochs=1", "--name", "a", "-q").code == 0
+    answer = velodrome("eject", "e.toml", "train.weights=runs/a")
+    assert answer.code == 2
+    assert "train.weights='runs/a' cannot be ejected" in answer.err

@@ -289,7 +289,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(here, capfd, name):
         read_state(newest(here))
 
 
-@pytest.mark.parametrize("group", ["../x", "/tmp/x", "model/../../x", "..", "Model", "", "m\0"])
+@pytest.mark.parametrize("group", ["../x", "/srv/x", "model/../../x", "..", "Model", "", "m\0"])
 def test_a_group_of_tensors_cannot_name_another_folder(tmp_path, group):
     store = CheckpointStore(tmp_path / "checkpoints", run_id="a")
     with pytest.raises(ValueError, match="cannot name a file"):
