@@ -10,7 +10,22 @@ import pytest
 
 import velodrome as package
 
-VERBS = ["train", "resume", "replay", "eval", "predict", "recipes", "data", "doctor", "init", "eject"]
+VERBS = [
+    "train",
+    "resume",
+    "replay",
+    "eval",
+    "predict",
+    "recipes",
+    "data",
+    "doctor",
+    "init",
+    "eject",
+    "verify",
+    "runs",
+    "show",
+    "import",
+]
 
 
 def python(code, **environment):

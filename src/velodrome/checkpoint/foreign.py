@@ -95,8 +95,10 @@ def _load(path: Path) -> Any:  # Any: whatever containers the file holds
             warnings.simplefilter("ignore")  # about the pickle's age; what is wrong with it is said below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_archive else None)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported (?:global|class)[: ]+(\S+)", str(error))
-        what = f"it names {(named[1] or named[2])[:100]}" if named else str(error).splitlines()[0][:200]
+        # Of torch's page of advice, some of it unsafe, only what it found.
+        found = str(error).rpartition("WeightsUnpickler error: ")[2]
+        named = re.search(r"(?:GLOBAL|class) ([\w.]+)", found)
+        what = f"it names {named[1][:100]}" if named else (found.splitlines() or [""])[0][:200].rstrip(". ")
         raise CheckpointError(
             f"{path} holds more than tensors: {what}. Only tensors and plain containers are read, and nothing in the file was run. In "
             f"the program that wrote it: torch.save(model.state_dict(), new_path).",
