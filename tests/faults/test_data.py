@@ -314,7 +314,7 @@ def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
 
 
 def slowly() -> None:
-    time.sleep(2.5)
+    time.sleep(1.2)  # longer than one look after the workers
 
 
 def test_slow_samples_are_waited_for() -> None:

@@ -151,7 +151,10 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
     """Iterates as PyTorch's, and looks after the workers while it waits."""
 
     def __init__(self, loader: WatchedLoader) -> None:
-        self._watched = loader
+        # Not the loader itself, which holds the iterator of workers that persist: both would live until a garbage collection, and in
+        # the next forked worker too.
+        self._timeout_s, self._what, self._start = loader.timeout_s, loader.what, loader.worker_start
+        self._start_method = _start_method(loader.multiprocessing_context)
         self._owner = os.getpid()
         self._waiting_since: float | None = None
         super().__init__(loader)
@@ -177,14 +180,14 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             lost = self._lost()
             if not lost:
                 raise
-            raise _explain_death(*lost, what=self._watched.what, num_workers=len(self._workers)) from error
+            raise _explain_death(*lost, what=self._what, num_workers=len(self._workers)) from error
         if found:
             self._waiting_since = None
             return found, data
         now = monotonic()
         if self._waiting_since is None:
             self._waiting_since = now - _POLL_S
-        if 0 < self._watched.timeout_s <= now - self._waiting_since:
+        if 0 < self._timeout_s <= now - self._waiting_since:
             raise self._explain_hang()
         return found, data
 
@@ -222,26 +225,25 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
 
     def _explain_hang(self) -> FetchError:
         """Dump the stacks of all, and end the workers."""
-        start = self._watched.worker_start
         parts = []
         for number, worker in enumerate(self._workers):
             if worker.pid is not None and worker.is_alive():
-                stack = start.stack_of(worker.pid) or "(it shows no stack)"
+                stack = self._start.stack_of(worker.pid) or "(it shows no stack)"
                 parts.append(f"Worker {number} (pid {worker.pid}):\n{stack}")
         main = "".join(traceback.format_list(traceback.extract_stack(sys._getframe(1))))
         stacks = "\n\n".join([*parts, f"Training process (pid {os.getpid()}), most recent call last:\n{main.rstrip()}"])
         for worker in self._workers:
             worker.kill()
         message = (
-            f"No batch came from the {len(self._workers)} workers that read {self._watched.what} for {self._watched.timeout_s:g} "
+            f"No batch came from the {len(self._workers)} workers that read {self._what} for {self._timeout_s:g} "
             f"seconds, so they were ended. {self._hint_at_fork()}Look at where they were, below; a larger timeout= of the loader "
             f"waits longer, 0 without an end.\n{stacks}"
         )
-        return FetchError(message, stacks=stacks, timeout_s=self._watched.timeout_s)
+        return FetchError(message, stacks=stacks, timeout_s=self._timeout_s)
 
     def _hint_at_fork(self) -> str:
         num_threads = threading.active_count()
-        if _start_method(self._watched.multiprocessing_context) != "fork" or num_threads == 1:
+        if self._start_method != "fork" or num_threads == 1:
             return ""
         return (
             f"They were forked from a process of {num_threads} Python threads: a lock that one of those held stays locked in them "
