@@ -27,7 +27,7 @@ def cases_of(text):
 
 
 @cache
-def tests_in(path):
+def names_in(path):
     """Return the names of a file's test functions."""
     if not path.is_file():
         return frozenset()
@@ -43,7 +43,7 @@ def mistakes_in(text, root=TESTS):
         if not tests and "cannot be tested" not in said.lower():
             wrong.append(f"case {number} names no test and no reason")
         wrong += [
-            f"case {number}: {file}::{name} does not exist" for file, name in tests if name not in tests_in(root / file)
+            f"case {number}: {file}::{name} does not exist" for file, name in tests if name not in names_in(root / file)
         ]
     return wrong
 

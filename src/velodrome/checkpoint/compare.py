@@ -34,6 +34,9 @@ _WORDS_BY_KEY = {
     "data": "data",
     "order_seed": "data",
     "position": "position",
+    "loop": "position",
+    "buffers": "buffer",
+    "windows": "gradient",
     "loop_start": "random state",
     "random": "random state",
     "optimizers": "optimizer",
@@ -164,10 +167,11 @@ def _of_tensor(group: str, name: str, text: str, parameters: Mapping[str, int]) 
         return Difference(kind=kind, name=name, text=f"{title}: {text}")
     if group == "ema":
         return Difference(kind="average", name=name, text=f"average of {name}: {text}")
-    if group.startswith("rng-"):
+    base, _, rank = group.partition("-rank")
+    ranked = f" in process {rank}" if rank not in ("", "0") else ""
+    if base == "rng":
         which = rest[0] if rest else ""
         whose = _GENERATORS.get(which, f"torch on cuda:{rest[1]}" if which == "cuda" and len(rest) > 1 else which)
-        ranked = "" if group == "rng-rank0" else f" in process {group.removeprefix('rng-rank')}"
         when = ", from which the order of the epoch was drawn" if root == "loop_start" else ""
         return Difference(
             kind="random state", name=f"{root}/{whose}{ranked}", text=f"random state of {whose}{ranked}{when}: differs"
@@ -175,21 +179,27 @@ def _of_tensor(group: str, name: str, text: str, parameters: Mapping[str, int]) 
     if group == "optimizer" and "by_name" in rest:
         owner, what = rest[rest.index("by_name") + 1], "/".join(rest[rest.index("by_name") + 2 :])
         return Difference(kind="optimizer", name=f"{owner}/{what}", text=f"optimizer's {what} of {owner}: {text}")
-    if group == "window":
-        title = f"gradient of {'/'.join(rest)} in an open accumulation window"
-        return Difference(kind="gradient", name="/".join(rest), text=f"{title}: {text}")
-    if group == "callbacks":
-        title = f"state of the callback {rest[0]}: {'/'.join(rest[1:])}" if rest else name
-        return Difference(kind="callback", name="/".join(rest), text=f"{title}: {text}")
-    if group.startswith("sums-"):
-        title = f"sums of the epoch's means and metrics ({'/'.join(rest)})"
-        return Difference(kind="metric sums", name="/".join(rest), text=f"{title}: {text}")
+    inner = "/".join(rest)
+    if base == "window":
+        title = f"gradient in an open accumulation window{ranked} ({inner})"
+        return Difference(kind="gradient", name=inner, text=f"{title}: {text}")
+    if root == "callbacks" and rest:
+        title = f"state of the callback {rest[0]}{ranked}: {'/'.join(rest[1:])}"
+        return Difference(kind="callback", name=inner, text=f"{title}: {text}")
+    if base == "sums":
+        kind = _WORDS_BY_KEY.get(root, "other")
+        title = "sums of the epoch's means and metrics" if kind == "metric sums" else kind
+        return Difference(kind=kind, name=inner, text=f"{title}{ranked} ({inner}): {text}")
     return Difference(kind="other", name=name, text=f"{group} {name}: {text}")
 
 
 def _of_state(place: tuple[str, ...], text: str) -> Difference:
     """Say in a user's words which state a value of `state.json` is."""
     path = list(place[1:] if place[0] == "resume" and len(place) > 1 else place)
+    ranked = ""
+    if path[0] == "ranks" and len(path) > 2:  # what each process has of its own
+        ranked = f" in process {path[1]}" if path[1] != "0" else ""
+        path = path[2:]
     name = ".".join(path)
     kind = _WORDS_BY_KEY.get(path[0], "other")
     if path[0] == "updates":
@@ -197,8 +207,11 @@ def _of_state(place: tuple[str, ...], text: str) -> Difference:
         kind = "loss scale" if "scaler" in path or path[-1] == "scale" else kind
     if kind == "random state":
         whose = _GENERATORS.get(path[1], path[1]) if len(path) > 1 else "all generators"
-        return Difference(kind=kind, name=f"{path[0]}/{whose}", text=f"random state of {whose}: differs")
-    return Difference(kind=kind, name=name, text=f"{kind} {name}: {text}" if kind != "other" else f"{name}: {text}")
+        return Difference(
+            kind=kind, name=f"{path[0]}/{whose}{ranked}", text=f"random state of {whose}{ranked}: differs"
+        )
+    title = f"{kind} {name}{ranked}" if kind != "other" else f"{name}{ranked}"
+    return Difference(kind=kind, name=name, text=f"{title}: {text}")
 
 
 def _parameter_names(state: Mapping[str, Any]) -> dict[str, int]:
