@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from velodrome.bundle import write_bundle
 from velodrome.errors import ArgumentError, NumericsError, nearest
@@ -283,13 +284,19 @@ class Rollback(Stop):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
+        if run.windows.have_modes:
+            raise ArgumentError(
+                'on_nonfinite="rollback" was given with an optimizer that shows other weights in evaluation than in training, of which '
+                'no copy can be put back between the two. Use "skip", or another optimizer.'
+            )
         self._snapshot: Snapshot | None = None
         self._in_a_row = 0
 
     def enter_loop(self) -> None:
         """Take the first snapshot, of a run that begins or goes on."""
         super().enter_loop()
-        if self._snapshot is None:
+        # Of a lazy module there is nothing to copy before the first log point.
+        if self._snapshot is None and not any(map(is_lazy, self.run.model.parameters())):
             self._snapshot = Snapshot.take(self.run)
 
     def after_save(self) -> None:
@@ -313,7 +320,8 @@ class Rollback(Stop):
     def _settle(self, facts: Facts, bundle: Path | None, found: NonFinite, updates: Updates) -> None:
         del updates
         run, snapshot = self.run, self._snapshot
-        assert snapshot is not None
+        if snapshot is None:
+            raise self._error(facts, bundle, "There was no good log point yet to go back to.")
         if run.is_alone and found.place == "loss":
             run.progress.micro_batches_done += 1
         run.train_phase.ignore_batch()

@@ -269,6 +269,7 @@ class Run:
             "log_every": self._log_every,
             "budget": str(self._budget),
             "checkpoint": str(self.keeping.policy),
+            "on_nonfinite": self.nonfinite.name,
             "optimizers": [
                 f"{name}: {type(each.optimizer).__name__}, accumulate={each.accumulate}"
                 for name, each in self.windows.by_name.items()
@@ -306,7 +307,8 @@ class Run:
         row.pop("kind")
         for updates in self.windows.by_name.values():
             updates.schedule.after_epoch(row)
-        self.notices.of_skipped(self.windows, self.progress, epoch)
+        if self._precision.needs_scaler:
+            self.notices.of_skipped(self.windows, self.progress, epoch)
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self.notices.of_schedule_lengths(self.windows)
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)

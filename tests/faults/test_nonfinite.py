@@ -358,6 +358,44 @@ def test_three_rollbacks_without_a_good_log_point_stop():
     make_trainer(on_nonfinite="rollback", log_every="1 steps").fit(batches(at=(1, 3, 5, 7)), epochs=1)
 
 
+def test_rollback_is_refused_where_nothing_can_be_put_back():
+    class ScheduleFree(torch.optim.SGD):
+        def train(self):
+            pass
+
+        def eval(self):
+            pass
+
+    model = Net()
+    with pytest.raises(ArgumentError, match='"rollback" was given with an optimizer that shows other weights'):
+        make_trainer(model, optimizer=ScheduleFree(model.parameters(), lr=0.1), lr=None, on_nonfinite="rollback")
+
+
+def test_rollback_of_a_lazy_model_has_nothing_to_go_back_to_before_its_first_log_point():
+    trainer = make_trainer(nn.LazyLinear(1), optimizer="sgd", on_nonfinite="rollback", log_every="3 steps")
+    with pytest.raises(NumericsError, match="There was no good log point yet"):
+        trainer.fit(batches(at=(1,)), epochs=1)
+    make_trainer(nn.LazyLinear(1), optimizer="sgd", on_nonfinite="rollback", log_every="3 steps").fit(
+        batches(at=(4,)), epochs=1
+    )
+
+
+def test_nothing_is_said_of_fp16_where_there_is_none(capsys):
+    trainer = make_trainer(on_nonfinite="skip", progress=True)
+    trainer.fit(batches(), epochs=1)
+    captured = capsys.readouterr()
+    assert "fp16" not in captured.out + captured.err
+
+
+def test_eject_refuses_a_policy_by_name():
+    from velodrome.errors import RecipeError
+    from velodrome.recipes.eject.refuse import check_can_be_ejected
+    from velodrome.recipes.read import load_recipe
+
+    with pytest.raises(RecipeError, match=r"train.on_nonfinite='skip' cannot be ejected"):
+        check_can_be_ejected(load_recipe("mnist-mlp", ['train.on_nonfinite="skip"']).recipe)
+
+
 # -- what is kept -------------------------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,10 @@ from velodrome.errors import ArgumentError, CheckpointError
 FACTS = {"step": 12, "epoch": 1, "samples": [3, 1], "first": "the loss itself"}
 
 
-def write(folder, batch=None, **arguments):
-    batch = (torch.ones(2, 3), torch.zeros(2)) if batch is None else batch
+BATCH = torch.ones(2, 3), torch.zeros(2)
+
+
+def write(folder, batch=BATCH, **arguments):
     settings = {"batch": batch, "model": nn.Linear(3, 1), "random": {}}
     return write_bundle(folder, FACTS, **{**settings, **arguments})
 

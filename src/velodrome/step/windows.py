@@ -117,6 +117,11 @@ class Windows:
             )
 
     @property
+    def have_modes(self) -> bool:
+        """Whether an optimizer shows other weights in evaluation than in training."""
+        return bool(self._modal)
+
+    @property
     def open_ones(self) -> list[Updates]:
         """Those with micro-batches that no update was made of yet."""
         return [updates for updates in self.by_name.values() if updates.micro_batches]
