@@ -139,7 +139,7 @@ def make(row: dict[str, Any], folder: str, *, cut: tuple[str, int, int] | None =
         {"body": "adam", "head": "sgd"} if row["optimizers"] == 2 else "adam",
         lr=0.02,
         precision=row["precision"],
-        scaler_args={"init_scale": 2.0**40, "growth_interval": 2} if row["precision"] == "fp16" else None,
+        scaler_args={"init_scale": 2.0**20, "growth_interval": 2} if row["precision"] == "fp16" else None,
         accumulate=row["accumulate"],
         clip_norm=0.5 if row["clip"] else None,
         ema=vd.EMA(0.8) if row["average"] else None,
