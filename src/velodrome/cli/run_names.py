@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from velodrome.errors import RefusedError
 from velodrome.record.reading import refuse_links
 from velodrome.record.run_name import make_run_name, make_slug
 
-__all__ = ["choose_run_dir", "find_run_dir"]
+__all__ = ["choose_run_dir", "find_run_dir", "num_processes_of"]
 
 
 def find_run_dir(resume: str, out: Path, name: str | None, recipe_name: str) -> Path | None:
@@ -38,6 +39,15 @@ def find_run_dir(resume: str, out: Path, name: str | None, recipe_name: str) -> 
     pattern = re.compile(rf"{re.escape(make_slug(recipe_name))}-\d{{8}}-\d{{6}}-[0-9a-f]{{6}}")
     runs = [path for path in out.glob("*/") if pattern.fullmatch(path.name) and (path / "run.json").is_file()]
     return max(runs, key=lambda path: path.name, default=None)
+
+
+def num_processes_of(run_dir: Path) -> int:
+    """Return with how many processes a run was last trained; 1 where its `run.json` does not say."""
+    try:
+        processes = json.loads((run_dir / "run.json").read_bytes()).get("processes")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return 1  # what is wrong with the file is said when the run is opened
+    return processes if isinstance(processes, int) and not isinstance(processes, bool) and processes > 0 else 1
 
 
 def choose_run_dir(out: Path, name: str | None, recipe_name: str) -> Path:

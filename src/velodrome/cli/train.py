@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
@@ -15,10 +16,9 @@ import typer
 
 from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, RecipeOption, Verbose
 from velodrome.cli.processes import is_main, main_first, run_verb
-from velodrome.cli.run_names import choose_run_dir, find_run_dir
+from velodrome.cli.run_names import choose_run_dir, find_run_dir, num_processes_of
 from velodrome.cli.saved import SavedWeights, find_saved_weights
 from velodrome.cli.screen import Screen, show_metrics, table, write_quietly
-from velodrome.errors import ArgumentError
 
 if TYPE_CHECKING:
     from velodrome.loop.result import FitResult
@@ -76,11 +76,14 @@ def train(
         changes.append("logging.progress=false")
     loaded = load_recipe(recipe, changes)
     if processes > 1 and not dry_run and not explain:
-        if resume != "never":
-            raise ArgumentError(
-                f"--resume {resume} was given with --processes {processes}. Going on is for one process so far: leave one of the two out."
-            )
-        options = ["--out", str(out), *(["--name", name] if name else []), *(["--device", device] if device else [])]
+        options = [
+            "--out",
+            str(out),
+            "--resume",
+            resume,
+            *(["--name", name] if name else []),
+            *(["--device", device] if device else []),
+        ]
         switches = [flag for flag, on in (("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on]
         run_verb(["train", recipe, *(overrides or []), *options, *switches], processes=processes)
         return
@@ -102,7 +105,8 @@ def train(
         _show_plan(ready, trial, run_dir, screen)
         return
     del trial
-    how = "never" if found is None else "auto"
+    # In several processes all ask for the same, and rank 0 finds out whether there is a run.
+    how = "never" if resume == "never" or (found is None and "RANK" not in os.environ) else "auto"
     _run(ready, run_dir, recipe, screen, changed=bool(overrides), speaks=speaks, resume=how)
 
 
@@ -114,6 +118,12 @@ def resume(
         bool, typer.Option("--accept-changes", help="Go on although settings are not those of the run.")
     ] = False,
     device: Device = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", help="Processes to train with; as many as before when left out.", metavar="N", min=1
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -125,15 +135,26 @@ def resume(
     from velodrome.recipes.build import build
     from velodrome.recipes.loading import load_recipe_for
 
-    screen = Screen(as_json=json, quiet=quiet)
+    speaks = is_main()
+    screen = Screen(as_json=json and speaks, quiet=quiet or not speaks)
     run_dir = find_run_dir(str(run), run, None, "")
     assert run_dir is not None  # a path that holds no run was refused
+    if processes is None and "RANK" not in os.environ:
+        processes = num_processes_of(run_dir)
+    if processes is not None and processes > 1:
+        options = [*(["--recipe", recipe] if recipe else []), *(["--device", device] if device else [])]
+        given = (("--accept-changes", accept_changes), ("--json", json), ("--quiet", quiet), ("--verbose", verbose))
+        switches = [flag for flag, on in given if on]
+        run_verb(["resume", str(run), *(overrides or []), *options, *switches], processes=processes)
+        return
     changes = [*(overrides or []), *([f"train.device={device}"] if device else [])]
     if quiet:
         changes.append("logging.progress=false")
-    ready = build(load_recipe_for(run_dir, recipe, changes), say=screen.say_data, first_weights=False)
+    loaded = load_recipe_for(run_dir, recipe, changes)
+    ready = main_first(loaded.recipe.train.device, lambda: build(loaded, say=screen.say_data, first_weights=False))
     name = str(_shortened(run_dir.absolute()) / "recipe.toml") if recipe is None else recipe
-    _run(ready, run_dir, name, screen, changed=bool(overrides), resume=str(run), accept_changes=accept_changes)
+    arguments = {"resume": str(run), "accept_changes": accept_changes}
+    _run(ready, run_dir, name, screen, changed=bool(overrides), speaks=speaks, **arguments)
 
 
 def _run(

@@ -180,6 +180,7 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    multiprocessing.current_process().daemon = False  # data loaders may start workers of their own
     while True:
         try:
             call = pipe.recv_bytes()
