@@ -18,7 +18,8 @@ from velodrome.errors import ArgumentError, NumericsError
 from velodrome.explain import Explanation
 from velodrome.finite import check_finite_mean, check_finite_weights
 from velodrome.going_on import GoingOn
-from velodrome.loop.host import NO_BATCH, length_of
+from velodrome.interruption import Interruption
+from velodrome.loop.host import NO_BATCH, LeftAtOnce, length_of
 from velodrome.loop.modes import training_mode
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.metrics.means import MAX_NAMES
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from velodrome.data.bound import BoundLoader
     from velodrome.data_in_use import DataInUse
     from velodrome.distributed.world import World
+    from velodrome.interruption import Leave
     from velodrome.keeping import Keeping, Verdict
     from velodrome.metrics.means import Merge
     from velodrome.record.progress import ProgressView
@@ -82,6 +84,7 @@ class Run:
         seed: or None.
         world: the processes that train together.
         resumption: what the run goes on from, if anything.
+        stop_after_s: how long a run may take, in seconds.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Run:
         seed: int | None,
         world: World,
         resumption: Resumption,
+        stop_after_s: float = math.inf,
     ) -> None:
         self.trainer = trainer
         self.world = world
@@ -119,6 +123,9 @@ class Run:
         self.phase = NO_PHASE
         self.stop_requested: StopReason | None = None
         self.stop_reason: StopReason | None = None
+        self.leaving: Leave | None = None
+        """not None: the run is to be left at once, see `Interruption`"""
+        self.interruption = Interruption(self, stop_after_s)
         self.files = files
         self.keeping = keeping
         self.first_batch = first_batch
@@ -190,7 +197,7 @@ class Run:
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
         self._is_under_way = True
-        self.stop_requested = self.stop_reason = self._error = self._stop_wanted = None
+        self.stop_requested = self.stop_reason = self._error = self._stop_wanted = self.leaving = None
         self._budget = budget
         self._has_begun_schedules = False
         self._events = listeners(self.callbacks)
@@ -212,6 +219,8 @@ class Run:
             if self.going_on.is_over:
                 self.going_on.look_back()
                 return budget
+            self.interruption.begin()
+            self._events["on_step_end"] += self.interruption.listeners()
             self.files.start({"device": str(self.trainer.device), "seed": self._seed, "budget": limits})
             self.going_on.start(self._sources)
             self.tell("on_fit_start")
@@ -289,6 +298,14 @@ class Run:
 
     def end_run(self, reason: StopReason) -> None:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
+        try:
+            self._end_run(reason)
+        finally:
+            self.interruption.end()
+        if reason is not StopReason.LEFT:
+            self.interruption.leave_late()
+
+    def _end_run(self, reason: StopReason) -> None:
         if self.going_on.is_over:
             self.going_on.is_over, self._is_under_way, self.stop_reason = False, False, reason
             self.files.leave()
@@ -297,7 +314,9 @@ class Run:
         self._left_phase, self._is_under_way = None, False
         self.windows.discard()  # the window of a loop that was left together with the run
         error = self._error if reason is StopReason.LEFT else None
-        if error is None:
+        if self.leaving is not None and self.interruption.has_left:
+            reason, error = self.leaving.reason, None
+        elif error is None:
             try:
                 if self.progress.steps_done and not self.files.can_save(self.progress):
                     check_finite_weights(self.model.named_parameters(), step=self.progress.steps_done)
@@ -373,6 +392,11 @@ class Run:
             yield self.train_phase
             self._close_windows()
             self._follow_others()
+            if (
+                self.leaving is not None and not self.is_alone
+            ):  # the others are in the middle of their data, and leave there
+                self.leave()
+                raise LeftAtOnce
 
     def enter_data(self, source: Any, epoch: int) -> int | None:
         """Choose the order of the epoch and where in it to begin; None when this loop was over before the run was interrupted."""
@@ -441,6 +465,8 @@ class Run:
             # left is finished when the run goes on, which after an error it does not.
             self._left_phase = finish
             raise
+        except LeftAtOnce:
+            raise
         except BaseException as error:
             self.note(error)
             raise
@@ -508,6 +534,12 @@ class Run:
                     self._follow_others()
             finish()
 
+    def settle_left_phase(self) -> None:
+        """Before the run is left: a training loop that the user left is finished as it would have been; an evaluation is run again later."""
+        if self._left_phase != self._finish_training:
+            self._left_phase = None
+        self.finish_left_phase()
+
     def _close_windows(self) -> None:
         """Make the update of a window that the data ended in: a short one is divided by what it has."""
         outer, self.phase = self.phase, self.train_phase
@@ -524,7 +556,7 @@ class Run:
             return
         outer, self.phase = self.phase, self.train_phase
         try:
-            while (updates := self.windows.take_part()) is not None:
+            while self.leaving is None and (updates := self.windows.take_part()) is not None:
                 self.after_update(updates)
         finally:
             self.phase = outer
@@ -595,6 +627,23 @@ class Run:
         else:
             self._stop_wanted = reason
 
+    @property
+    def wants_to_leave(self) -> Leave | None:
+        """What this process was told by a signal or a deadline, which the others may not know yet."""
+        return self.interruption.wanted
+
+    def heed_time(self, now: float) -> None:
+        """Look at the clock, for a deadline."""
+        self.interruption.heed_time(now)
+
+    def heed_others(self, wishes: list[Leave | None]) -> None:
+        """Take what each process was told, by rank."""
+        self.interruption.heed(wishes)
+
+    def leave(self) -> StopReason:
+        """Save where the run is, and raise what the process is expected to end with, or return the reason."""
+        return self.interruption.leave()
+
     def measure(self, outcome: Any) -> None:
         """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_micro_batch` counts."""
         if not self.phase.is_training:
@@ -617,7 +666,7 @@ class Run:
         if not self.files.can_save(self.progress, is_resumable=is_resumable):
             return None
         self.save_is_due = not is_resumable
-        step, averaging = self.progress.steps_done, self.averaging
+        step, averaging, began = self.progress.steps_done, self.averaging, perf_counter()
         with averaging.raw(), self.windows.evaluating():
             check_finite_weights(self.model.named_parameters(), step=step)
             check_finite_weights(averaging.named_parameters(), step=step, what="averaged weight")
@@ -625,6 +674,7 @@ class Run:
                 self.model, self.progress, keep=self.keeping.kept_steps, averaging=averaging, more=self.going_on.collect
             )
         if path is not None:
+            self.interruption.count_save(perf_counter() - began)
             self.keeping.count_from(self.progress)
             self.tell("on_checkpoint", path)
         return path
@@ -665,8 +715,12 @@ class Run:
         if self.is_alone:
             return sums
         agreement = self._together.agree(
-            sums, stop=self._stop_wanted, save_is_due=self.keeping.is_due_after_step(self.progress)
+            sums,
+            stop=self._stop_wanted,
+            save_is_due=self.keeping.is_due_after_step(self.progress),
+            leave=self.wants_to_leave,
         )
+        self.heed_others([wish["leave"] for wish in agreement.wishes])
         stops = [wish["stop"] for wish in agreement.wishes if wish["stop"] is not None]
         seconds = self._budget.seconds
         if self.stop_requested is None:

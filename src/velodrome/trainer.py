@@ -14,6 +14,7 @@ from velodrome.callbacks.best_checkpoint import BestCheckpoint
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
+from velodrome.deadline import parse_stop_after
 from velodrome.devices import resolve_device
 from velodrome.distributed.world import SINGLE, World, join_world, local_device
 from velodrome.errors import ArgumentError, nearest
@@ -111,6 +112,7 @@ class Trainer:
         loggers: what to write besides `metrics.jsonl`: "csv", "tensorboard", "curves", or sinks of your own; None is all three.
         progress: show a bar, or lines where there is no terminal.
         log_every: how often the training loss is read and recorded; nothing else waits for the device within an epoch.
+        stop_after: a time, such as "50 minutes", after which `fit` has saved and ended, wherever it is; `resume` goes on from there.
     Raises:
         ArgumentError: an argument is wrong or unknown; nothing was written.
         RefusedError: `run_dir` holds a run already, or one that is not this one is to be gone on with.
@@ -155,6 +157,7 @@ class Trainer:
         loggers: Sequence[Any] | None = None,
         progress: bool = True,
         log_every: str | Duration = "50 steps",
+        stop_after: str | Duration | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentError(
@@ -171,6 +174,7 @@ class Trainer:
             raise ArgumentError(
                 f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
             )
+        stop_after_s = parse_stop_after(stop_after)
         policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
         keeping = Keeping(policy, [each for each in other_callbacks if isinstance(each, BestCheckpoint)])
         if seed is not None:
@@ -258,6 +262,7 @@ class Trainer:
             seed=seed,
             world=world,
             resumption=resumption,
+            stop_after_s=stop_after_s,
         )
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)

@@ -32,6 +32,10 @@ FRONT_DOOR = {
     "going_on",
     "position",
     "explain",
+    "interruption",
+    "signals",
+    "deadline",
+    "listening",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
