@@ -23,11 +23,19 @@ if TYPE_CHECKING:
 
     from velodrome.run import Run
 
-__all__ = ["Interruption", "Leave"]
+__all__ = ["TERMINATED_CODE", "Interrupted", "Interruption", "Leave", "Terminated"]
 
 TERMINATED_CODE = 128 + 15
 _GRACE_S = 30.0
 """what torchrun, SLURM and Kubernetes give between SIGTERM and SIGKILL, if nobody says otherwise"""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT came, and the run was left in good order."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGUSR1 came, and the run was left in good order."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +163,9 @@ class Interruption:
 
     def _raise(self, leave: Leave) -> None:
         if leave.reason is StopReason.INTERRUPTED:
-            raise KeyboardInterrupt
+            raise Interrupted
         if leave.reason is StopReason.TERMINATED:
-            raise SystemExit(TERMINATED_CODE)
+            raise Terminated(TERMINATED_CODE)
 
     def _describe(self, cause: str) -> str:
         """Say where the run is, and what of it is on the disk."""

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["Listening"]
 
 _EVERY_S = 1.0
+FIRST_EVERY = 1
+"""updates before the first exchange, from which their time is known"""
 
 
 class Listening:
     """Exchanges wishes after a number of updates that rank 0 sets from the time that they take, the same in every process.
 
-    The number begins with one and at most doubles: a first step that is fast says little about the others. Steps that become slower
+    The number begins with `FIRST_EVERY` and at most doubles: a first step that is fast says little about the others. Steps that become slower
     are noticed the next time.
 
     Args:
@@ -41,9 +43,9 @@ class Listening:
         self._progress = progress
         self._own_wish = own_wish
         self._heed = heed
-        self.every = 1
+        self.every = FIRST_EVERY
         """updates between two exchanges"""
-        self._next = progress.steps_done + 1
+        self._next = progress.steps_done + self.every
         self._heard_at = perf_counter()
 
     def after_update(self, _: object) -> None:

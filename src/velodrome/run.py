@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from time import perf_counter
@@ -29,6 +30,7 @@ from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
 from velodrome.record.progress import NoProgress
 from velodrome.resume import settings_of
+from velodrome.run_state import callback_states
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
 from velodrome.together import Together
@@ -522,6 +524,10 @@ class Run:
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
         if "epoch" in self.row and phase.name not in ("eval", "predict"):
             self.row.update(named)
+            if self._events["on_evaluate_end"] and self.position.callbacks is None and self.files.path is not None:
+                self.position.callbacks = deepcopy(
+                    callback_states(self)
+                )  # it is told again when the run goes on from here
             self.tell("on_evaluate_end", named)
 
     def finish_left_phase(self) -> None:

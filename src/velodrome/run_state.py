@@ -89,7 +89,7 @@ def collect_state(run: Run) -> SavedState:
     saved.add("rng-rank0", "random", get_random_state(run.trainer.device) if random is None else random)
     saved.add("rng-rank0", "loop_start", position.loop_start)
     saved.add("sums-rank0", "phase", run.train_phase.state_dict() if position.stage == "open" else None)
-    saved.add("callbacks", "callbacks", {name: each.state_dict() for name, each in named_callbacks(run.callbacks)})
+    saved.add("callbacks", "callbacks", callback_states(run) if position.callbacks is None else position.callbacks)
     inside = run.train_phase.batches_done if position.source is not None else 0
     saved.state |= {
         "position": split(position.describe(epoch=progress.epochs_done, batches_done=inside), {}, place="position"),
@@ -136,6 +136,11 @@ def load_callbacks(run: Run, saved: SavedState) -> list[str]:
         if name in states:
             callback.load_state_dict(states.pop(name))  # type: ignore[attr-defined]
     return sorted(states)
+
+
+def callback_states(run: Run) -> dict[str, Any]:
+    """Return the states of the callbacks by name."""
+    return {name: each.state_dict() for name, each in named_callbacks(run.callbacks)}
 
 
 def named_callbacks(callbacks: list[Callback]) -> Iterator[tuple[str, Any]]:

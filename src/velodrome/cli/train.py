@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, RecipeOption, Verbose
+from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, RecipeOption, StopAfter, Verbose
 from velodrome.cli.processes import is_main, main_first, run_verb
 from velodrome.cli.run_names import choose_run_dir, find_run_dir
 from velodrome.cli.saved import SavedWeights, find_saved_weights
 from velodrome.cli.screen import Screen, show_metrics, table, write_quietly
+from velodrome.cli.stopping import fit
 from velodrome.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def train(
     ] = "never",
     device: Device = None,
     processes: Processes = 1,
+    stop_after: StopAfter = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try one step and one evaluation, write nothing.")
     ] = False,
@@ -70,6 +72,7 @@ def train(
                 f"--resume {resume} was given with --processes {processes}. Going on is for one process so far: leave one of the two out."
             )
         options = ["--out", str(out), *(["--name", name] if name else []), *(["--device", device] if device else [])]
+        options += ["--stop-after", stop_after] if stop_after else []
         switches = [flag for flag, on in (("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on]
         run_verb(["train", recipe, *(overrides or []), *options, *switches], processes=processes)
         return
@@ -90,7 +93,8 @@ def train(
         return
     del trial
     how = "never" if found is None else "auto"
-    _run(ready, run_dir, recipe, screen, changed=bool(overrides), speaks=speaks, resume=how)
+    limits = {"stop_after": stop_after} if stop_after else {}
+    _run(ready, run_dir, recipe, screen, changed=bool(overrides), speaks=speaks, resume=how, **limits)
 
 
 def resume(
@@ -101,6 +105,7 @@ def resume(
         bool, typer.Option("--accept-changes", help="Go on although settings are not those of the run.")
     ] = False,
     device: Device = None,
+    stop_after: StopAfter = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -120,7 +125,9 @@ def resume(
         changes.append("logging.progress=false")
     ready = build(load_recipe_for(run_dir, recipe, changes), say=screen.say_data)
     name = str(_shortened(run_dir.absolute()) / "recipe.toml") if recipe is None else recipe
-    _run(ready, run_dir, name, screen, changed=bool(overrides), resume=str(run), accept_changes=accept_changes)
+    limits = {"stop_after": stop_after} if stop_after else {}
+    how = {"resume": str(run), "accept_changes": accept_changes, **limits}
+    _run(ready, run_dir, name, screen, changed=bool(overrides), **how)
 
 
 def _run(
@@ -131,14 +138,15 @@ def _run(
     screen.say(_describe_model(ready))
     screen.say(f"Device: {trainer.device}")
     screen.say(f"Run: {run_dir}")
-    result = trainer.fit(ready.train, ready.val, **ready.fit_arguments)
+    next_recipe = _next_recipe(ready, recipe, run_dir, changed=changed)
+    result = fit(trainer, ready.train, ready.val, _shortened(run_dir), next_recipe, **ready.fit_arguments)
     if not speaks:
         return
     best = result.best if ready.recipe.checkpoint.keep_best else None
     weights = find_saved_weights(
         _shortened(run_dir), last_step=trainer.progress.steps_done, best_step=None if best is None else best.get("step")
     )
-    _finish(result, weights, _next_recipe(ready, recipe, run_dir, changed=changed), screen)
+    _finish(result, weights, next_recipe, screen)
     for problem in weights.problems:
         write_quietly(f"Error: {problem}", sys.stderr)
     if weights.problems:
