@@ -107,6 +107,11 @@ class RunFiles:
         """The step of the newest checkpoint that this run wrote or went on from; -1 before there is one."""
         return self._saved_step
 
+    @property
+    def saved_is_resumable(self) -> bool:
+        """Whether a run can go on from that checkpoint."""
+        return self._is_resumable
+
     def say(self, line: str) -> None:
         """Show a line to people, and keep it in the run's log."""
         self._display.say(line)
