@@ -148,6 +148,7 @@ class Interruption:
         if not self.has_left:
             run.settle_left_phase()
             run.save()
+            run.world.barrier()  # a launcher whose first process ends gives the others, one of which writes, half a minute
             self.has_left = True
             run.files.warn(self._describe(leave.cause))
         self._raise(leave)
