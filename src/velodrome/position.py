@@ -28,6 +28,7 @@ class Position:
             nobody knows: a checkpoint that is made here cannot be gone on from, and is made again when the batch is over.
         loop_start: the random state when the training loop under way began, where that decides its order.
         after_training: the random state when the last training loop was over: an evaluation that was cut short is run again whole.
+        callbacks: their states before the first `on_evaluate_end` of the epoch, for the same reason; None where none was told.
         epoch_end: the row and the verdict of the epoch that is over.
     """
 
@@ -38,26 +39,27 @@ class Position:
     is_in_batch: bool = False
     loop_start: Mapping[str, Any] | None = None
     after_training: Mapping[str, Any] | None = None
+    callbacks: Mapping[str, Any] | None = None
     epoch_end: dict[str, Any] = field(default_factory=dict)
 
     def open_epoch(self) -> None:
         """An epoch begins."""
         self.stage, self.loops_done, self.source, self.after_training = "open", 0, None, None
-        self.is_in_batch, self.loop_start = False, None
+        self.is_in_batch, self.loop_start, self.callbacks = False, None, None
 
     def enter_loop(self, source: Any) -> None:
         """A training loop begins, or goes on."""
-        self.source = source
+        self.source, self.callbacks = source, None
 
     def leave_loop(self, random_state: Mapping[str, Any] | None) -> None:
         """A training loop is over, or was left."""
         self.source, self.is_in_batch, self.loop_start, self.after_training = None, False, None, random_state
-        self.batch = None
+        self.batch = self.callbacks = None
         self.loops_done += 1
 
     def end_epoch(self, **facts: Any) -> None:
         """The epoch is recorded; its checkpoint comes next, and then the callbacks."""
-        self.stage, self.epoch_end = "over", facts
+        self.stage, self.epoch_end, self.callbacks = "over", facts, None
 
     def close_epoch(self) -> None:
         """The callbacks know."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from time import perf_counter
@@ -18,7 +19,8 @@ from velodrome.errors import ArgumentError, NumericsError
 from velodrome.explain import Explanation
 from velodrome.finite import check_finite_mean, check_finite_weights
 from velodrome.going_on import GoingOn
-from velodrome.loop.host import NO_BATCH, length_of
+from velodrome.interruption import Interruption
+from velodrome.loop.host import NO_BATCH, LeftAtOnce, length_of
 from velodrome.loop.modes import training_mode
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.metrics.means import MAX_NAMES
@@ -31,6 +33,7 @@ from velodrome.record.progress import NoProgress
 from velodrome.rescue import save_aside
 from velodrome.resume import settings_of
 from velodrome.room import estimate_room
+from velodrome.run_state import callback_states
 from velodrome.saving_together import SavingTogether
 from velodrome.seeding import get_random_state, random_state_kept, seed_everything
 from velodrome.step.batch_norm import recompute_statistics
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from velodrome.data.bound import BoundLoader
     from velodrome.data_in_use import DataInUse
     from velodrome.distributed.world import World
+    from velodrome.interruption import Leave
     from velodrome.keeping import Keeping, Verdict
     from velodrome.metrics.means import Merge
     from velodrome.record.progress import ProgressView
@@ -89,6 +93,7 @@ class Run:
         world: the processes that train together.
         resumption: what the run goes on from, if anything.
         on_nonfinite: what is done about a loss or gradient that is not finite.
+        stop_after_s: how long a run may take, in seconds.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Run:
         world: World,
         resumption: Resumption,
         on_nonfinite: str = "stop",
+        stop_after_s: float = math.inf,
     ) -> None:
         self.trainer = trainer
         self.world = world
@@ -127,6 +133,9 @@ class Run:
         self.phase = NO_PHASE
         self.stop_requested: StopReason | None = None
         self.stop_reason: StopReason | None = None
+        self.leaving: Leave | None = None
+        """not None: the run is to be left at once, see `Interruption`"""
+        self.interruption = Interruption(self, stop_after_s)
         self.files = files
         self.keeping = keeping
         self.first_batch = first_batch
@@ -224,7 +233,7 @@ class Run:
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
         self._is_under_way = True
-        self.stop_requested = self.stop_reason = self._error = self._stop_wanted = None
+        self.stop_requested = self.stop_reason = self._error = self._stop_wanted = self.leaving = None
         self._budget = budget
         self._has_begun_schedules = False
         self._events = listeners(self.callbacks)
@@ -246,6 +255,8 @@ class Run:
             if self.going_on.is_over:
                 self.going_on.look_back()
                 return budget
+            self.interruption.begin()
+            self._events["on_step_end"] += self.interruption.listeners()
             self.files.start(
                 {"device": str(self.trainer.device), "seed": self._seed, "processes": self.world.size, "budget": limits}
             )
@@ -332,6 +343,14 @@ class Run:
 
     def end_run(self, reason: StopReason) -> None:
         """Save the last weights and close the records; called once a run, also when an error passes through it."""
+        try:
+            self._end_run(reason)
+        finally:
+            self.interruption.end()
+        if reason is not StopReason.LEFT:
+            self.interruption.leave_late()
+
+    def _end_run(self, reason: StopReason) -> None:
         if self.going_on.is_over:
             self.going_on.is_over, self._is_under_way, self.stop_reason = False, False, reason
             self.files.leave()
@@ -340,7 +359,9 @@ class Run:
         self._left_phase, self._is_under_way = None, False
         self.windows.discard()  # the window of a loop that was left together with the run
         error = self._error if reason is StopReason.LEFT else None
-        if error is None:
+        if self.leaving is not None and self.interruption.has_left:
+            reason, error = self.leaving.reason, None
+        elif error is None:
             try:
                 self.files.wait_for_save()
                 self._end_saves()
@@ -424,6 +445,11 @@ class Run:
             yield self.train_phase
             self._close_windows()
             self._follow_others()
+            if (
+                self.leaving is not None and not self.is_alone
+            ):  # the others are in the middle of their data, and leave there
+                self.leave()
+                raise LeftAtOnce
 
     def enter_data(self, source: Any, epoch: int) -> int | None:
         """Choose the order of the epoch and where in it to begin; None when this loop was over before the run was interrupted."""
@@ -495,6 +521,8 @@ class Run:
             # left is finished when the run goes on, which after an error it does not.
             self._left_phase = finish
             raise
+        except LeftAtOnce:
+            raise
         except BaseException as error:
             self.note(error)
             raise
@@ -556,6 +584,10 @@ class Run:
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
         if "epoch" in self.row and phase.name not in ("eval", "predict"):
             self.row.update(named)
+            if self._events["on_evaluate_end"] and self.position.callbacks is None and self.notes_random_states:
+                self.position.callbacks = deepcopy(
+                    callback_states(self)
+                )  # it is told again when the run goes on from here
             self.tell("on_evaluate_end", named)
 
     def finish_left_phase(self) -> None:
@@ -569,6 +601,12 @@ class Run:
                     self._close_windows()
                     self._follow_others()
             finish()
+
+    def settle_left_phase(self) -> None:
+        """Before the run is left: a training loop that the user left is finished as it would have been; an evaluation is run again later."""
+        if self._left_phase != self._finish_training:
+            self._left_phase = None
+        self.finish_left_phase()
 
     def _close_windows(self) -> None:
         """Make the update of a window that the data ended in: a short one is divided by what it has."""
@@ -586,7 +624,7 @@ class Run:
             return
         outer, self.phase = self.phase, self.train_phase
         try:
-            while self._take_part():
+            while self.leaving is None and self._take_part():
                 pass
         finally:
             self.phase = outer
@@ -682,6 +720,23 @@ class Run:
         else:
             self._stop_wanted = reason
 
+    @property
+    def wants_to_leave(self) -> Leave | None:
+        """What this process was told by a signal or a deadline, which the others may not know yet."""
+        return self.interruption.wanted
+
+    def heed_time(self, now: float) -> None:
+        """Look at the clock, for a deadline."""
+        self.interruption.heed_time(now)
+
+    def heed_others(self, wishes: list[Leave | None]) -> None:
+        """Take what each process was told, by rank."""
+        self.interruption.heed(wishes)
+
+    def leave(self) -> StopReason:
+        """Save where the run is, and raise what the process is expected to end with, or return the reason."""
+        return self.interruption.leave()
+
     def measure(self, outcome: Any) -> None:
         """Feed the metrics of the phase; in an evaluation the loss too, which in training `after_micro_batch` counts."""
         if not self.phase.is_training:
@@ -763,6 +818,7 @@ class Run:
             if path is None:
                 self.keeping.forget(outcome.step)
             else:
+                self.interruption.count_save(outcome.seconds)
                 self.tell("on_checkpoint", path)
         if self.files.has_given_up and self.stop_requested is None:
             self.request_stop(StopReason.NOT_SAVED)
@@ -815,10 +871,12 @@ class Run:
             save_is_due=self.keeping.is_due_after_step(self.progress),
             save_was_asked=self._save_was_asked,
             is_inside=self._in_loop,
+            leave=self.wants_to_leave,
             **more,
         )
         self._save_was_asked = False
         self.notices.of_pace(self._together.pace)
+        self.heed_others([wish["leave"] for wish in agreement.wishes])
         stops = [wish["stop"] for wish in agreement.wishes if wish["stop"] is not None]
         seconds = self._budget.seconds
         if self.stop_requested is None:

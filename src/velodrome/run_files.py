@@ -114,6 +114,16 @@ class RunFiles:
         names = ["metrics.jsonl", *(type(sink).__name__ for sink in self._sinks)]
         return "the history in memory" if self._directory is None else ", ".join(names)
 
+    @property
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint that this run wrote or went on from; -1 before there is one."""
+        return self._saved_step
+
+    @property
+    def saved_is_resumable(self) -> bool:
+        """Whether a run can go on from that checkpoint."""
+        return self._is_resumable
+
     def say(self, line: str) -> None:
         """Show a line to people, and keep it in the run's log."""
         self._display.say(line)

@@ -125,7 +125,7 @@ def collect_state(run: Run, own: Sequence[OwnState]) -> SavedState:
         for name, each in run.windows.by_name.items()
     }
     saved.add("optimizer", "updates", updates)
-    saved.add("callbacks", "callbacks", callback_states(run))
+    saved.add("callbacks", "callbacks", callback_states(run) if position.callbacks is None else position.callbacks)
     saved.take_in(own)
     saved.state |= {
         "position": split(position.describe(), {}, place="position"),

@@ -100,7 +100,8 @@ class SavingTogether:
 
 def _callbacks(run: Run) -> tuple[dict[str, Any], str]:
     """Return the states of this process's callbacks, and a digest that is another one where they are."""
-    states, tensors = callback_states(run), {}
+    noted = run.position.callbacks  # within an evaluation, those before it
+    states, tensors = callback_states(run) if noted is None else dict(noted), {}
     if not states:
         return states, ""
     try:

@@ -14,6 +14,7 @@ from velodrome.callbacks.best_checkpoint import BestCheckpoint
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
+from velodrome.deadline import parse_stop_after
 from velodrome.devices import resolve_device
 from velodrome.distributed.world import SINGLE, World, join_world, local_device
 from velodrome.errors import ArgumentError, nearest
@@ -119,6 +120,7 @@ class Trainer:
         on_oom: what to do when a batch does not fit into memory: "stop" with an error that says what to change, or "split": run it in halves,
             quarters, ... with unchanged gradients, and remember the size.
         log_every: how often the training loss is read and recorded; nothing else waits for the device within an epoch.
+        stop_after: a time, such as "50 minutes", after which `fit` has saved and ended, wherever it is; `resume` goes on from there.
     Raises:
         ArgumentError: an argument is wrong or unknown; nothing was written.
         RefusedError: `run_dir` holds a run already, or one that is not this one is to be gone on with.
@@ -165,6 +167,7 @@ class Trainer:
         progress: bool = True,
         log_every: str | Duration = "50 steps",
         on_oom: str = "stop",
+        stop_after: str | Duration | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentError(
@@ -181,6 +184,7 @@ class Trainer:
             raise ArgumentError(
                 f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
             )
+        stop_after_s = parse_stop_after(stop_after)
         policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
         keeping = Keeping(policy, [each for each in other_callbacks if isinstance(each, BestCheckpoint)])
         if seed is not None:
@@ -270,6 +274,7 @@ class Trainer:
             world=world,
             resumption=resumption,
             on_nonfinite=on_nonfinite,
+            stop_after_s=stop_after_s,
         )
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)

@@ -124,10 +124,25 @@ def test_a_killed_process_of_the_command_line_ends_the_other_and_is_named(tmp_pa
 def test_a_signal_to_the_command_reaches_the_processes(tmp_path, number, code):
     launcher, pids = start_training(tmp_path)
     launcher.send_signal(number)
-    launcher.communicate(timeout=LIMIT_S)
+    _, err = launcher.communicate(timeout=LIMIT_S)
 
     assert launcher.returncode == code
+    assert f"{number.name}: stopped after step" in err
+    assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["status"] == "stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the ids of processes from /proc")
+def test_a_signal_to_one_of_the_processes_ends_all_with_its_exit_code(tmp_path):
+    launcher, pids = start_training(tmp_path)
+    os.kill(pids[1], signal.SIGTERM)
+    _, err = launcher.communicate(timeout=LIMIT_S)
+
+    assert launcher.returncode == 143
+    assert "SIGTERM: stopped after step" in err
+    assert err.count("Go on with: velodrome resume runs/run") == 1
+    assert "Error" not in err
+    assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["status"] == "stopped"
 
 
 def run_cli(tmp_path, *arguments):

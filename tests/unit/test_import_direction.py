@@ -48,6 +48,10 @@ FRONT_DOOR = {
     "snapshot",
     "inspection",
     "replaying",
+    "interruption",
+    "signals",
+    "deadline",
+    "listening",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

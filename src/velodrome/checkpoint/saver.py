@@ -31,11 +31,13 @@ class Outcome:
         step: of the checkpoint.
         path: its folder; None when it could not be written.
         problem: why not, or "".
+        seconds: how long it took to be on the disk.
     """
 
     step: int
     path: Path | None
     problem: str = ""
+    seconds: float = 0.0
 
 
 class Saver:
@@ -141,17 +143,19 @@ class Saver:
         self._notify()
 
     def _save(self, content: Content, keep: Collection[int]) -> Outcome:
+        began = perf_counter()
         try:
             path = self._store.write(content)
         except CheckpointError as error:
             return self._fail(content.step, error.message)
+        seconds = perf_counter() - began
         self._failed_step = None
         self._mark()
         try:
             self._store.prune(keep_last=self._keep_last, keep=keep)
         except CheckpointError as error:
             self._warn(f"{error} The new checkpoint is whole; the next save tries again to remove old ones.")
-        return Outcome(step=content.step, path=path)
+        return Outcome(step=content.step, path=path, seconds=seconds)
 
     def _fail(self, step: int, problem: str) -> Outcome:
         self._failed_step = step

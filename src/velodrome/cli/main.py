@@ -6,7 +6,8 @@
 | 1 | training failed, or an unexpected error (its traceback is shown) |
 | 2 | a recipe, argument, option or the data is wrong |
 | 3 | refused, because going on could lose something |
-| 130 | interrupted (SIGINT) |
+| 130 | interrupted (SIGINT); a run under way was saved |
+| 143 | told to end (SIGTERM, SIGUSR1) or out of time (--stop-after, the job's end); a run under way was saved |
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from velodrome.cli import (
     train,
     verify,
 )
-from velodrome.cli.processes import RankError, is_launched
+from velodrome.cli.processes import RankError, is_launched, is_main
 from velodrome.cli.screen import Screen, silence, to_json, write_quietly
+from velodrome.cli.stopping import StoppedRun
 from velodrome.errors import VelodromeError
+from velodrome.interruption import Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +118,8 @@ def run(arguments: Sequence[str]) -> int:
         code = app(args=list(arguments), prog_name="velodrome", standalone_mode=False)
         if code == INTERRUPTED:  # newer versions of typer turn the exception into this number, older ones into Abort
             raise KeyboardInterrupt
+    except StoppedRun as stopped:
+        return _show_stopped(stopped, as_json)
     except VelodromeError as error:
         if verbose:
             _print_traceback(error)
@@ -124,6 +129,8 @@ def run(arguments: Sequence[str]) -> int:
             fields["problems"] = [str(problem) for problem in problems]
         message = error.message.replace('(weights="last")', "(--weights last)")  # the flag of that argument
         kind = error.kind if isinstance(error, RankError) else type(error).__name__
+        if kind == "Stopped" and not as_json:
+            return error.exit_code  # the process that ended has said it
         _show_error(kind, message, error.exit_code, as_json, **fields)
         return error.exit_code
     except _USAGE_ERROR as error:
@@ -136,6 +143,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _show_error("Interrupted", "Interrupted.", INTERRUPTED, as_json)
         return INTERRUPTED
+    except Terminated as leaving:  # while the recipe was tried out
+        return _show_stopped(StoppedRun("Nothing was trained.", code=int(str(leaving.code))), as_json)
     except SystemExit as leaving:  # click's way out when a help text meets a closed pipe; or the user's code
         if isinstance(leaving.__context__, BrokenPipeError):
             silence(sys.stdout)
@@ -155,6 +164,15 @@ def run(arguments: Sequence[str]) -> int:
             _show_error(type(error).__name__, str(error), 1, as_json)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _show_stopped(stopped: StoppedRun, as_json: bool) -> int:
+    """Say how to go on, at once and from one process; the launcher of several ones learns the exit code."""
+    if is_main() and not as_json:
+        write_quietly(stopped.message, sys.stderr)
+    if is_launched() or (is_main() and as_json):
+        _show_error("Stopped", stopped.message, stopped.exit_code, as_json, **stopped.fields)
+    return stopped.exit_code
 
 
 def _show_error(kind: str, message: str, exit_code: int, as_json: bool, **fields: object) -> None:

@@ -18,6 +18,14 @@ Processes = Annotated[
         "--processes", help="Train in so many processes, on a GPU each where there are any.", metavar="N", min=1
     ),
 ]
+StopAfter = Annotated[
+    str | None,
+    typer.Option(
+        "--stop-after",
+        help="Save and end after so long, wherever the run is: 50m, 8h, 90s. It can go on.",
+        metavar="TIME",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, such as optimizer.lr=0.01.", metavar="KEY=VALUE"),

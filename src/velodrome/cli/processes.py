@@ -70,5 +70,5 @@ def run_verb(arguments: Sequence[str], *, processes: int) -> None:
         raise RankError(
             f"{failure.sentence} The other processes were ended.", kind="WorldError", code=code, rank=failure.rank
         )
-    where = f" [rank {failure.rank} of {processes}]"
+    where = "" if told["kind"] == "Stopped" else f" [rank {failure.rank} of {processes}]"
     raise RankError(f"{told['message']}{where}", kind=told["kind"], code=told["exit_code"], **told["fields"])

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, RecipeOption, Verbose
+from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, RecipeOption, StopAfter, Verbose
 from velodrome.cli.processes import is_main, main_first, run_verb
 from velodrome.cli.run_names import choose_run_dir, find_run_dir, num_processes_of
 from velodrome.cli.saved import SavedWeights, find_saved_weights
 from velodrome.cli.screen import Screen, show_metrics, table, write_quietly
+from velodrome.cli.stopping import fit
 
 if TYPE_CHECKING:
     from velodrome.loop.result import FitResult
@@ -46,6 +47,7 @@ def train(
         Path | None,
         typer.Option("--weights", help="Start from these: a .safetensors file or a run.", metavar="FILE"),
     ] = None,
+    stop_after: StopAfter = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -83,6 +85,7 @@ def train(
             resume,
             *(["--name", name] if name else []),
             *(["--device", device] if device else []),
+            *(["--stop-after", stop_after] if stop_after else []),
         ]
         switches = [flag for flag, on in (("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on]
         run_verb(["train", recipe, *(overrides or []), *options, *switches], processes=processes)
@@ -107,7 +110,8 @@ def train(
     del trial
     # In several processes all ask for the same, and rank 0 finds out whether there is a run.
     how = "never" if resume == "never" or (found is None and "RANK" not in os.environ) else "auto"
-    _run(ready, run_dir, recipe, screen, changed=bool(overrides), speaks=speaks, resume=how)
+    limits = {"stop_after": stop_after} if stop_after else {}
+    _run(ready, run_dir, recipe, screen, changed=bool(overrides), speaks=speaks, resume=how, **limits)
 
 
 def resume(
@@ -124,6 +128,7 @@ def resume(
             "--processes", help="Processes to train with; as many as before when left out.", metavar="N", min=1
         ),
     ] = None,
+    stop_after: StopAfter = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -153,8 +158,9 @@ def resume(
     loaded = load_recipe_for(run_dir, recipe, changes)
     ready = main_first(loaded.recipe.train.device, lambda: build(loaded, say=screen.say_data, first_weights=False))
     name = str(_shortened(run_dir.absolute()) / "recipe.toml") if recipe is None else recipe
-    arguments = {"resume": str(run), "accept_changes": accept_changes}
-    _run(ready, run_dir, name, screen, changed=bool(overrides), speaks=speaks, **arguments)
+    limits = {"stop_after": stop_after} if stop_after else {}
+    how = {"resume": str(run), "accept_changes": accept_changes, **limits}
+    _run(ready, run_dir, name, screen, changed=bool(overrides), speaks=speaks, **how)
 
 
 def _run(
@@ -165,14 +171,15 @@ def _run(
     screen.say(_describe_model(ready))
     screen.say(f"Device: {trainer.device}")
     screen.say(f"Run: {run_dir}")
-    result = trainer.fit(ready.train, ready.val, **ready.fit_arguments)
+    next_recipe = _next_recipe(ready, recipe, run_dir, changed=changed)
+    result = fit(trainer, ready.train, ready.val, _shortened(run_dir), next_recipe, **ready.fit_arguments)
     if not speaks:
         return
     best = result.best if ready.recipe.checkpoint.keep_best else None
     weights = find_saved_weights(
         _shortened(run_dir), last_step=trainer.progress.steps_done, best_step=None if best is None else best.get("step")
     )
-    _finish(result, weights, _next_recipe(ready, recipe, run_dir, changed=changed), screen)
+    _finish(result, weights, next_recipe, screen)
     for problem in weights.problems:
         write_quietly(f"Error: {problem}", sys.stderr)
     if weights.problems:

@@ -22,6 +22,7 @@ _UNITS: dict[str, tuple[Unit, float]] = {
     "s": ("seconds", 1),
     "minute": ("seconds", 60),
     "min": ("seconds", 60),
+    "m": ("seconds", 60),
     "hour": ("seconds", 3600),
     "h": ("seconds", 3600),
     "day": ("seconds", 86400),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from velodrome.errors import ArgumentError, DataError
-from velodrome.loop.host import NO_BATCH, length_of
+from velodrome.loop.host import NO_BATCH, LeftAtOnce, length_of
 from velodrome.loop.modes import evaluation_mode, fetch_outside_of_inference_mode, training_mode
 from velodrome.loop.progress import StopReason
 
@@ -34,6 +35,8 @@ def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
             epoch = Epoch(host, budget)
             yield epoch
             epoch.close_loops()
+            if host.leaving is not None:
+                continue
             epoch.check_trained()
             host.progress.epochs_done += epoch.is_whole
             host.end_epoch()
@@ -49,6 +52,9 @@ def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
 
 def _reason_to_stop(host: LoopHost, budget: Budget) -> StopReason | None:
     """Return why no epoch comes; one that was interrupted is brought to its end, whatever the budget says."""
+    host.heed_time(perf_counter())
+    if host.leaving is not None:
+        return host.leave()
     return None if host.is_inside_epoch else host.stop_requested or budget.exhausted_by(host.progress)
 
 
@@ -84,6 +90,9 @@ class Epoch:
     def _train(self, data: Any, *, batch_size: int | None, shuffle: bool) -> Generator[Any, None, None]:
         host, progress, budget = self._host, self._host.progress, self._budget
         host.finish_left_phase()
+        if host.leaving is not None:
+            host.leave()
+            return
         source = host.source(data, role="train", batch_size=batch_size, shuffle=shuffle)
         place = host.placer(source)
         start = host.enter_data(source, self.index)
@@ -100,8 +109,8 @@ class Epoch:
                 return
         next_draw = 0.0
         batches_done, batches_skipped = start, 0
-        with host.training(source) as phase, training_mode(host.model):
-            phase.batches_done, phase.is_whole = start, self.is_whole or not is_used_up
+        with suppress(LeftAtOnce), host.training(source) as phase, training_mode(host.model):
+            phase.batches_done, phase.is_whole, phase.told = start, self.is_whole or not is_used_up, []
             advance, position = phase.display.advance, host.position
             for raw_batch in () if is_used_up else host.batches(source):
                 batch, samples = place(raw_batch)
@@ -125,6 +134,10 @@ class Epoch:
                 if now >= next_draw:
                     advance(batches_done, progress.samples_in_epoch)
                     next_draw = now + _SECONDS_BETWEEN_DRAWS
+                    host.heed_time(now)
+                if host.leaving is not None:
+                    host.leave()
+                    raise LeftAtOnce
                 if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
                     self.is_whole = phase.is_whole = batches_done == total
                     break
@@ -137,6 +150,9 @@ class Epoch:
                 raise _no_batches(progress.epoch)
             advance(batches_done, progress.samples_in_epoch)
         self._batches_done += batches_done - batches_skipped - start
+        if host.leaving is not None and not phase.told:
+            self.is_whole = False
+            return
         if not any(batches for batches, _ in phase.told):
             raise _no_batches(progress.epoch)
         self.is_whole = all(is_whole for _, is_whole in phase.told)
@@ -155,9 +171,14 @@ class Epoch:
                 )
             self._evaluated.add(name)
             host.finish_left_phase()
+            if host.leaving is not None:
+                host.leave()
+                return
             source = host.source(data, role=name, batch_size=batch_size)
-            with host.evaluation(name, source) as phase:
-                yield from evaluation_batches(host, phase, source)
+            with suppress(LeftAtOnce), host.evaluation(name, source) as phase:
+                yield from evaluation_batches(host, phase, source, may_leave=True)
+            if host.leaving is not None:
+                host.leave()
 
     def close_loops(self) -> None:
         """End loops over training batches that were left and whose iterator is still held somewhere: in a variable, say."""
@@ -175,8 +196,16 @@ class Epoch:
             )
 
 
-def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) -> Iterator[Any]:
-    """Yield the batches of one evaluation; the display is told how far it is."""
+def evaluation_batches(
+    host: LoopHost, phase: PhaseLike, source: BatchSource, *, may_leave: bool = False
+) -> Iterator[Any]:
+    """Yield the batches of one evaluation; the display is told how far it is.
+
+    Args:
+        host, phase, source: of the evaluation.
+        may_leave: give it up when the run is to be left. Of several processes those that know it stop here and wait for the others at
+            the end, where all learn it: their parts have different lengths, so that they cannot meet before.
+    """
     place = host.placer(source)
     source.set_epoch(0)
     next_draw = 0.0
@@ -195,7 +224,14 @@ def evaluation_batches(host: LoopHost, phase: PhaseLike, source: BatchSource) ->
             if (now := perf_counter()) >= next_draw:
                 phase.display.advance(batches_done, samples_done)
                 next_draw = now + _SECONDS_BETWEEN_DRAWS
-    if not any(phase.others.gather(batches_done)):
+                host.heed_time(now)
+            if may_leave and host.wants_to_leave is not None:
+                break
+    told = phase.others.gather((batches_done, host.wants_to_leave if may_leave else None))
+    host.heed_others([wish for _, wish in told])
+    if may_leave and host.leaving is not None:
+        raise LeftAtOnce
+    if not any(batches for batches, _ in told):
         raise DataError(
             f"The {phase.name} data gave 0 batches. Evaluation needs at least one: check the dataset, or leave it out."
         )

@@ -14,12 +14,26 @@ if TYPE_CHECKING:
     from velodrome.loop.progress import Budget, Progress, StopReason
     from velodrome.loop.result import FitResult
 
-__all__ = ["NO_BATCH", "BatchSource", "Display", "FitHost", "LoopHost", "OutcomeLike", "PhaseLike", "length_of"]
+__all__ = [
+    "NO_BATCH",
+    "BatchSource",
+    "Display",
+    "FitHost",
+    "LeftAtOnce",
+    "LoopHost",
+    "OutcomeLike",
+    "PhaseLike",
+    "length_of",
+]
 
 
 T = TypeVar("T")
 NO_BATCH = -1
 """the number of samples where a process has no part of a batch, which is not the same as a batch of no samples"""
+
+
+class LeftAtOnce(BaseException):
+    """A loop ends where it is, and nothing of it is brought to its end; never reaches the user."""
 
 
 class OutcomeLike(Protocol):
@@ -137,6 +151,28 @@ class LoopHost(Protocol):
 
     def save_if_due(self) -> None:
         """Write the checkpoint that waited for the end of the batch; learn what came of one that was written meanwhile."""
+        ...
+
+    @property
+    def leaving(self) -> object | None:
+        """Not None: the run is to be left at once, by a call of `leave`."""
+        ...
+
+    @property
+    def wants_to_leave(self) -> object | None:
+        """What this process was told, which the others may not know yet; None if nothing."""
+        ...
+
+    def heed_time(self, now: float) -> None:
+        """Look at the clock, for a deadline; called at most ten times a second."""
+        ...
+
+    def heed_others(self, wishes: list[Any]) -> None:
+        """Take what each process was told, by rank: they leave together."""
+        ...
+
+    def leave(self) -> StopReason:
+        """Save where the run is, once, and raise what the process is expected to end with, or return the reason."""
         ...
 
     @property

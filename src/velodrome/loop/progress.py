@@ -23,6 +23,8 @@ class StopReason(Enum):
     LEFT = "The loop was left before its end."
     FAILED = "An error ended the run."
     INTERRUPTED = "The run was interrupted."
+    TERMINATED = "The run was told to end."
+    DEADLINE = "The time that the run was given is over."
 
     def __str__(self) -> str:
         return self.value

@@ -81,6 +81,9 @@ class TrainTable(Table):
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     seconds: PositiveFloat | None = None
+    stop_after: Annotated[str, Field(min_length=1)] | None = (
+        None  # a time after which it saves and ends, wherever it is
+    )
     batch_size: PositiveInt = 64
     eval_batch_size: PositiveInt = 1000  # evaluation keeps no activations, so it can take bigger bites
     metrics: Names = ()

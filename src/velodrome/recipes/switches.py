@@ -14,9 +14,12 @@ _OF_TRAIN = (
     "precision", "accumulate", "clip_norm", "clip_value", "compile", "freeze", "gradient_checkpointing", "grad_norms",
     "on_oom",
     "on_nonfinite",
+    "stop_after",
 )  # fmt: skip
 # What makes sense for a whole run only, not for one step that is tried out.
-WHOLE_RUN = frozenset({"scheduler", "scheduler_args", "scheduler_every", "scheduler_monitor", "ema", "compile"})
+WHOLE_RUN = frozenset(
+    {"scheduler", "scheduler_args", "scheduler_every", "scheduler_monitor", "ema", "compile", "stop_after"}
+)
 
 
 def training_switches(recipe: Recipe) -> dict[str, Any]:  # Any: what a Trainer takes
