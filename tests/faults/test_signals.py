@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -574,3 +576,51 @@ def test_a_worker_that_gets_the_interrupt_too_finishes_the_batch_that_is_waited_
     record = record_of(tmp_path / "run")
     assert record["status"] == "stopped"
     assert 1 <= record["saved_step"] <= 3  # the batch of sample 10 is the third, and is fetched ahead
+
+
+SPAWNED = """
+import os, signal, sys, time
+import torch
+import velodrome as vd
+
+X = torch.arange(48.0).reshape(24, 2)
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, interrupts):
+        self.interrupts = interrupts
+    def __len__(self):
+        return 24
+    def __getitem__(self, index):
+        if self.interrupts and index == 14:
+            time.sleep(0.7)
+            os.kill(os.getppid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return X[index], X[index, :1]
+
+def train(folder, interrupts=False, resume="never"):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    trainer = vd.Trainer(model, "adam", loss="mse", seed=1, run_dir=folder, resume=resume, device="cpu", progress=False, checkpoint=None)
+    loader = vd.DataLoader(Data(interrupts), 4, num_workers=1, prefetch_factor=1, multiprocessing_context="spawn")
+    try:
+        trainer.fit(loader, epochs=1)
+    except KeyboardInterrupt:
+        print("interrupted after step", trainer.progress.steps_done)
+    return model
+
+if __name__ == "__main__":
+    straight = train("straight")
+    train("run", interrupts=True)
+    resumed = train("run", resume="auto")
+    print("equal", torch.equal(straight.weight, resumed.weight))
+"""
+
+
+def test_spawned_workers_that_end_with_the_interrupt_do_not_fail_the_run(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SPAWNED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["interrupted after step 3", "equal True"]
