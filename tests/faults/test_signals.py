@@ -226,6 +226,28 @@ def test_what_a_signal_leaves_is_where_it_came(tmp_path: Path) -> None:
     }
 
 
+class Forgets(SignalAt):
+    """Drops a piece of what a stop within an evaluation has to know."""
+
+    def __init__(self, piece: str) -> None:
+        super().__init__("evaluate_end", 1)
+        self.piece = piece
+
+    def on_evaluate_end(self, trainer: vd.Trainer, values: Any) -> None:
+        torch.rand(1)
+        setattr(trainer._run.position, self.piece, None)
+        super().on_evaluate_end(trainer, values)
+
+
+@pytest.mark.parametrize(("piece", "wrong"), [("callbacks", "told"), ("after_training", "random")])
+def test_what_was_before_an_evaluation_is_needed(piece: str, wrong: str, straight: Any, tmp_path: Path) -> None:
+    """Negative control: without the callbacks and the random state of before, the run that goes on is another one."""
+    with pytest.raises(SystemExit):
+        fit(make(tmp_path / "run", Forgets(piece)))
+    resumed = make(tmp_path / "run", resume="auto")
+    assert wrong in different(straight(fit), outcome(resumed, fit(resumed)))
+
+
 def test_a_signal_in_an_evaluation_records_nothing_of_it(tmp_path: Path) -> None:
     trainer = make(tmp_path / "run", SignalAt("eval", 2))
     with pytest.raises(SystemExit) as caught:
