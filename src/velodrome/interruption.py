@@ -154,6 +154,16 @@ class Interruption:
         self._raise(leave)
         return leave.reason
 
+    def has_ended_workers(self, error: BaseException) -> bool:
+        """Return whether an error says that Ctrl-C ended the DataLoader workers, before they gave the batch that is waited for.
+
+        A terminal sends it to them too. Those that are forked let it pass, see `SignalWatch`; those that are spawned end.
+        """
+        run = self._run
+        is_fetching = run.phase.is_training and not run.position.is_in_batch
+        is_of_worker = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        return is_of_worker and is_fetching and run.is_alone and run.leaving is not None and not self.has_left
+
     def leave_late(self) -> None:
         """The run came to its end before it could be left: what the signal asks of the process holds all the same.
 

@@ -524,6 +524,9 @@ class Run:
         except LeftAtOnce:
             raise
         except BaseException as error:
+            if self.interruption.has_ended_workers(error):
+                self.leave()
+                raise LeftAtOnce from None
             self.note(error)
             raise
         finally:

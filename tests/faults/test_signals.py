@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -222,6 +224,28 @@ def test_what_a_signal_leaves_is_where_it_came(tmp_path: Path) -> None:
         "eval": (6, None, "open", 0),  # the training loop is over, and no epoch recorded
         "epoch_end": (6, None, "over", 1),
     }
+
+
+class Forgets(SignalAt):
+    """Drops a piece of what a stop within an evaluation has to know."""
+
+    def __init__(self, piece: str) -> None:
+        super().__init__("evaluate_end", 1)
+        self.piece = piece
+
+    def on_evaluate_end(self, trainer: vd.Trainer, values: Any) -> None:
+        torch.rand(1)
+        setattr(trainer._run.position, self.piece, None)
+        super().on_evaluate_end(trainer, values)
+
+
+@pytest.mark.parametrize(("piece", "wrong"), [("callbacks", "told"), ("after_training", "random")])
+def test_what_was_before_an_evaluation_is_needed(piece: str, wrong: str, straight: Any, tmp_path: Path) -> None:
+    """Negative control: without the callbacks and the random state of before, the run that goes on is another one."""
+    with pytest.raises(SystemExit):
+        fit(make(tmp_path / "run", Forgets(piece)))
+    resumed = make(tmp_path / "run", resume="auto")
+    assert wrong in different(straight(fit), outcome(resumed, fit(resumed)))
 
 
 def test_a_signal_in_an_evaluation_records_nothing_of_it(tmp_path: Path) -> None:
@@ -574,3 +598,51 @@ def test_a_worker_that_gets_the_interrupt_too_finishes_the_batch_that_is_waited_
     record = record_of(tmp_path / "run")
     assert record["status"] == "stopped"
     assert 1 <= record["saved_step"] <= 3  # the batch of sample 10 is the third, and is fetched ahead
+
+
+SPAWNED = """
+import os, signal, sys, time
+import torch
+import velodrome as vd
+
+X = torch.arange(48.0).reshape(24, 2)
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, interrupts):
+        self.interrupts = interrupts
+    def __len__(self):
+        return 24
+    def __getitem__(self, index):
+        if self.interrupts and index == 14:
+            time.sleep(0.7)
+            os.kill(os.getppid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return X[index], X[index, :1]
+
+def train(folder, interrupts=False, resume="never"):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    trainer = vd.Trainer(model, "adam", loss="mse", seed=1, run_dir=folder, resume=resume, device="cpu", progress=False, checkpoint=None)
+    loader = vd.DataLoader(Data(interrupts), 4, num_workers=1, prefetch_factor=1, multiprocessing_context="spawn")
+    try:
+        trainer.fit(loader, epochs=1)
+    except KeyboardInterrupt:
+        print("interrupted after step", trainer.progress.steps_done)
+    return model
+
+if __name__ == "__main__":
+    straight = train("straight")
+    train("run", interrupts=True)
+    resumed = train("run", resume="auto")
+    print("equal", torch.equal(straight.weight, resumed.weight))
+"""
+
+
+def test_spawned_workers_that_end_with_the_interrupt_do_not_fail_the_run(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SPAWNED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["interrupted after step 3", "equal True"]
