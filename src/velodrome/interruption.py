@@ -23,15 +23,12 @@ if TYPE_CHECKING:
 
     from velodrome.run import Run
 
-__all__ = ["TERMINATED_CODE", "Interrupted", "Interruption", "Leave", "Terminated"]
+__all__ = ["TERMINATED_CODE", "Interruption", "Leave", "Terminated", "was_left_in_order"]
 
 TERMINATED_CODE = 128 + 15
+_IN_ORDER = "The run was left in good order."
 _GRACE_S = 30.0
 """what torchrun, SLURM and Kubernetes give between SIGTERM and SIGKILL, if nobody says otherwise"""
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT came, and the run was left in good order."""
 
 
 class Terminated(SystemExit):
@@ -174,7 +171,8 @@ class Interruption:
 
     def _raise(self, leave: Leave) -> None:
         if leave.reason is StopReason.INTERRUPTED:
-            raise Interrupted
+            # Not a class of our own: Python ends a script as a shell expects it for this very class only.
+            raise KeyboardInterrupt(_IN_ORDER)
         if leave.reason is StopReason.TERMINATED:
             raise Terminated(TERMINATED_CODE)
 
@@ -196,3 +194,8 @@ class Interruption:
         if not files.saved_is_resumable:
             return f"{where}; its weights are saved in {files.path}, and no run can go on from them."
         return f"{where}; saved in {files.path}."
+
+
+def was_left_in_order(error: BaseException) -> bool:
+    """Return whether this is what a run raises that was told to stop and has saved what there was to save."""
+    return isinstance(error, Terminated) or (isinstance(error, KeyboardInterrupt) and error.args == (_IN_ORDER,))

@@ -463,7 +463,7 @@ def test_a_file_of_eight_gigabytes_is_refused_by_its_size(here, capfd, name):
 
 
 def test_a_state_that_is_too_large_is_refused_by_its_size_although_its_hash_is_right(here, capfd):
-    path, size = place(here, "step/state.json"), (1 << 28) + 1
+    path, size = place(here, "step/state.json"), (1 << 26) + 1
     sparse(path, size=size)
     digest = hashlib.sha256(bytes(size)).hexdigest()
     document = json.loads((path.parent / "manifest.json").read_text())
@@ -471,7 +471,7 @@ def test_a_state_that_is_too_large_is_refused_by_its_size_although_its_hash_is_r
     (path.parent / "manifest.json").write_text(json.dumps(document))
     for other in sorted(path.parent.parent.glob("step-*"))[:-1]:
         shutil.rmtree(other)
-    assert f"has {size} bytes. At most {1 << 28} are read" in refused(capfd, *VERBS["resume"])
+    assert f"has {size} bytes. At most {1 << 26} are read" in refused(capfd, *VERBS["resume"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc")
@@ -722,6 +722,8 @@ FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 MAY_IMPORT = {
     "checkpoint/foreign.py": {"pickle"},  # the name of the error that a refused pickle raises
+    "data/workers.py": {"pickle"},  # the name of an error
+    "data/failures.py": {"pickle"},  # an exception on its way from a worker process of one's own, as torch sends it
     "testing/worlds.py": {
         "pickle"
     },  # values from process to process of a test, over pipes that it made itself; no file

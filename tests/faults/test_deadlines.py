@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import velodrome as vd
-from velodrome.run_files import RunFiles
+from velodrome.checkpoint.store import CheckpointStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,14 +93,14 @@ def test_slow_saves_are_said_and_kept_time_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]  # a save takes 16 seconds by this one
-    monkeypatch.setattr("velodrome.run.perf_counter", lambda: clock[0])
-    save = RunFiles.save
+    monkeypatch.setattr("velodrome.checkpoint.saver.perf_counter", lambda: clock[0])
+    write = CheckpointStore.write
 
-    def slow_save(self: RunFiles, *args: Any, **more: Any) -> Any:
+    def slow_write(self: CheckpointStore, content: Any) -> Any:
         clock[0] += 16.0
-        return save(self, *args, **more)
+        return write(self, content)
 
-    monkeypatch.setattr(RunFiles, "save", slow_save)
+    monkeypatch.setattr(CheckpointStore, "write", slow_write)
     trainer = make(tmp_path / "run", stop_after="1000s")
     deadline: list[float] = []
 

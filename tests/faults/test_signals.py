@@ -209,7 +209,7 @@ def test_what_a_signal_leaves_is_where_it_came(tmp_path: Path) -> None:
         with pytest.raises(SystemExit):
             fit(trainer)
         state = read_state(next((tmp_path / moment / "checkpoints").glob("step-*")))["resume"]
-        loop = state["position"]["loop"]
+        loop = state["ranks"][0]["loop"]
         done = None if loop is None else loop["batches_done"]
         at[moment] = (
             trainer.progress.micro_batches_done,
@@ -312,7 +312,7 @@ def saves_with(trainer: vd.Trainer, files: Files) -> vd.Trainer:
 
     class UseFiles(vd.Callback):
         def on_fit_start(self, trainer: vd.Trainer) -> None:
-            trainer._run.files._store._files = files
+            trainer._run.files._saver._store._files = files
 
     trainer._run.callbacks.append(UseFiles())
     return trainer

@@ -76,6 +76,8 @@ def test_a_missing_package_is_one_line_with_the_name_of_its_extra(monkeypatch):
     trainer = vd.Trainer(torch.nn.Linear(3, 1), "sgd", lr=0.1, loss="mse", progress=False, device="cpu")
     result = trainer.fit((X, Y), batch_size=4, epochs=1)
     for module, call, extra in (("pandas", result.to_pandas, "pandas"), ("matplotlib", result.plot, "plots")):
+        for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
+            monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ArgumentError) as error:
             call()

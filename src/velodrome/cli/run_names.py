@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-from velodrome.errors import RefusedError
-from velodrome.record.reading import refuse_links
+from velodrome.errors import RefusedError, VelodromeError
+from velodrome.record.reading import read_record, refuse_links
 from velodrome.record.run_name import make_run_name, make_slug
 
 __all__ = ["choose_run_dir", "find_run_dir", "num_processes_of"]
@@ -44,8 +43,8 @@ def find_run_dir(resume: str, out: Path, name: str | None, recipe_name: str) -> 
 def num_processes_of(run_dir: Path) -> int:
     """Return with how many processes a run was last trained; 1 where its `run.json` does not say."""
     try:
-        processes = json.loads((run_dir / "run.json").read_bytes()).get("processes")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        processes = read_record(run_dir).get("processes")
+    except (OSError, VelodromeError):
         return 1  # what is wrong with the file is said when the run is opened
     return processes if isinstance(processes, int) and not isinstance(processes, bool) and processes > 0 else 1
 

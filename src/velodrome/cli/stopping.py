@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import VelodromeError
-from velodrome.interruption import TERMINATED_CODE, Interrupted, Terminated
+from velodrome.interruption import TERMINATED_CODE, Terminated, was_left_in_order
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +40,10 @@ def fit(trainer: Trainer, train: Any, val: Any, run_dir: Path, options: str, **a
 
     try:
         result = trainer.fit(train, val, **arguments)
-    except (Interrupted, Terminated) as told:
-        code = INTERRUPTED_CODE if isinstance(told, Interrupted) else TERMINATED_CODE
+    except (KeyboardInterrupt, Terminated) as told:
+        if not was_left_in_order(told):
+            raise
+        code = TERMINATED_CODE if isinstance(told, Terminated) else INTERRUPTED_CODE
         reason = trainer.result.stop_reason
         if reason in (StopReason.INTERRUPTED, StopReason.TERMINATED):
             raise _stopped(trainer, run_dir, options, code) from told
