@@ -14,7 +14,8 @@ random      put back after the iterator exists, before the first batch is fetche
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,40 @@ from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.scan import check_files, find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError, VelodromeError
+from velodrome.loop.progress import Progress
 from velodrome.own_state import clean_parameters, load_buffers
 from velodrome.run_state import SavedState, load_trainer_state
 from velodrome.step.optimizer_state import differences, group_options, parameter_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from velodrome.distributed.world import World
     from velodrome.run import Run
     from velodrome.step.updates import Updates
 
-__all__ = ["Resumption", "find_resumption", "find_together", "settings_of"]
+__all__ = ["Resumption", "find_resumption", "find_together", "read_from", "settings_of"]
 
 _SHOWN = 5
+
+
+@contextmanager
+def read_from(path: Path | None) -> Iterator[None]:
+    """Tell what goes wrong inside, while a checkpoint's entries are taken, as damage of the checkpoint.
+
+    Raises:
+        CheckpointError: an entry is missing or is not of its kind.
+    """
+    try:
+        yield
+    except VelodromeError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be gone on from: an entry of its state is missing or is not of its kind ({type(error).__name__}: {error}). Another "
+            f"release wrote it, or it was changed by hand: use another checkpoint. Its weights can be loaded with velodrome.load_model.",
+            path=path,
+        ) from error
 
 
 class Resumption:
@@ -75,6 +96,15 @@ class Resumption:
         self._refuse_other_model(run, weights, saved)
         changes = setting_changes(saved, run, data)
         self.refuse(changes)
+        if saved.state["settings"]["average"] is not None and "kind" not in whole["averaging"]:
+            raise KeyError("averaging/kind")
+        missing = [each.name for each in fields(Progress) if each.name not in whole["progress"]]
+        if missing:
+            raise KeyError(f"progress/{missing[0]}")
+        for name, each in saved.state["settings"]["optimizers"].items():
+            for options, was in zip(saved.state["optimizers"][name]["options"], each["groups"], strict=True):
+                if lost := was.keys() - options.keys():
+                    raise KeyError(f"optimizers/{name}/options/{min(lost)}")
         averaged = read_tensors(self.checkpoint, "ema") if whole["averaging"].get("num_averaged") else {}
         notes = {**whole["averaging"], "last_step": saved.state["last_averaged_step"]}
         if whole["averaging"].get("kind") == run.averaging.describe().get("kind") and whole["averaging"]:
