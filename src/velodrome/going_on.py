@@ -22,6 +22,7 @@ from velodrome.sound_state import refusing_unsound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from velodrome.data_in_use import DataInUse
     from velodrome.loop.progress import Budget
@@ -54,6 +55,7 @@ class GoingOn:
         self._is_random_pending = False
         self._train: Any = None
         self._record: Mapping[str, Any] = {}
+        self._path: Path | None = None
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -72,7 +74,9 @@ class GoingOn:
         if resumption.checkpoint is None:
             return
         record = self._record = run.world.gather(dict(run.files.record))[0]
-        self._saved, accepted = resumption.load(run, {} if self._train is None else self._train.describe_data())
+        self._path = resumption.checkpoint
+        with refusing_unsound(self._path):
+            self._saved, accepted = resumption.load(run, {} if self._train is None else self._train.describe_data())
         run.count_together_from_here()
         for reason in resumption.skipped:
             run.files.warn(f"warning: A newer checkpoint is not used: {reason}")
@@ -129,15 +133,19 @@ class GoingOn:
         run, saved = self._run, self._saved
         assert saved is not None
         position = saved.state["position"]
-        run.position.stage = position["stage"]
-        if position["stage"] == "open":
+        with refusing_unsound(self._path):
+            stage = run.position.stage = position["stage"]
+            if stage not in ("between", "open", "over"):
+                raise ValueError(f"position/stage is {stage!r}")
+            end = join(position["epoch_end"], {})
+            verdict = Verdict(**end["verdict"]) if stage == "over" else None
+        if stage == "open":
             return  # `begin_epoch` does the rest
         saved = self._take()
         self._load_callbacks(saved)
         self._restore_random(saved)
-        if position["stage"] == "over":
-            end = join(position["epoch_end"], {})
-            run.after_epoch(end["row"], Verdict(**end["verdict"]))
+        if verdict is not None:
+            run.after_epoch(end["row"], verdict)
         if self._had_ended:  # it was to stop there, and now goes on: callbacks begin as in any run that goes on
             run.stop_requested = None
             run.tell("on_fit_start")
@@ -153,10 +161,11 @@ class GoingOn:
         """Bring back row, sums and callbacks of the epoch; return the samples done at its last log point."""
         run, saved = self._run, self._take()
         position = saved.state["position"]
-        run.row.clear()
-        run.row.update(join(saved.state["row"], {}))
-        with refusing_unsound(run.files.path):
+        with refusing_unsound(self._path):
+            run.row.clear()
+            run.row.update({"epoch": saved.state["row"]["epoch"], **join(saved.state["row"], {})})
             load_phase(run, saved.owns)
+            self._loops_to_skip, self._loop = position["loops_done"], self._own(saved).get("loop")
         phase = run.train_phase
         if phase.unsaved:
             run.files.warn(
@@ -167,7 +176,6 @@ class GoingOn:
         self._load_callbacks(saved)
         if self._had_ended:
             run.stop_requested = None
-        self._loops_to_skip, self._loop = position["loops_done"], self._own(saved).get("loop")
         if self._loop is None:
             self._restore_random(saved)
         else:
@@ -191,14 +199,13 @@ class GoingOn:
             return 0
         assert self._saved is not None
         then, own = self._saved.num_processes, self._own(self._saved)
+        with refusing_unsound(self._path):
+            done, data = loop["batches_done"], loop["data"]
         if then == run.world.size:
             self._resumption.refuse(compare(own.get("data"), source.describe_data(), name="data"))
-            done = loop["batches_done"]
         else:
-            done = batches_for_others(
-                source, loop["batches_done"], then=then, now=run.world.size, warn=run.notices.warn_all
-            )
-        self._batches_to_skip = source.go_to(epoch, loop["data"], done)
+            done = batches_for_others(source, done, then=then, now=run.world.size, warn=run.notices.warn_all)
+        self._batches_to_skip = source.go_to(epoch, data, done)
         self._is_random_pending = True
         if source.draws_in_workers:
             run.files.warn(
@@ -216,8 +223,9 @@ class GoingOn:
             return iter(source)
         saved, self._saved, self._is_random_pending = self._saved, None, False
         assert saved is not None
-        run.position.loop_start = self._own(saved).get("loop_start")
-        load_random(run, saved.owns, "loop_start")  # a sampler draws the same order again
+        with refusing_unsound(self._path):
+            run.position.loop_start = self._own(saved).get("loop_start")
+            load_random(run, saved.owns, "loop_start")  # a sampler draws the same order again
         iterator = iter(source)
         source.skip(iterator, self._batches_to_skip)
         self._restore_random(saved)
@@ -254,7 +262,8 @@ class GoingOn:
             )
 
     def _restore_random(self, saved: SavedState) -> None:
-        load_random(self._run, saved.owns)
+        with refusing_unsound(self._path):
+            load_random(self._run, saved.owns)
 
     def _own(self, saved: SavedState) -> OwnState:
         """Return what this process had of its own; what rank 0 had, where there were not as many processes."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROUPS",
+    "OWN_NAMES",
     "OWN_OF_WINDOW",
     "OwnState",
     "clean_parameters",
@@ -48,6 +49,8 @@ _GROUP_OF = {
     "random": "rng", "loop_start": "rng", "phase": "sums", "loop": "sums", "data": "sums", "buffers": "sums", "callbacks": "sums",
     "windows": "window",
 }  # fmt: skip
+OWN_NAMES = tuple(_GROUP_OF)
+"""the entries of each process"""
 OWN_OF_WINDOW = ("token_base", "micro_batches", "base", "items")
 """the entries of `Updates.state_dict` that are not the same in every process"""
 

@@ -13,7 +13,7 @@ random      put back after the iterator exists, before the first batch is fetche
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.scan import check_files, find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError, VelodromeError
+from velodrome.loop.progress import Progress
 from velodrome.own_state import clean_parameters, load_buffers
 from velodrome.record.reading import read_record, refuse_links
 from velodrome.run_state import SavedState, load_trainer_state
@@ -80,6 +81,15 @@ class Resumption:
         self._refuse_other_model(run, weights, saved)
         changes = setting_changes(saved, run, data)
         self.refuse(changes)
+        if saved.state["settings"]["average"] is not None and "kind" not in whole["averaging"]:
+            raise KeyError("averaging/kind")
+        missing = [each.name for each in fields(Progress) if each.name not in whole["progress"]]
+        if missing:
+            raise KeyError(f"progress/{missing[0]}")
+        for name, each in saved.state["settings"]["optimizers"].items():
+            for options, was in zip(saved.state["optimizers"][name]["options"], each["groups"], strict=True):
+                if lost := was.keys() - options.keys():
+                    raise KeyError(f"optimizers/{name}/options/{min(lost)}")
         averaged = read_tensors(self.checkpoint, "ema") if whole["averaging"].get("num_averaged") else {}
         notes = {**whole["averaging"], "last_step": saved.state["last_averaged_step"]}
         if whole["averaging"].get("kind") == run.averaging.describe().get("kind") and whole["averaging"]:

@@ -17,7 +17,15 @@ from velodrome.checkpoint.nested import join, split
 from velodrome.checkpoint.read import read_tensors
 from velodrome.errors import CheckpointError
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.own_state import GROUPS, OWN_OF_WINDOW, OwnState, clean_parameters, load_gradients, window_counts
+from velodrome.own_state import (
+    GROUPS,
+    OWN_NAMES,
+    OWN_OF_WINDOW,
+    OwnState,
+    clean_parameters,
+    load_gradients,
+    window_counts,
+)
 from velodrome.step.optimizer_state import load_optimizer_state, optimizer_state, parameter_names
 
 if TYPE_CHECKING:
@@ -64,6 +72,8 @@ class SavedState:
         missing = [name for name in _FIELDS if name not in resume]
         missing += [name for name in ("progress", "averaging") if name not in state]
         ranks = resume.get("ranks")
+        if isinstance(ranks, list):
+            missing += [f"ranks/{name}" for name in OWN_NAMES if not all(name in rank for rank in ranks)]
         if missing or not isinstance(ranks, list) or not ranks:
             raise CheckpointError(
                 f"{path} does not say {', '.join(missing) or 'which processes trained'}, without which no run can go on from it. Another release "

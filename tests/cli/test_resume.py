@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -102,4 +103,57 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(project, velodr
     assert kills == 3
 
     assert velodrome(*command, "--name", "killed").code == 0
+    assert_same(run, project / "runs" / "undisturbed")
+
+
+def start_two(project, *arguments):
+    """Start the command line where it starts two processes."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "velodrome.cli", *arguments, "-q"]
+    return subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def newest(run):
+    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
+
+
+def ranks_of(pid):
+    """Return the ids of the processes that train, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            variables = folder.joinpath("environ").read_bytes().split(b"\0")
+        except (OSError, ValueError, IndexError):
+            continue
+        ranks = [int(each.removeprefix(b"RANK=")) for each in variables if each.startswith(b"RANK=")]
+        if parent == pid and ranks:
+            found[ranks[0]] = int(folder.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the ids of processes from /proc")
+def test_two_processes_killed_and_started_again_end_the_same(project):
+    """All at once, as a machine that is lost, and then one of them; `resume` starts as many as there were."""
+    command = ["train", "mine.toml", "train.epochs=50", "checkpoint.every=every 2 steps", "--processes", "2", "--resume", "auto"]  # fmt: skip
+    straight = start_two(project, *command, "--name", "undisturbed")
+    run = project / "runs" / "killed"
+    for who in ("all", "one"):
+        process = start_two(project, *command, "--name", "killed")
+        before = newest(run)
+        while process.poll() is None and newest(run) < before + 4:
+            time.sleep(0.005)
+        ranks = ranks_of(process.pid)
+        assert sorted(ranks) == [0, 1], process.communicate()
+        for pid in (process.pid, *ranks.values()) if who == "all" else (ranks[1],):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+    last = start_two(project, "resume", "runs/killed", *command[2:4], "--recipe", "mine.toml")
+    _, said = last.communicate(timeout=120)
+
+    assert last.returncode == 0, said
+    _, said = straight.communicate(timeout=120)
+    assert straight.returncode == 0, said
+    assert json.loads((run / "run.json").read_text())["processes"] == 2
     assert_same(run, project / "runs" / "undisturbed")

@@ -163,6 +163,7 @@ def outcome(case: Case, trainer: vd.Trainer) -> dict[str, Any]:
     }
     facts |= {f"model now {name}": value for name, value in trainer.model.state_dict().items()}
     facts |= {f"average {name}": value for name, value in trainer.averaging.state_dict().items()}
+    facts["averaging"] = read_state(last)["averaging"]
     facts |= {"random": (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist())}
     facts |= {"state": state, "history": rows_without_times(result.history), "progress": counters(trainer)}
     facts["journal"] = rows_without_times(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
@@ -240,42 +241,136 @@ CONTROL = Case(
     },
 )
 GROUPS = ("model", "ema", "optimizer", "window-rank0", "rng-rank0", "sums-rank0", "callbacks")
-STATES = ("updates", "phase", "callbacks", "keeping", "row", "loop", "journal_bytes")
-TENSORS = ("optimizers", "random/python", "random/numpy", "random/torch", "phase", "callbacks")
+OLDER = (
+    "model", "ema", "progress", "averaging", "optimizers", "updates", "callbacks", "keeping", "row", "journal_bytes", "random",
+    "random/python", "random/numpy", "random/torch", "phase", "loop",
+)  # fmt: skip
+"""Items that are taken from an older checkpoint: the run must end differently, or be refused."""
+OTHER = {
+    "settings": {"seed": 6},
+    "order_seed": 6,
+    "position": {"stage": "between"},
+    "data": {"samples": 23, "batch size": 4, "shuffle": True},
+    "stop": "requested",
+    "ranks": [],
+}
+"""Items that are the same in every checkpoint of a run, and what they are changed to."""
+ELSEWHERE = {
+    "interval_samples": "decides a rate by the clock only: the samples_per_s of the next row",
+    "last_averaged_step": "test_an_average_is_taken_twice_without_the_step_of_the_last_one",
+    "windows": "test_gradients_of_an_open_window_are_saved_and_needed",
+    "loop_start": "test_the_order_of_a_sampler_is_lost_without_the_random_state_at_its_start",
+    "buffers": "test_resume_worlds.py: test_callbacks_and_buffers_that_differ_between_processes_come_back_to_each",
+    "own callbacks": "test_resume_worlds.py: test_callbacks_and_buffers_that_differ_between_processes_come_back_to_each",
+    "evaluated_weights": "read by load_model: tests/unit/test_averages.py",
+}
 
 
-def make_older(folder: Path, item: str, *, step: int, older: int) -> None:
-    """Replace one item in a checkpoint by what it was in an older one; the files are whole and their hashes true."""
-    paths = [folder / "checkpoints" / f"step-{each:08d}" for each in (step, older)]
-    held, old = ({g: read_tensors(path, g) for g in GROUPS if (path / f"{g}.safetensors").exists()} for path in paths)
-    state, old_state = (read_state(path) for path in paths)
-    if item in ("model", "ema"):
-        held[item] = old[item]
-    elif item == "progress":
-        state["progress"] = old_state["progress"]
-    else:
-        for group, tensors in held.items():
-            mine = [name for name in [*tensors, *old[group]] if f"{name}/".startswith(f"{item}/")]
-            kept = {name: value for name, value in tensors.items() if name not in mine}
-            held[group] = kept | {name: old[group][name] for name in mine if name in old[group]}
-        *outer, last = item.split("/")
-        new, old_one = state["resume"], old_state["resume"]
-        if (outer and outer[0] == "random") or last in ("phase", "loop"):
-            new, old_one = new["ranks"][0], old_one["ranks"][0]
-        for name in outer:
-            new, old_one = new[name], old_one[name]
-        if last in new:
-            new[last] = old_one[last]
+def items_of(path: Path) -> set[str]:
+    """Return the names of everything that a checkpoint holds."""
+    state = read_state(path)
+    own = {("own callbacks" if name == "callbacks" else name) for name in state["resume"]["ranks"][0]}
+    groups = {each.stem for each in path.glob("*.safetensors")} - {"optimizer", "callbacks"}
+    groups = {name for name in groups if not name.endswith("-rank0")}  # these hold tensors of entries of `state.json`
+    return groups | {name for name in state if name != "resume"} | set(state["resume"]) | own
+
+
+def test_every_saved_item_has_a_negative_control(tmp_path: Path) -> None:
+    cut(CONTROL, tmp_path / "run", 9)
+
+    assert items_of(tmp_path / "run" / "checkpoints" / "step-00000009") == {
+        name for name in {*OLDER, *OTHER, *ELSEWHERE} if "/" not in name
+    }
+
+
+def write_again(folder: Path, step: int, change: Any) -> None:
+    """Write a checkpoint again with something changed; the files are whole and their hashes true."""
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    held = {each.stem: read_tensors(path, each.stem) for each in path.glob("*.safetensors")}
+    state = read_state(path)
+    change(state, held)
     run_id = json.loads((folder / "run.json").read_text())["id"]
     CheckpointStore(folder / "checkpoints", run_id=run_id).save(step, held, state)
 
 
-@pytest.mark.parametrize("item", sorted({"model", "ema", "progress", *STATES, *TENSORS}))
-def test_without_one_saved_item_the_run_ends_differently(item: str, straight: Any, tmp_path: Path) -> None:
+def make_older(folder: Path, item: str, *, step: int, older: int) -> None:
+    """Replace one item in a checkpoint by what it was in an older one."""
+    old_path = folder / "checkpoints" / f"step-{older:08d}"
+    old_state = read_state(old_path)
+    old = {each.stem: read_tensors(old_path, each.stem) for each in old_path.glob("*.safetensors")}
+
+    def change(state: dict[str, Any], held: dict[str, dict[str, torch.Tensor]]) -> None:
+        if item in ("model", "ema"):
+            held[item] = old[item]
+            return
+        for group, tensors in held.items():
+            mine = [name for name in [*tensors, *old[group]] if f"{name}/".startswith(f"{item}/")]
+            kept = {name: value for name, value in tensors.items() if name not in mine}
+            held[group] = kept | {name: old[group][name] for name in mine if name in old[group]}
+        first, *inner = item.split("/")
+        for new, before in ((state, old_state), (state["resume"], old_state["resume"])):
+            if first in new and not inner:
+                new[first] = before[first]
+        new, before = state["resume"]["ranks"][0], old_state["resume"]["ranks"][0]
+        if first in new and first != "callbacks":
+            if inner:
+                new[first] = {**new[first], inner[0]: before[first][inner[0]]}
+            else:
+                new[first] = before[first]
+
+    write_again(folder, step, change)
+
+
+def end_of(case: Case, folder: Path) -> dict[str, Any]:
+    """Return how the run ends that goes on; an error is an end too."""
+    try:
+        return outcome(case, case.make(folder, resume="auto"))
+    except vd.errors.VelodromeError as error:
+        return {"refused": error.message}
+
+
+@pytest.mark.parametrize("item", OLDER)
+def test_with_an_older_saved_item_the_run_ends_differently(item: str, straight: Any, tmp_path: Path) -> None:
     cut(CONTROL, tmp_path / "run", 9)
     make_older(tmp_path / "run", item, step=9, older=3)
 
-    assert different(straight(CONTROL), outcome(CONTROL, CONTROL.make(tmp_path / "run", resume="auto"))) != []
+    assert different(straight(CONTROL), end_of(CONTROL, tmp_path / "run")) != []
+
+
+@pytest.mark.parametrize("item", OTHER)
+def test_with_another_saved_item_the_run_ends_differently(item: str, straight: Any, tmp_path: Path) -> None:
+    cut(CONTROL, tmp_path / "run", 9)
+
+    def change(state: dict[str, Any], held: Any) -> None:
+        del held
+        table = state["resume"] if item in state["resume"] else state["resume"]["ranks"][0]
+        table[item] = {**table[item], **OTHER[item]} if isinstance(OTHER[item], dict) else OTHER[item]
+
+    write_again(tmp_path / "run", 9, change)
+
+    assert different(straight(CONTROL), end_of(CONTROL, tmp_path / "run")) != []
+
+
+def test_the_order_of_a_sampler_is_lost_without_the_random_state_at_its_start(tmp_path: Path) -> None:
+    case = Case("sampler")
+    first = case.make(tmp_path / "a")
+    first.fit(weighted(), epochs=2)
+    results = []
+    for folder, change in (("b", lambda state, held: None), ("c", _without_loop_start)):
+        with pytest.raises(Cut):
+            case.make(tmp_path / folder, cut_at=7).fit(weighted(), epochs=2)
+        write_again(tmp_path / folder, 7, change)  # the second of five batches of the second epoch
+        torch.manual_seed(99)
+        again = case.make(tmp_path / folder, resume="auto")
+        again.fit(weighted(), epochs=2)
+        results.append(all(map(torch.equal, first.model.state_dict().values(), again.model.state_dict().values())))
+
+    assert results == [True, False]
+
+
+def _without_loop_start(state: dict[str, Any], held: dict[str, dict[str, torch.Tensor]]) -> None:
+    state["resume"]["ranks"][0]["loop_start"] = None
+    held["rng-rank0"] = {name: value for name, value in held["rng-rank0"].items() if not name.startswith("loop_start")}
 
 
 def test_a_checkpoint_that_was_written_again_unchanged_is_as_good(straight: Any, tmp_path: Path) -> None:
@@ -337,6 +432,30 @@ def test_a_run_cut_between_steps_ends_like_the_one_that_was_not(
     torch.manual_seed(99)
 
     assert different(expected, outcome(case, case.make(tmp_path / "run", resume="auto"))) == []
+
+
+@pytest.mark.parametrize("step", [None, -1])
+def test_an_average_is_taken_twice_without_the_step_of_the_last_one(step: int | None, tmp_path: Path) -> None:
+    case = Case(
+        "swa", {"checkpoint": None, "ema": vd.SWA(start="1 epochs", every="1 epochs", evaluate="raw")}, epochs=3
+    )
+    expected = outcome(case, case.make(tmp_path / "straight"))
+    trainer = case.make(tmp_path / "run")
+    trainer._run.callbacks.append(Raise("on_evaluate_end", 3, save=True))
+    with pytest.raises(Cut):
+        case.train(trainer)
+
+    def change(state: dict[str, Any], held: Any) -> None:
+        del held
+        assert (
+            state["resume"]["last_averaged_step"] == 18
+        )  # three epochs of six steps: the average is made, the epoch is not over
+        state["resume"]["last_averaged_step"] = 18 if step is None else step
+
+    write_again(tmp_path / "run", 18, change)
+
+    differs = different(expected, outcome(case, case.make(tmp_path / "run", resume="auto")))
+    assert ("average 0.weight" in differs) == (step is not None), differs
 
 
 class SaveInside(vd.Callback):

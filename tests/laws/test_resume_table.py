@@ -159,9 +159,19 @@ def make(row: dict[str, Any], folder: str, *, cut: tuple[str, int, int] | None =
 def train(row: dict[str, Any], folder: str, *, cut: tuple[str, int, int] | None = None) -> vd.Trainer:
     """Train with a loop that does everything by hand, until it is cut."""
     trainer = make(row, folder, cut=cut)
-    model = trainer.model
-    workers = {} if row["workers"] == 0 else {"num_workers": 2, "persistent_workers": row["workers"] == "persistent"}
+    # Forked: the processes of a world were spawned, and would spawn theirs, which import torch first.
+    kept = {"num_workers": 2, "persistent_workers": row["workers"] == "persistent", "multiprocessing_context": "fork"}
+    workers: dict[str, Any] = kept if row["workers"] else {}
     data = vd.DataLoader(Samples(augments=not workers or AUGMENTS_IN_WORKERS), BATCH, shuffle=True, **workers)
+    try:
+        run_epochs(row, trainer, data, cut)
+    finally:
+        end_workers(data)
+    return trainer
+
+
+def run_epochs(row: dict[str, Any], trainer: vd.Trainer, data: vd.DataLoader, cut: tuple[str, int, int] | None) -> None:
+    model = trainer.model
     for epoch in trainer.epochs(EPOCHS):
         for x, y in epoch.train(data):
             # From the generators that dropout does not use, so that their states matter to the weights.
@@ -178,7 +188,13 @@ def train(row: dict[str, Any], folder: str, *, cut: tuple[str, int, int] | None 
             trainer.log(accuracy=(model["head"](model["body"](x)).argmax(1) == y).float())
             if cut is not None and cut[:2] == ("evaluation", epoch.index + 1) and done == 2:
                 raise Cut
-    return trainer
+
+
+def end_workers(data: vd.DataLoader) -> None:
+    """End workers that persist: collected as garbage they take 5 seconds each, their queues go before them."""
+    iterator = getattr(getattr(data._samples, "_loader", None), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def outcome(trainer: vd.Trainer) -> dict[str, Any]:
@@ -256,7 +272,9 @@ def check(row: dict[str, Any], answer: tuple[list[str], int, list[str]]) -> None
     differs, num_cuts, places = answer
     assert differs == [], name_of(row)
     assert num_cuts == len(CUTS[row["cut"]]), f"{name_of(row)} was not cut where it should be"
-    assert len(places) == num_cuts, f"{name_of(row)}: {places}"
+    # Two optimizers make both of the first updates in one batch: then there was no checkpoint yet.
+    begun_anew = row["optimizers"] == 2 and ("step", 1, 2) in CUTS[row["cut"]]
+    assert len(places) == num_cuts - begun_anew, f"{name_of(row)}: {places}"
 
 
 def test_the_table_has_every_pair_and_few_rows() -> None:

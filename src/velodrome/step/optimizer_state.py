@@ -90,7 +90,8 @@ def load_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any], names: 
     }
     by_name = {name: _like(values, parameters[name]) for name, values in saved["by_name"].items()}
     groups = [
-        {**options, **{key: value for key, value in group.items() if key in ("params", "param_names")}}
+        # An option that a later torch has, and that one had not, is what this optimizer was made with.
+        {**group, **options, **{key: value for key, value in group.items() if key in ("params", "param_names")}}
         for options, group in zip(saved["options"], current["param_groups"], strict=True)
     ]
     state = {name_to_number[name]: values for name, values in by_name.items()}
