@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -79,6 +80,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "shelf_for_cli_tests.py").write_text(MODULE)
     (tmp_path / "mine.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "shelf_for_cli_tests", raising=False)  # that of another test's folder
     return tmp_path
 
 
