@@ -19,6 +19,8 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 RECIPE ?= fashion-mnist-mlp
 DATA_ROOT ?= data
 
+JOBS ?= 2
+
 .PHONY: train test lint format typecheck unit bench bench-peers tables lock clean help
 
 ## train: make the environment, fetch the data, train RECIPE (fashion-mnist-mlp); ARGS="train.epochs=10" adds overrides
@@ -43,10 +45,10 @@ typecheck: $(VENV)/.dev-stamp
 	@echo "==> pyright: types of src (about 20 seconds)"
 	@$(PY) -m pyright --pythonpath "$(PY)"
 
-## unit: pytest; ARGS="tests/unit -k order" selects
+## unit: pytest; ARGS="tests/unit -k order" selects, JOBS=1 runs one test at a time
 unit: $(VENV)/.dev-stamp
 	@echo "==> pytest: units, laws, faults, command line, examples (a few minutes)"
-	@$(PY) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 ## format: let ruff fix and lay out the code
 format: $(VENV)/.dev-stamp

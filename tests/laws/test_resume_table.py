@@ -23,9 +23,6 @@ from torch.utils.data import Dataset
 import velodrome as vd
 from velodrome.checkpoint.read import read_state, read_tensors
 
-AUGMENTS_IN_WORKERS = False  # switch on where a worker's random numbers are f(seed, epoch, index)
-"""Whether samples that worker processes fetch are augmented at random too."""
-
 SAMPLES, BATCH, EPOCHS = 22, 6, 3  # batches of 6, 6, 6 and 4: windows of two are whole
 X = torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (SAMPLES,), generator=torch.Generator().manual_seed(1))
@@ -162,7 +159,7 @@ def train(row: dict[str, Any], folder: str, *, cut: tuple[str, int, int] | None 
     # Forked: the processes of a world were spawned, and would spawn theirs, which import torch first.
     kept = {"num_workers": 2, "persistent_workers": row["workers"] == "persistent", "multiprocessing_context": "fork"}
     workers: dict[str, Any] = kept if row["workers"] else {}
-    data = vd.DataLoader(Samples(augments=not workers or AUGMENTS_IN_WORKERS), BATCH, shuffle=True, **workers)
+    data = vd.DataLoader(Samples(augments=True), BATCH, shuffle=True, **workers)
     try:
         run_epochs(row, trainer, data, cut)
     finally:
