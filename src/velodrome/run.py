@@ -773,7 +773,8 @@ class Run:
         if not in_background or self.files.can_save(self.progress, is_resumable=is_resumable):
             self.files.wait_for_save(is_a_stall=in_background)
             self._end_saves()
-        self.nonfinite.read_flags()
+        if not self.is_alone or self.files.can_save(self.progress, is_resumable=is_resumable):
+            self.nonfinite.read_flags()
         if together and not self.is_alone:
             writes = self._saving.meet()
             self._save_is_wanted = False  # what was wanted is made here, or waits

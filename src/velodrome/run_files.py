@@ -466,8 +466,9 @@ def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:
     """Refuse a folder with files of the names that a run writes: they are somebody's, and would be written over."""
     # Lines are added to a log, never written over; a run that was killed before its run.json leaves one.
+    # So is its lock, which says that the rest is that run's as well.
     taken = sorted((_OWN_NAMES - {"log.txt"}) & (entries or set()))
-    if taken and "run.json" not in taken:
+    if taken and "run.json" not in taken and LOCK_NAME not in taken:
         raise RefusedError(
             f"run_dir={str(folder)!r} holds {', '.join(taken)}, which a run would write over. Nothing was changed. Give a new folder."
         )

@@ -262,6 +262,8 @@ ELSEWHERE = {
     "loop_start": "test_the_order_of_a_sampler_is_lost_without_the_random_state_at_its_start",
     "buffers": "test_resume_worlds.py: test_callbacks_and_buffers_that_differ_between_processes_come_back_to_each",
     "own callbacks": "test_resume_worlds.py: test_callbacks_and_buffers_that_differ_between_processes_come_back_to_each",
+    "nonfinite": "faults/test_nonfinite.py: test_what_is_counted_in_a_row_is_counted_across_a_resume",
+    "part_sizes": "faults/test_out_of_memory.py: test_negative_control_a_run_that_forgot_the_size_ends_differently",
     "evaluated_weights": "read by load_model: tests/unit/test_averages.py",
 }
 

@@ -166,9 +166,9 @@ class FlagGuard(NoGuard):
         self.looks_at_gradients = True
         self._optimizer: Any = optimizer  # Any: attributes that only some of torch's optimizers know
         self._waits = waits
-        self._flag = torch.zeros((), device=device)
+        self._flag = torch.zeros((), dtype=torch.float32, device=device)
         self.flag = self._flag
-        self._one = torch.ones((), device=device)
+        self._one = torch.ones((), dtype=torch.float32, device=device)
         self._losses: list[Tensor] = []
         self._chunks: list[Tensor] = []
         self._updates: list[int] = []
@@ -288,8 +288,8 @@ def _flags(gradients: Sequence[Tensor], flag: Tensor | None = None) -> list[Tens
         groups.setdefault((dense.device, dense.dtype), []).append(dense)
     flags = []
     for (device, _), group in groups.items():
-        own = torch.zeros((), device=device) if flag is None or flag.device != device else flag
-        _raise_flag(group, own, torch.ones((), device=device))
+        own = torch.zeros((), dtype=torch.float32, device=device) if flag is None or flag.device != device else flag
+        _raise_flag(group, own, torch.ones((), dtype=torch.float32, device=device))
         if flag is not None and own is not flag:
             flag.copy_(torch.maximum(flag, own.to(flag.device)))
         flags.append(own)
