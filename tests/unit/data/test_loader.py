@@ -1,4 +1,5 @@
 import random
+import re
 from collections import namedtuple
 from itertools import count
 
@@ -97,7 +98,7 @@ DATA = {
         {"batch_size": None},
         {"batch_size": None, "sampler": [3, 1]},
     ],
-    ids=str,
+    ids=lambda arguments: re.sub(r" at 0x\w+", "", str(arguments)),
 )
 def test_batches_and_length_are_those_of_pytorch(name, arguments):
     mine, theirs = velodrome.DataLoader(DATA[name](), **arguments), TorchDataLoader(DATA[name](), **arguments)
