@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from velodrome.callbacks.early_stopping import EarlyStopping
 from velodrome.checkpoint.nested import join
 from velodrome.data.bound import BoundLoader
 from velodrome.data.share import is_sharded
@@ -107,6 +108,13 @@ class GoingOn:
         run.keeping.best = record.get("best")
         load_callbacks(run, saved)
         self._restore_random(saved)
+        position = saved.state["position"]
+        if position["stage"] == "over":  # the last checkpoint was made before the callbacks heard of its epoch
+            end = join(position["epoch_end"], {})
+            run.after_epoch(end["row"], Verdict(**end["verdict"]))
+        for callback in run.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.restore_best_weights(run.trainer)
         reason = next(each for each in _ENDED if str(each) == record["stop_reason"])
         run.stop_requested = reason
         run.files.say(
@@ -166,6 +174,7 @@ class GoingOn:
             run.row.update({"epoch": saved.state["row"]["epoch"], **join(saved.state["row"], {})})
             load_phase(run, saved.owns)
             self._loops_to_skip, self._loop = position["loops_done"], self._own(saved).get("loop")
+            run.position.is_whole = position.get("is_whole", True)  # checkpoints of earlier versions do not say
         phase = run.train_phase
         if phase.unsaved:
             run.files.warn(

@@ -22,6 +22,7 @@ class Position:
     Fields:
         stage: no epoch is under way; one is; or one is over and recorded, and callbacks are to be told.
         loops_done: training loops of the open epoch that are over. Usually one at most, but an epoch may have several.
+        is_whole: the training loops that are over came to the end of their data.
         source: of the training loop under way; None between them.
         batch: that of the training loop under way, on the device: what a number that is not finite came from.
         is_in_batch: the body of that loop is under way. What it will still do with its batch (log, measure, a second optimizer's step)
@@ -34,6 +35,7 @@ class Position:
 
     stage: Stage = "between"
     loops_done: int = 0
+    is_whole: bool = True
     source: Any = None
     batch: Any = None
     is_in_batch: bool = False
@@ -45,6 +47,7 @@ class Position:
     def open_epoch(self) -> None:
         """An epoch begins."""
         self.stage, self.loops_done, self.source, self.after_training = "open", 0, None, None
+        self.is_whole = True
         self.is_in_batch, self.loop_start, self.callbacks = False, None, None
 
     def enter_loop(self, source: Any) -> None:
@@ -67,7 +70,12 @@ class Position:
 
     def describe(self) -> dict[str, Any]:
         """Return where in its epoch the run is, as plain values; the same in every process."""
-        return {"stage": self.stage, "loops_done": self.loops_done, "epoch_end": self.epoch_end or None}
+        return {
+            "stage": self.stage,
+            "loops_done": self.loops_done,
+            "is_whole": self.is_whole,
+            "epoch_end": self.epoch_end or None,
+        }
 
     def describe_loop(self, *, epoch: int, batches_done: int) -> dict[str, Any] | None:
         """Return how far the training loop under way is, in this process; None between loops.

@@ -358,7 +358,7 @@ class Run:
         self.tick()
         self._left_phase, self._is_under_way = None, False
         self.windows.discard()  # the window of a loop that was left together with the run
-        error = self._error if reason is StopReason.LEFT else None
+        error = noted = self._error if reason is StopReason.LEFT else None
         if self.leaving is not None and self.interruption.has_left:
             reason, error = self.leaving.reason, None
         elif error is None:
@@ -369,8 +369,10 @@ class Run:
                     check_finite_weights(self.model.named_parameters(), step=self.progress.steps_done)
                 # A loop that was left, by `break` or by an error of the user's own, was perhaps left by this process only.
                 self.save(together=reason is not StopReason.LEFT)
-            except NumericsError as numerics_error:
-                error = numerics_error
+            except (
+                BaseException
+            ) as failure:  # of a callback that is told of the checkpoint, say: everything is closed all the same
+                error = failure
         if error is None:
             self.stop_reason = reason
             if self.averaging.describe() and not self.averaging.num_averaged:
@@ -390,7 +392,7 @@ class Run:
         failures += self._tell_each("on_fit_end")
         for failure in failures:  # the first error is the one that matters
             error.add_note(f"Then a callback raised {type(failure).__name__}: {failure}")
-        if reason is not StopReason.LEFT:
+        if reason is not StopReason.LEFT or (error is not noted and not isinstance(error, NumericsError)):
             raise error
 
     def note(self, error: BaseException) -> None:
@@ -569,6 +571,7 @@ class Run:
         self.tick()
         self._read_blocking(phase, self._agree)
         phase.told = self.world.gather((phase.batches_done, phase.is_whole))
+        self.position.is_whole &= all(is_whole for _, is_whole in phase.told)
         self.world.broadcast_buffers(self.model)  # statistics of BatchNorm are those of each process's own batches
         if self.averaging.num_averaged and not self.is_alone:
             with self.averaging.applied():
@@ -646,6 +649,8 @@ class Run:
                 "weights before averaging. Give data that can be read again, such as a DataLoader."
             )
             return
+        # In the order of this epoch, whether its loop was run here or before the run was interrupted, to its end or not.
+        source.set_epoch(self.row["epoch"] - 1)
         source = source.whole()  # every process reads all of it: the same statistics everywhere, those of one process
         place = self.placer(source)
         # A loop of one's own may compute its loss outside: then the batch goes through the model without its target.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import traceback
@@ -460,7 +461,12 @@ def _check_progress(directory: RunDirectory) -> None:
 
 
 def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == "epoch"]
+    # What is not finite has no number in JSON.
+    return [
+        {key: math.nan if value is None else value for key, value in row.items() if key != "kind"}
+        for row in rows
+        if row["kind"] == "epoch"
+    ]
 
 
 def _refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:

@@ -115,6 +115,10 @@ class EarlyStopping(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Put the best weights back."""
+        self.restore_best_weights(trainer)
+
+    def restore_best_weights(self, trainer: Trainer) -> None:
+        """Put the weights of the best epoch back into the model, where they were kept and are not those it has."""
         if not self._best_weights or trainer.progress.steps_done == self._best_step:
             return
         trainer.model.load_state_dict(self._best_weights)

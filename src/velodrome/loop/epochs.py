@@ -97,6 +97,7 @@ class Epoch:
         place = host.placer(source)
         start = host.enter_data(source, self.index)
         if start is None:  # a run that goes on: this loop was over
+            self.is_whole = host.position.is_whole
             return
         total = length_of(source)
         max_steps = math.inf if budget.steps is None else budget.steps

@@ -128,6 +128,8 @@ class PositionLike(Protocol):
 
     is_in_batch: bool
     """the body of a training loop is under way"""
+    is_whole: bool
+    """the epoch's training loops that are over came to the end of their data"""
     batch: Any
     """of the training loop under way"""
 

@@ -1,0 +1,157 @@
+"""Law 3 at the ends of loops, epochs and runs: a run that was stopped there goes on, or is over, as the one that was not."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import velodrome as vd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+X = torch.randn(37, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 3, (37,), generator=torch.Generator().manual_seed(1))
+
+
+def make(folder: Path, **arguments: Any) -> vd.Trainer:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    settings = {"optimizer": "sgd", "lr": 0.1, "loss": "cross_entropy", "seed": 0, "device": "cpu", **arguments}
+    return vd.Trainer(model, **settings, run_dir=folder, resume="auto", progress=False, loggers=())
+
+
+def train_loader() -> vd.DataLoader:
+    return vd.DataLoader((X, Y), batch_size=5, shuffle=True, seed=0)
+
+
+class Signal(vd.Callback):
+    """Tells the process to end when a step, or the first evaluation, is over."""
+
+    def __init__(self, step: int | None = None) -> None:
+        self.step = step
+
+    def on_step_end(self, trainer: vd.Trainer) -> None:
+        if trainer.progress.steps_done == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_evaluate_end(self, trainer: vd.Trainer, metrics: dict[str, float]) -> None:
+        if self.step is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Epochs(vd.Callback):
+    """Remembers the epochs that it was told of."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_epoch_end(self, trainer: vd.Trainer, row: dict[str, Any]) -> None:
+        self.seen.append(row["epoch"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+def test_a_finished_run_has_its_best_weights_and_its_callbacks_as_they_were(tmp_path: Path) -> None:
+    def run() -> tuple[float, list[int]]:
+        epochs = Epochs()
+        callbacks = [vd.EarlyStopping("val/loss", patience=1, restore_best=True), epochs]
+        trainer = make(tmp_path / "run", optimizer="adam", lr=0.5, callbacks=callbacks)
+        trainer.fit((X, Y), (X, Y), batch_size=8, epochs=12)
+        return trainer.evaluate((X, Y), batch_size=8)["loss"], epochs.seen
+
+    first, second = run(), run()
+    assert first == second
+    assert len(first[1]) < 12  # it stopped early, so that the best weights are not the last
+
+
+@pytest.mark.parametrize("kills", [True, False])
+def test_statistics_of_averaged_weights_come_from_the_epochs_own_order(tmp_path: Path, kills: bool) -> None:
+    """Stopped between the training loop and the evaluation of the second epoch."""
+
+    def run(folder: Path, *, kill: bool) -> list[float]:
+        trainer = make(folder, ema=vd.SWA(start=1))
+        train, val = train_loader(), vd.DataLoader((X, Y), batch_size=16)
+        for epoch in trainer.epochs(2):
+            for x, y in epoch.train(train):
+                trainer.step(functional.cross_entropy(trainer.model(x), y))
+            if kill and epoch.index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            for x, y in epoch.evaluate(val):
+                trainer.log(loss=functional.cross_entropy(trainer.model(x), y))
+        return [row["val/loss"] for row in trainer.result.history]
+
+    if kills:
+        with pytest.raises(SystemExit):
+            run(tmp_path / "run", kill=True)
+    assert run(tmp_path / "run", kill=False) == run(tmp_path / "straight", kill=False)
+
+
+def test_statistics_of_averaged_weights_come_from_the_whole_epoch_when_its_last_step_was_the_last_of_all(
+    tmp_path: Path,
+) -> None:
+    def run(folder: Path, *callbacks: vd.Callback) -> list[float]:
+        trainer = make(folder, ema=vd.SWA(start=1), callbacks=callbacks)
+        result = trainer.fit(train_loader(), (X, Y), epochs=3, steps=20)
+        return [row["val/loss"] for row in result.history]
+
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", Signal(20))
+    assert run(tmp_path / "run") == run(tmp_path / "straight")
+
+
+def test_an_epoch_that_a_budget_cut_short_is_not_whole_after_its_evaluation_was_interrupted(tmp_path: Path) -> None:
+    def run(folder: Path, *callbacks: vd.Callback) -> int:
+        trainer = make(folder, callbacks=callbacks)
+        trainer.fit(train_loader(), (X, Y), steps=5)
+        return trainer.progress.epochs_done
+
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", Signal())
+    assert run(tmp_path / "run") == run(tmp_path / "straight") == 0  # 5 of 8 batches
+
+
+def test_a_callback_that_fails_when_the_last_background_save_is_told_ends_the_run_in_good_order(tmp_path: Path) -> None:
+    class Failing(vd.Callback):
+        def on_checkpoint(self, trainer: vd.Trainer, path: Path) -> None:
+            if trainer.progress.steps_done == 8:
+                raise ValueError("upload failed")
+
+    told: list[str] = []
+
+    class Told(vd.Callback):
+        def on_exception(self, trainer: vd.Trainer, error: BaseException) -> None:
+            told.append(str(error))
+
+        def on_fit_end(self, trainer: vd.Trainer) -> None:
+            told.append("end")
+
+    trainer = make(
+        tmp_path / "run",
+        callbacks=[Failing(), Told()],
+        checkpoint=vd.Checkpointing(every="every epoch", background=True),
+    )
+    with pytest.raises(ValueError, match="upload failed"):
+        trainer.fit((X, Y), batch_size=5, epochs=1)
+    assert told == ["upload failed", "end"]
+    assert trainer.result.stop_reason is vd.StopReason.FAILED
+    assert make(tmp_path / "run").fit((X, Y), batch_size=5, epochs=2).history[-1]["epoch"] == 2  # nobody holds it
+
+
+def test_a_value_that_is_no_number_is_one_in_the_history_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    def run(epochs: int) -> list[float]:
+        trainer = make(tmp_path / "run", metrics={"gap": lambda output, target: torch.full((len(target),), math.nan)})
+        return [row["val/gap"] for row in trainer.fit((X, Y), (X, Y), batch_size=8, epochs=epochs).history]
+
+    assert all(math.isnan(value) for value in run(1) + run(2))
