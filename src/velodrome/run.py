@@ -233,6 +233,7 @@ class Run:
                 'This trainer has no optimizer: it only evaluates and predicts. Give optimizer="adam", say.'
             )
         self._is_under_way = True
+        was_stopped = self.stop_reason in (StopReason.INTERRUPTED, StopReason.TERMINATED, StopReason.DEADLINE)
         self.stop_requested = self.stop_reason = self._error = self._stop_wanted = self.leaving = None
         self._budget = budget
         self._has_begun_schedules = False
@@ -255,6 +256,11 @@ class Run:
             if self.going_on.is_over:
                 self.going_on.look_back()
                 return budget
+            if was_stopped and self.position.stage == "open":
+                self.notices.warn_all(
+                    f"Epoch {self.progress.epoch} was stopped in its middle, and this trainer begins it anew, on the weights as they are. To go on "
+                    f'at the very next sample make a new Trainer with resume="auto" and the same run_dir.'
+                )
             self.interruption.begin()
             self._events["on_step_end"] += self.interruption.listeners()
             self.files.start(

@@ -51,6 +51,8 @@ class CheckedRun:
     num_rows: int = 0
     last_row_step: int | None = None
     resume_from: Path | None = None
+    is_refused: bool = False
+    """no run goes on here before the problems are mended"""
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -149,11 +151,12 @@ def verify_run(path: Path) -> CheckedRun:
         notes.append(
             f"{leftovers} leftovers of saves that were cut short lie in checkpoints/; the next save clears its own."
         )
-    resume_from = None
+    resume_from, is_refused = None, not record or bool(links)
     if record and not links and holder is None:
         try:
             resume_from = find_resumption("auto", path)[2].checkpoint
         except VelodromeError as error:
+            is_refused = True
             known = " ".join([*problems, *(problem for each in checkpoints for problem in each.problems)])
             if error.message not in known:
                 notes.append(error.message)
@@ -166,6 +169,7 @@ def verify_run(path: Path) -> CheckedRun:
         num_rows=num_rows,
         last_row_step=last_step,
         resume_from=resume_from,
+        is_refused=is_refused,
         problems=tuple(problems),
         notes=tuple(notes),
     )

@@ -117,6 +117,14 @@ def test_verify_of_a_killed_run_names_the_command_that_goes_on(velodrome, run):
     assert "Next: velodrome resume runs/first" in answer.out
 
 
+def test_verify_of_a_run_whose_record_is_empty_says_that_it_is_refused(velodrome, run):
+    (run / "run.json").write_bytes(b"")
+    answer = velodrome("verify", run)
+    assert answer.code == 3
+    assert "run.json cannot be read" in answer.out + answer.err
+    assert ["Resume", "refused"] in [line.split() for line in (answer.out + answer.err).splitlines()]
+
+
 def test_verify_of_a_run_under_way_and_of_another_runs_checkpoint(velodrome, run):
     lock = RunLock(run)
     lock.acquire()

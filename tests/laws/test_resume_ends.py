@@ -155,3 +155,15 @@ def test_a_value_that_is_no_number_is_one_in_the_history_of_a_run_that_goes_on(t
         return [row["val/gap"] for row in trainer.fit((X, Y), (X, Y), batch_size=8, epochs=epochs).history]
 
     assert all(math.isnan(value) for value in run(1) + run(2))
+
+
+def test_a_trainer_that_was_stopped_says_that_its_next_fit_begins_the_epoch_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make(tmp_path / "run", callbacks=[Signal(5)])
+    with pytest.raises(SystemExit):
+        trainer.fit(train_loader(), epochs=2)
+    assert "begins it anew" not in capsys.readouterr().err
+    trainer.fit(train_loader(), epochs=1)
+    assert "Epoch 1 was stopped in its middle, and this trainer begins it anew" in capsys.readouterr().err
+    assert trainer.progress.steps_done == 5 + 8

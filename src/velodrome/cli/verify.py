@@ -149,7 +149,8 @@ def _describe_run(run: CheckedRun) -> str:
     journal = f"{run.num_rows:,} rows" + ("" if run.last_row_step is None else f", up to step {run.last_row_step:,}")
     rows.append(("Journal", journal))
     if run.holder is None:
-        rows.append(("Resume", "begins anew" if run.resume_from is None else f"goes on from {run.resume_from.name}"))
+        anew = "refused" if run.is_refused else "begins anew"
+        rows.append(("Resume", anew if run.resume_from is None else f"goes on from {run.resume_from.name}"))
     problems = run.all_problems
     lines = [table(rows), *(f"Problem: {each}" for each in problems), *(f"Note: {each}" for each in run.notes)]
     lines.append(
