@@ -108,10 +108,7 @@ class GoingOn:
         run.keeping.best = record.get("best")
         load_callbacks(run, saved)
         self._restore_random(saved)
-        position = saved.state["position"]
-        if position["stage"] == "over":  # the last checkpoint was made before the callbacks heard of its epoch
-            end = join(position["epoch_end"], {})
-            run.after_epoch(end["row"], Verdict(**end["verdict"]))
+        self._tell_of_epoch(saved)
         for callback in run.callbacks:
             if isinstance(callback, EarlyStopping):
                 callback.restore_best_weights(run.trainer)
@@ -140,20 +137,13 @@ class GoingOn:
             return
         run, saved = self._run, self._saved
         assert saved is not None
-        position = saved.state["position"]
-        with refusing_unsound(self._path):
-            stage = run.position.stage = position["stage"]
-            if stage not in ("between", "open", "over"):
-                raise ValueError(f"position/stage is {stage!r}")
-            end = join(position["epoch_end"], {})
-            verdict = Verdict(**end["verdict"]) if stage == "over" else None
-        if stage == "open":
+        run.position.stage = saved.state["position"]["stage"]
+        if run.position.stage == "open":
             return  # `begin_epoch` does the rest
         saved = self._take()
         self._load_callbacks(saved)
         self._restore_random(saved)
-        if verdict is not None:
-            run.after_epoch(end["row"], verdict)
+        self._tell_of_epoch(saved)
         if self._had_ended:  # it was to stop there, and now goes on: callbacks begin as in any run that goes on
             run.stop_requested = None
             run.tell("on_fit_start")
@@ -262,6 +252,16 @@ class GoingOn:
         assert saved is not None
         self._resumption.checkpoint = None
         return saved
+
+    def _tell_of_epoch(self, saved: SavedState) -> None:
+        """Do what comes after the checkpoint of an epoch that was over, where this is one: callbacks had not heard of it."""
+        position = saved.state["position"]
+        if position["stage"] != "over":
+            return
+        with refusing_unsound(self._path):
+            end = join(position["epoch_end"], {})
+            row, verdict = end["row"], Verdict(**end["verdict"])
+        self._run.after_epoch(row, verdict)
 
     def _load_callbacks(self, saved: SavedState) -> None:
         left = load_callbacks(self._run, saved)

@@ -27,7 +27,7 @@ from velodrome.loop.progress import Progress
 from velodrome.own_state import clean_parameters, load_buffers
 from velodrome.record.reading import read_record, refuse_links
 from velodrome.run_state import SavedState, load_trainer_state
-from velodrome.sound_state import check_sound, refusing_unsound_state
+from velodrome.sound_state import check_sound
 from velodrome.step.optimizer_state import differences, group_options, parameter_names
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class Resumption:
         self.skipped = list(skipped)
         self.accept_changes = accept_changes
 
-    @refusing_unsound_state
     def load(self, run: Run, data: Mapping[str, Any]) -> tuple[SavedState, list[str]]:
         """Load everything that is not random and no position; nothing is changed when it does not fit.
 

@@ -6,9 +6,8 @@ program made. So the worst that a made-up state can do is to fail, and here it f
 
 from __future__ import annotations
 
-import functools
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,15 +15,12 @@ from velodrome.errors import CheckpointError, VelodromeError
 from velodrome.seeding import random_state_kept, set_random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from velodrome.run_state import SavedState
 
-__all__ = ["check_sound", "refusing_unsound", "refusing_unsound_state"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["check_sound", "refusing_unsound"]
 
 # What using a value of another kind, or one that is missing, raises.
 _SIGNS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
@@ -54,15 +50,6 @@ _KINDS_OF_PROCESS: dict[str, tuple[type, ...]] = {
     "callbacks": (dict,),
     "windows": (dict,),
 }
-
-
-class HasCheckpoint(Protocol):
-    """Whose methods read a checkpoint."""
-
-    checkpoint: Path | None
-
-
-T = TypeVar("T", bound=HasCheckpoint)
 
 
 def check_sound(saved: SavedState, whole: Mapping[str, Any]) -> None:
@@ -133,16 +120,3 @@ def refusing_unsound(checkpoint: Path | None) -> Iterator[None]:
             f"it. Nothing was trained; move this checkpoint away to go on from an older one.",
             path=checkpoint,
         ) from error
-
-
-def refusing_unsound_state(
-    method: Callable[Concatenate[T, P], R],
-) -> Callable[Concatenate[T, P], R]:
-    """Make a method of something with a `checkpoint` refuse what `refusing_unsound` does."""
-
-    @functools.wraps(method)
-    def guarded(self: T, *args: P.args, **kwargs: P.kwargs) -> R:
-        with refusing_unsound(self.checkpoint):
-            return method(self, *args, **kwargs)
-
-    return guarded
