@@ -34,6 +34,7 @@ from torch.nn import functional as F
 import harness
 import velodrome as vd
 from harness import add_common_options, environment, interleave, summary, write_record
+from overhead import raw_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,20 +77,6 @@ class Ready(torch.utils.data.Dataset):
 def loader(batches: Batches) -> torch.utils.data.DataLoader:
     """Return what a trainer that insists on a DataLoader is given: one that hands the batches through."""
     return torch.utils.data.DataLoader(Ready(batches), batch_size=None, shuffle=False)
-
-
-def raw_loop(batches: Batches) -> tuple[float, Tensor]:
-    """Train with nothing around the step."""
-    model = new_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    start = perf_counter()
-    model.train()
-    for inputs, targets in batches:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-    return perf_counter() - start, model.weight.detach()
 
 
 def raw_loader_loop(batches: Batches) -> tuple[float, Tensor]:
