@@ -51,7 +51,7 @@ def test_what_tune_writes_is_faster_and_trains(project, velodrome):
         module.write(SLOW)
     data = "data.name=shelf_for_cli_tests:slow"
     answer = velodrome(
-        "tune", "mine.toml", data, "train.batch_size=5", "--minutes", "1.5", "--numerics", "equal", "--json"
+        "tune", "mine.toml", data, "train.batch_size=5", "--minutes", "4", "--numerics", "equal", "--json"
     )
     assert answer.code == 0, answer.err
     assert answer.json["written"] == "mine.tuned.toml"

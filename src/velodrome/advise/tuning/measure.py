@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Agreement", "Arm", "Comparison", "agree", "take_turns"]
 
-_CLEARLY = 0.9
+_CLEARLY_SLOWER, _CLEARLY_FASTER = 0.9, 1.25
 CLOSE = 1e-4
 """relative difference of the mean loss over the first steps that another order of adding explains"""
 
@@ -72,7 +72,7 @@ class Comparison:
 def take_turns(
     first: Arm, second: Arm, *, steps: tuple[int | None, int | None], rounds: int, seconds: float
 ) -> Comparison:
-    """Measure two configurations by turns; one that is clearly slower gets no more than two.
+    """Measure two configurations by turns; one that is clearly slower gets no more than two, a clearly faster one three.
 
     Args:
         first, second: started already.
@@ -90,7 +90,9 @@ def take_turns(
             ones.append(first.round(seconds))
             others.append(second.round(seconds))
         so_far = Comparison(first=tuple(ones), second=tuple(others), first_steps=steps[0], second_steps=steps[1])
-        if index == 1 and max(so_far.ratios) < _CLEARLY:
+        if index == 1 and max(so_far.ratios) < _CLEARLY_SLOWER:
+            break
+        if index == 2 and min(so_far.ratios) > _CLEARLY_FASTER:
             break
     return so_far  # pyright: ignore[reportPossiblyUnboundVariable]  (there is at least one round)
 

@@ -56,10 +56,11 @@ class RemoteBench:
         )
         self._setup = {"recipe": setup.recipe, "overrides": list(setup.overrides)}
         self._setup |= {"fields": dict(setup.change.fields), "threads": setup.change.threads}
+        self._send("start", setup=self._setup)  # two that are made one after the other get ready side by side
 
     def start(self) -> Facts:
         """Build it and train the first steps."""
-        return Facts(**self._ask("start", setup=self._setup))
+        return Facts(**self._answer())
 
     def round(self, seconds: float) -> Round:
         """Train for about so long."""
@@ -83,16 +84,22 @@ class RemoteBench:
                 stream.close()  # pyright: ignore[reportOptionalMemberAccess]
 
     def _ask(self, call: str, **arguments: Any) -> dict[str, Any]:
+        self._send(call, **arguments)
+        return self._answer()
+
+    def _send(self, call: str, **arguments: Any) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it is gone: reading says why
             self._process.stdin.write(json.dumps({"call": call, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
-        answer = json.loads(self._read_line(call))
+
+    def _answer(self) -> dict[str, Any]:
+        answer = json.loads(self._read_line())
         if "error" in answer:
             raise TrialError(answer["error"], kind=answer["kind"])
         return answer["answer"]
 
-    def _read_line(self, call: str) -> bytes:
+    def _read_line(self) -> bytes:
         assert self._process.stdout is not None
         number, deadline = self._process.stdout.fileno(), perf_counter() + self._timeout_s
         while b"\n" not in self._unread:

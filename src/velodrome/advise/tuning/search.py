@@ -28,8 +28,7 @@ __all__ = ["Search"]
 _ROUNDS = 5
 _LEAST_GAIN = 0.02  # less is not worth a line in a recipe, whatever was measured
 _LONGEST_ROUND_S, _SHORTEST_ROUND_S = 1.0, 0.1
-_SHARE_OF_CHECK = 0.25  # of the time, kept for the check of the whole
-_START_S = 10.0  # of a process, before one was seen to start
+_SHARE_OF_CHECK = 0.2  # of the time, kept for the check of the whole
 _MOST_VAL_LOSS = 0.05  # how much worse the validation loss may be at the end of the check, relative
 _REHEARSED_STEPS = 200
 
@@ -98,9 +97,13 @@ class Search:
     def _search(self) -> None:
         result = self.result
         begun = self._clock()
-        baseline, facts = self._start(self._setup)
-        start_s = self._clock() - begun
+        baseline, twin = self._make(self._setup), self._make(self._setup)
+        facts = baseline.start()
+        twin_facts = twin.start()
+        start_s = self._clock() - begun  # of two at once: no less than that of one
         result.facts = facts
+        same = agree((facts.loss, facts.digest), (twin_facts.loss, twin_facts.digest))
+        result.is_repeatable = same.kind == "equal bits"
         techniques = find_techniques(self._recipe, facts, batch_size=self._batch_size)
         result.skipped += [Skipped(technique=each.name, why=each.why_not) for each in techniques if each.why_not]
         allowed = NUMERICS[: NUMERICS.index(self._numerics) + 1]  # type: ignore[arg-type]
@@ -113,7 +116,7 @@ class Search:
             else:
                 to_try += [(each, choice) for choice in each.choices]
         self._choose_round(len(to_try), start_s)
-        self._measure_noise(baseline, facts)
+        self._measure_noise(baseline, twin, facts.steps_per_epoch)
         best = (self._setup, baseline, facts)
         cost_s, slow = start_s + self._noise_s, set()
         for technique, change in to_try:
@@ -137,7 +140,7 @@ class Search:
                 if technique.is_monotone and trial.speed_up < 1:
                     slow.add(technique.name)
         if result.change is not None:
-            self._verify(best[0], best[2], facts)
+            self._verify(baseline, facts, best)
 
     def _left(self) -> float:
         """Return the seconds that trials may still take."""
@@ -150,10 +153,10 @@ class Search:
             # A turn trains and evaluates for about as long each, for two configurations.
             self._round_s = min(_LONGEST_ROUND_S, max(_SHORTEST_ROUND_S, slot / (4 * self._rounds)))
 
-    def _start(self, setup: Setup) -> tuple[Any, Facts]:
+    def _make(self, setup: Setup) -> Any:
         arm = self._make_arm(setup)
         self._open.append(arm)
-        return arm, arm.start()
+        return arm
 
     def _close(self, arm: Any) -> None:
         self._open.remove(arm)
@@ -162,18 +165,14 @@ class Search:
     def _compare(self, first: Arm, second: Arm, steps: tuple[int | None, int | None]) -> Comparison:
         return take_turns(first, second, steps=steps, rounds=self._rounds, seconds=self._round_s)
 
-    def _measure_noise(self, baseline: Any, facts: Facts) -> None:
+    def _measure_noise(self, baseline: Arm, twin: Arm, steps: int | None) -> None:
         """Compare the baseline with another one like it: how far apart are two equal things here?"""
-        twin, its_facts = self._start(self._setup)
-        steps, begun = facts.steps_per_epoch, self._clock()
+        begun = self._clock()
         comparison = self._compare(baseline, twin, (steps, steps))
         self._noise_s = self._clock() - begun
         self._close(twin)
         self.result.noise = comparison.spread
         self.result.baseline = comparison.first
-        self.result.is_repeatable = (
-            agree((facts.loss, facts.digest), (its_facts.loss, its_facts.digest)).kind == "equal bits"
-        )
         self._say(f"baseline against itself: {100 * comparison.spread:.1f} % apart, the noise floor")
 
     def _try(
@@ -184,7 +183,8 @@ class Search:
         result = TrialResult(technique=technique.name, change=change, numerics=technique.numerics)
         num_open = len(self._open)
         try:
-            arm, its_facts = self._start(setup.with_change(change))
+            arm = self._make(setup.with_change(change))
+            its_facts = arm.start()
             difference = 0.0
             if technique.compares:
                 agreement = agree((facts.loss, facts.digest), (its_facts.loss, its_facts.digest))
@@ -210,22 +210,19 @@ class Search:
                 return replace(result, why="does not pay in this run"), arm, its_facts
         return replace(result, is_taken=True, why="taken"), arm, its_facts
 
-    def _verify(self, setup: Setup, its_facts: Facts, facts: Facts) -> None:
-        """Run the first steps of the real recipe both ways, evaluation included, and take turns once more."""
+    def _verify(self, baseline: Any, facts: Facts, best: tuple[Setup, Any, Facts]) -> None:
+        """Take turns with the beginning once more, and run the first steps of the real recipe both ways, evaluation included."""
+        setup, arm, its_facts = best
         self._say(f"checking the whole: {setup.change}")
-        for arm in list(self._open):
-            self._close(arm)
-        one, _ = self._start(self._setup)
-        other, _ = self._start(setup)
-        comparison = self._compare(one, other, (facts.steps_per_epoch, its_facts.steps_per_epoch))
+        comparison = self._compare(baseline, arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
         step_s = max(comparison.first[-1].step_s, 1e-6)
         left = max(1.0, self._begun + self._seconds - self._clock())
         steps = max(10, min(_REHEARSED_STEPS, int(left / 4 / step_s), its_facts.total_steps or _REHEARSED_STEPS))
         val_samples = None
         if facts.num_val_samples is not None and comparison.first[-1].evaluation_s > left / 4:
             val_samples = max(1, int(facts.num_val_samples * left / 4 / comparison.first[-1].evaluation_s))
-        before: Rehearsal = one.rehearse(steps=steps, val_samples=val_samples)
-        after: Rehearsal = other.rehearse(steps=steps, val_samples=val_samples)
+        before: Rehearsal = baseline.rehearse(steps=steps, val_samples=val_samples)
+        after: Rehearsal = arm.rehearse(steps=steps, val_samples=val_samples)
         worse = _relative(before.val or before.train, after.val or after.train)
         is_faster = comparison.speed_up > 1 + max(_LEAST_GAIN, self.result.noise)
         same_batches = "train.batch_size" not in setup.change.fields
