@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
+from support.programs import environment
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="there is no fork")]
 
 
 def run_trials(folder: Path, *, trials: int, kind: str, seed: int = 0) -> dict[str, Any]:
     """Run `kill_trials.py` and return what it saw."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     program = Path(__file__).with_name("kill_trials.py")
     command = [sys.executable, str(program), str(folder), str(trials), str(seed), kind]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

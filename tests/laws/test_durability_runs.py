@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from support.programs import environment
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="there is no fork")]
 
 
@@ -30,10 +32,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="ther
     ],
 )
 def test_durability_any_system_call_of_a_run_fails_the_run_ends_the_same(tmp_path, mode, kind, first):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     program = Path(__file__).with_name("crash_trials.py")
     command = [sys.executable, str(program), str(tmp_path), mode, kind, str(first), "8"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["problems"] == []
