@@ -144,11 +144,11 @@ def run_case(root: Path, mode: str, kind: str, first: int, stride: int) -> dict[
         return fault.count
 
     num_operations = int(forked(count)[1])
-    seen: dict[str, Any] = {"operations": num_operations, "ended": 0, "went_through": 0, "problems": []}
+    seen: dict[str, Any] = {"operations": num_operations, "ended": [], "went_through": [], "problems": []}
     for fail_at in range(first, num_operations + 1, stride):
         folder = root / str(fail_at)
         code, text = forked(lambda at=fail_at, into=folder: train(into, background=background, fault=Fault(at, mode)))
-        seen["ended" if code else "went_through"] += 1
+        seen["ended" if code else "went_through"].append(fail_at)
         if code == 1 and not mode.startswith("exit") and "cannot be written to" not in text:
             seen["problems"].append(
                 f"operation {fail_at}: {text[-600:]}"

@@ -54,8 +54,10 @@ def test_durability_any_system_call_of_a_run_fails_the_run_ends_the_same(seen, m
     table = seen[mode, kind]
     assert table["problems"] == []
     assert table["operations"] > 120
-    # A process that ends is gone; what merely fails does not stop training, unless it comes before the first step.
-    assert (table["went_through"] if mode.startswith("exit") else table["ended"]) <= 2
+    if mode.startswith("exit"):  # such a process is gone
+        assert len(table["went_through"]) <= 2
+    else:  # what merely fails does not stop training, unless it comes before the first step
+        assert all(number <= 10 for number in table["ended"])
 
 
 def test_durability_control_a_journal_that_is_not_cut_back_is_caught(seen):
