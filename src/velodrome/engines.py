@@ -48,6 +48,8 @@ class EngineChoice:
     """of captured steps"""
     is_news: bool = False
     """whether a run says it by itself; `Trainer.explain` always does"""
+    is_warning: bool = False
+    """whether it is not what was asked for"""
 
     @property
     def line(self) -> str:
@@ -84,13 +86,9 @@ class EngineChoice:
         """
         if self.recorder is None or not len(windows):
             return engine, None
-        if len(windows) > 1:
-            warn(
-                f"engine: eager instead of captured: {len(windows)} optimizers take turns, and each has a step of its own."
-            )
-            return engine, None
         updates = next(iter(windows.by_name.values()))
-        if device.type == "cpu" and type(updates.guard) is ReadGuard and not updates.guard.every_update:
+        is_fused = all(group.get("fused") for group in updates.optimizer.param_groups)
+        if is_fused and device.type == "cpu" and type(updates.guard) is ReadGuard and not updates.guard.every_update:
             updates.guard = FlagGuard(updates.optimizer, device, waits=False)  # a recording reads no number
         captured = CapturedEngine(
             engine,
@@ -108,7 +106,13 @@ class EngineChoice:
 
 
 def choose_engine(
-    engine: object, *, compile: Compile, device: torch.device, splits: bool, has_step_fn: bool
+    engine: object,
+    *,
+    compile: Compile,
+    device: torch.device,
+    splits: bool,
+    has_step_fn: bool,
+    num_optimizers: int,
 ) -> EngineChoice:
     """Return the engine to run steps with.
 
@@ -118,6 +122,7 @@ def choose_engine(
         device: the model's.
         splits: batches that do not fit into memory are to be split.
         has_step_fn: the user's function computes the loss.
+        num_optimizers: of the model.
     Raises:
         ArgumentError: an unknown name, one that this machine cannot have, or two switches that contradict each other.
     """
@@ -127,7 +132,10 @@ def choose_engine(
             raise ArgumentError(f"engine={engine!r} is no engine. Give one of {', '.join(ENGINES)}.")
         recorder: Any = engine
         _refuse_together("engine=<a recorder>", is_compiled=is_compiled, splits=splits)
-        return EngineChoice(name="captured", why=f"{type(engine).__name__} records steps", recorder=recorder)
+        return _unless_several(
+            EngineChoice(name="captured", why=f"{type(engine).__name__} records steps", recorder=recorder),
+            num_optimizers,
+        )
     if engine not in ENGINES:
         raise ArgumentError(f"engine={engine!r} is unknown. {nearest(engine, ENGINES)}")
     if engine == "eager" and is_compiled:
@@ -145,24 +153,39 @@ def choose_engine(
                 f"is one: velodrome doctor shows what torch finds."
             )
         _refuse_together('engine="captured"', is_compiled=is_compiled, splits=splits)
-        return EngineChoice(name="captured", why="it was asked for", recorder=CudaGraphs(device))
-    return _choose(device, splits=splits, has_step_fn=has_step_fn) if engine == "auto" else _EAGER
+        return _unless_several(
+            EngineChoice(name="captured", why="it was asked for", recorder=CudaGraphs(device)), num_optimizers
+        )
+    return (
+        _choose(device, splits=splits, has_step_fn=has_step_fn, num_optimizers=num_optimizers)
+        if engine == "auto"
+        else _EAGER
+    )
 
 
 _EAGER = EngineChoice(name="eager", why="it was asked for")
 
 
-def _choose(device: torch.device, *, splits: bool, has_step_fn: bool) -> EngineChoice:
+def _unless_several(choice: EngineChoice, num_optimizers: int) -> EngineChoice:
+    if num_optimizers < 2:
+        return choice
+    why = f"not captured, because {num_optimizers} optimizers take turns, and each makes steps of its own"
+    return EngineChoice(name="eager", why=why, is_news=True, is_warning=True)
+
+
+def _choose(device: torch.device, *, splits: bool, has_step_fn: bool, num_optimizers: int) -> EngineChoice:
     """Return what "auto" means on a device."""
     if device.type != "cuda":
         return EngineChoice(
             name="eager",
-            why=f"on {device.type} there are no launches to save",
+            why=f"on {device.type} a step is arithmetic alone",
         )
     if splits:
         why = 'on_oom="split" runs batches in parts of changing size, which no recording can'
     elif has_step_fn:
         why = 'what step_fn decides in Python, a recording would decide once. If it decides nothing, give engine="captured"'
+    elif num_optimizers > 1:
+        why = f"{num_optimizers} optimizers take turns, and each makes steps of its own"
     elif not AUTO_CAPTURES:
         why = 'engine="captured" replays whole steps as CUDA graphs: try it where steps are short'
     else:

@@ -233,7 +233,12 @@ class Trainer:
             self._windows.refuse_averaging()
         self._memory = OnOutOfMemory(self, on_oom)
         choice = choose_engine(
-            engine, compile=compile, device=self.device, splits=on_oom == "split", has_step_fn=step_fn is not None
+            engine,
+            compile=compile,
+            device=self.device,
+            splits=on_oom == "split",
+            has_step_fn=step_fn is not None,
+            num_optimizers=len(self._windows),
         )
         compilation = choice.compilation(self.model, device=self.device, say=self.say)
         captured, phases = choice.capture(
@@ -295,7 +300,7 @@ class Trainer:
         )
         self._engine.line = choice.line
         if choice.is_news:
-            self.say(choice.line)
+            (self._run.warn if choice.is_warning else self.say)(choice.line)
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
             if average.steps_between is not None:  # with fp16, being told of each update waits for the device

@@ -54,8 +54,8 @@ def reason_against(modules: Sequence[nn.Module], updates: Updates, precision: Pr
         )
     if not updates.guard.is_on_device:
         return 'the policy on_nonfinite reads every loss before it is used. Leave it at "stop"'
-    if unwrapped_step(optimizer) is None:
-        return f"{name}.step is not torch's own: a scheduler or another library has replaced it"
+    if unwrapped_step(optimizer) is None and not getattr(optimizer.step, "_wrapped_by_lr_sched", False):
+        return f"{name}.step is not torch's own: another library has replaced it"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return f"{name} has hooks, whose Python would not run in a replay"
     return _reason_against_modules(modules, precision) or _reason_against_parameters(updates.parameters, device)

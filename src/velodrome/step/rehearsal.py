@@ -167,7 +167,7 @@ def _same_generator(before: Any, now: Any) -> bool:
     if isinstance(before, Tensor):
         return torch.equal(before, now)  # SYNC: none, the state of the CPU's generator
     if isinstance(before, tuple) and len(before) == len(now) and isinstance(before[1], numpy.ndarray):
-        return bool((before[1] == now[1]).all()) and before[2:] == now[2:]
+        return numpy.array_equal(before[1], now[1]) and before[2:] == now[2:]
     return before == now
 
 
