@@ -53,6 +53,7 @@ FRONT_DOOR = {
     "signals",
     "deadline",
     "listening",
+    "transforms",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
