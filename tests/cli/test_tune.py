@@ -55,7 +55,7 @@ def test_what_tune_writes_is_faster_and_trains(project, velodrome):
     )
     assert answer.code == 0, answer.err
     assert answer.json["written"] == "mine.tuned.toml"
-    assert answer.json["best"]["fields"]["train.num_workers"] > 0
+    assert answer.json["best"]["train.num_workers"] > 0
     trained = velodrome("train", "mine.tuned.toml", "--quiet", "--json")
     assert trained.code == 0, trained.err
     assert not [path for path in project.iterdir() if path.name.startswith(".")]

@@ -154,6 +154,8 @@ def build(
     for metric in loaded.recipe.train.metrics:
         if registry.is_user_code(metric) and not loaded.trusted:
             raise RecipeError(_untrusted_message("train.metrics", metric), problems=())
+    if loaded.recipe.train.threads is not None:
+        set_threads(loaded.recipe.train.threads)
     data = load_data(loaded.recipe, say=say) if data is None else data
     check_task(loaded.recipe, data)
     recipe = resolve_sizes(loaded.recipe, data.train, num_classes=len(data.class_names))
@@ -182,6 +184,13 @@ def build(
         fit_arguments={name: getattr(recipe.train, name) for name in DURATIONS},
         callbacks=early_stopping(recipe),
     )
+
+
+def set_threads(threads: int) -> None:
+    """Set the threads of this process: torch has one number for all that it computes on the CPU."""
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedData:

@@ -93,7 +93,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def setup_of(*overrides, **change):
-    return Setup(recipe="mine.toml", overrides=overrides, change=Change(**change))
+    return Setup(recipe="mine.toml", overrides=overrides, change=Change(fields=change))
 
 
 FACTS = Facts(
@@ -169,7 +169,7 @@ def test_workers_are_tried_for_a_dataset_that_is_read_sample_by_sample(folder):
 
 
 def test_threads_are_tried_downwards_from_all_cores(folder):
-    assert [choice.threads for choice in by_name(FACTS)["threads"].choices] == [2, 1]
+    assert [choice.fields["train.threads"] for choice in by_name(FACTS)["threads"].choices] == [2, 1]
     assert "one core" in by_name(replace(FACTS, cores=1))["threads"].why_not
 
 
@@ -223,18 +223,22 @@ def test_losses_are_equal_close_or_changed():
 
 def test_what_pays_is_taken_on_top_of_what_paid_before(folder):
     def arms(change):
-        step_s = 0.01 * (0.5 if change.threads == 1 else 1) * (0.5 if "train.precision" in change.fields else 1)
+        step_s = (
+            0.01
+            * (0.5 if change.fields.get("train.threads") == 1 else 1)
+            * (0.5 if "train.precision" in change.fields else 1)
+        )
         return PlannedArm(FACTS, step_s)
 
     result = search_of(arms).run()
     taken = [trial for trial in result.trials if trial.is_taken]
     assert [str(trial.change) for trial in taken] == ["threads=1", 'precision="bf16"']
     assert [trial.speed_up for trial in taken] == pytest.approx([2.0, 2.0])
-    assert result.change == Change(fields={"train.precision": "bf16"}, threads=1)
+    assert result.change == Change(fields={"train.threads": 1, "train.precision": "bf16"})
     assert result.verified is not None
     assert result.verified.speed_up == pytest.approx(4.0)
     assert result.is_worth_it
-    assert result.sentence == '4.00x: precision="bf16", threads=1'
+    assert result.sentence == '4.00x: threads=1, precision="bf16"'
 
 
 def test_nothing_that_helps_is_said(folder):
@@ -249,7 +253,7 @@ def test_a_gain_within_the_noise_is_no_gain(folder):
     mood = itertools.cycle([0.01, 0.02])
 
     def arms(change):
-        return PlannedArm(FACTS, 0.0095 if change.threads == 1 else next(mood))
+        return PlannedArm(FACTS, 0.0095 if change.fields.get("train.threads") == 1 else next(mood))
 
     result = search_of(arms).run()  # the baseline and its twin: 1 against 2
     assert result.noise == pytest.approx(0.5)
@@ -332,7 +336,7 @@ def test_numbers_that_must_stay_equal_leave_out_what_may_change_them(folder):
 
 def test_a_combination_that_learns_worse_is_not_recommended(folder):
     def arms(change):
-        if change.fields or change.threads:
+        if change.fields:
             return PlannedArm(FACTS, 0.001, losses=(1.0, 1.2))
         return PlannedArm(FACTS, 0.01)
 
@@ -350,9 +354,9 @@ def test_wrong_arguments_are_refused(folder):
 
 
 def test_the_answer_is_json(folder):
-    result = search_of(lambda change: PlannedArm(FACTS, 0.005 if change.threads else 0.01)).run()
+    result = search_of(lambda change: PlannedArm(FACTS, 0.005 if "train.threads" in change.fields else 0.01)).run()
     read = json.loads(json.dumps(result.to_json()))
-    assert read["best"] == {"fields": {}, "threads": 2}
+    assert read["best"] == {"train.threads": 2}
     assert read["verified"]["faster"] is True
     assert set(read["trials"][0]) == {
         "technique", "change", "numerics", "speed_up", "step_s", "memory_bytes", "losses", "break_even_steps", "total_steps", "taken", "outcome",
@@ -410,6 +414,12 @@ def test_workers_win_where_samples_have_to_be_waited_for(folder):
 def test_an_iterator_is_refused(folder):
     with pytest.raises(DataError, match="return a list, a dataset, or a loader"):
         Bench(setup_of("data.name=shelf_for_tuning_tests:iterator"))
+
+
+def test_threads_are_those_of_the_recipe_while_a_trial_runs_only(folder):
+    threads = torch.get_num_threads()
+    assert Bench(setup_of("train.threads=2")).start().threads == 2
+    assert torch.get_num_threads() == threads
 
 
 def test_the_rehearsal_is_the_real_run_cut_short(folder):

@@ -188,12 +188,6 @@ class Bench:
     def close(self) -> None:
         """Nothing is to be done: what a bench in this process holds, it holds as any object does."""
 
-    @contextmanager
-    def _own_threads(self) -> Iterator[None]:
-        """Run with the threads of this setup; threads and random numbers of the process are put back."""
-        with _aside(self._setup):
-            yield
-
     def _train(self, *, lead: int, steps: int) -> float:
         """Train and take the time of a step; return what the beginning and the end of it took besides."""
         clock, done = self._clock, self._trainer.progress.steps_done
@@ -319,14 +313,13 @@ def validation_loader(ready: Ready, count: int) -> Any:
 @contextmanager
 def _aside(setup: Setup) -> Iterator[None]:
     """Run with the threads of a setup; threads and random numbers of the process are put back."""
-    threads = torch.get_num_threads()
-    device = resolve_device(load_recipe(setup.recipe, setup.all_overrides).recipe.train.device)
-    with random_state_kept(device):
-        torch.set_num_threads(setup.change.threads or threads)
+    before, train = torch.get_num_threads(), load_recipe(setup.recipe, setup.all_overrides).recipe.train
+    with random_state_kept(resolve_device(train.device)):
+        torch.set_num_threads(train.threads or before)
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
 
 
 def _build(setup: Setup) -> Ready:

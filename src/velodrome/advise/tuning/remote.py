@@ -54,8 +54,7 @@ class RemoteBench:
             env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             start_new_session=True,
         )
-        self._setup = {"recipe": setup.recipe, "overrides": list(setup.overrides)}
-        self._setup |= {"fields": dict(setup.change.fields), "threads": setup.change.threads}
+        self._setup = {"recipe": setup.recipe, "overrides": setup.all_overrides}
         self._send("start", setup=self._setup)  # two that are made one after the other get ready side by side
 
     def start(self) -> Facts:

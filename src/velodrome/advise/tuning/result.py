@@ -242,7 +242,7 @@ class Tuning:
 
 
 def _change(change: Change) -> dict[str, Any]:
-    return {"fields": dict(change.fields), "threads": change.threads}
+    return dict(change.fields)
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

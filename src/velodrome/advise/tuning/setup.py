@@ -1,4 +1,4 @@
-"""One way to run a recipe: overrides, and the number of threads, which no recipe table decides."""
+"""One way to run a recipe: what the user changed about it, and what a technique does."""
 
 from __future__ import annotations
 
@@ -19,12 +19,9 @@ class Change:
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     """recipe field, such as "train.precision", to its new value"""
-    threads: int | None = None
-    """of the training process; None leaves them"""
 
     def __str__(self) -> str:
-        parts = [f"{key.removeprefix('train.')}={toml_value(value)}" for key, value in self.fields.items()]
-        return ", ".join([*parts, *([f"threads={self.threads}"] if self.threads is not None else [])])
+        return ", ".join(f"{key.removeprefix('train.')}={toml_value(value)}" for key, value in self.fields.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +41,5 @@ class Setup:
 
     def with_change(self, change: Change) -> Setup:
         """Return this setup with one more change."""
-        threads = self.change.threads if change.threads is None else change.threads
-        both = Change(fields={**self.change.fields, **change.fields}, threads=threads)
+        both = Change(fields={**self.change.fields, **change.fields})
         return Setup(recipe=self.recipe, overrides=self.overrides, change=both)

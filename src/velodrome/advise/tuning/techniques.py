@@ -124,7 +124,7 @@ def _threads(recipe: Recipe, facts: Facts) -> Technique:
     if facts.device != "cpu":
         return Technique(name="threads", why_not="the arithmetic is not on the CPU")
     counts = {1, 2, facts.cores // 4, facts.cores // 2, facts.cores} - {0, facts.threads}
-    choices = tuple(Change(threads=count) for count in sorted(counts, reverse=True))
+    choices = _only("train.threads", *sorted(counts, reverse=True))
     # Sums are split among threads, so the last digits depend on how many there are.
     return Technique(name="threads", choices=choices, numerics="close")
 

@@ -51,10 +51,9 @@ def serve(calls: Iterable[str], answers: Any) -> None:  # Any: a text stream
 
 
 def _setup(given: dict[str, Any]) -> Setup:
-    from velodrome.advise.tuning.setup import Change, Setup
+    from velodrome.advise.tuning.setup import Setup
 
-    change = Change(fields=given["fields"], threads=given["threads"])
-    return Setup(recipe=given["recipe"], overrides=tuple(given["overrides"]), change=change)
+    return Setup(recipe=given["recipe"], overrides=tuple(given["overrides"]))
 
 
 if __name__ == "__main__":
