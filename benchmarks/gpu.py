@@ -117,7 +117,7 @@ class Clock(vd.Callback):
         """Note the beginning."""
         self.note()
 
-    def on_epoch_end(self, trainer: vd.Trainer, *_: Any) -> None:
+    def on_epoch_end(self, trainer: vd.Trainer, row: dict[str, Any]) -> None:
         """Note an end."""
         self.note()
 
@@ -177,7 +177,7 @@ def velodrome_fit(
     """Train by `fit`; the loss is read once an epoch."""
     model = make_model(name).to(device)
     clock = Clock(device)
-    arguments = {"engine": engine} if has_engines() else {}
+    arguments: dict[str, Any] = {"engine": engine} if has_engines() else {}
     trainer = vd.Trainer(
         model,
         "sgd" if name == "mlp" else "adam",
