@@ -189,11 +189,6 @@ class Run:
         return settings_of(self, seed=self._seed, precision=self._precision.name)
 
     @property
-    def interval_samples(self) -> int:
-        """Samples done at the last log point."""
-        return self._interval[1]
-
-    @property
     def order_seed(self) -> int | None:
         """The seed of the order of the training data."""
         return self._sources.order_seed
@@ -314,7 +309,9 @@ class Run:
         self.position.open_epoch()
         if self.going_on.is_inside_epoch:
             self.train_phase = self.new_phase("train", self._display)
-            self._interval = (perf_counter(), self.going_on.begin_epoch())
+            self.going_on.begin_epoch()
+            # The rate is that of this process: samples of the one before took time that nobody measured.
+            self._interval = (perf_counter(), self.progress.samples_done)
             return
         self.progress.steps_in_epoch = self.progress.samples_in_epoch = 0
         self.row = {"epoch": self.progress.epochs_done + 1}
