@@ -21,7 +21,7 @@ DATA_ROOT ?= data
 
 JOBS ?= 2
 
-.PHONY: train test lint format typecheck unit bench bench-peers tables lock clean help
+.PHONY: train test test-long lint format typecheck unit bench bench-peers tables lock clean help
 
 ## train: make the environment, fetch the data, train RECIPE (fashion-mnist-mlp); ARGS="train.epochs=10" adds overrides
 train: $(VENV)/.train-stamp
@@ -48,7 +48,12 @@ typecheck: $(VENV)/.dev-stamp
 ## unit: pytest; ARGS="tests/unit -k order" selects, JOBS=1 runs one test at a time
 unit: $(VENV)/.dev-stamp
 	@echo "==> pytest: units, laws, faults, command line, examples (a few minutes)"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+## test-long: the full numbers of what make test repeats less often: 300 kills, 600 damages, every operation (half an hour)
+test-long: $(VENV)/.dev-stamp
+	@echo "==> pytest: tests marked long (half an hour)"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m long -n $(JOBS) --dist loadfile $(ARGS)
 
 ## format: let ruff fix and lay out the code
 format: $(VENV)/.dev-stamp

@@ -52,6 +52,7 @@ FRONT_DOOR = {
     "signals",
     "deadline",
     "listening",
+    "transforms",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
