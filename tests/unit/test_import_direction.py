@@ -27,6 +27,7 @@ FRONT_DOOR = {
     "notices",
     "optimization",
     "out_of_memory",
+    "engines",
     "room",
     "together",
     "resume",
