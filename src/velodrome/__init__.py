@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from velodrome.data.loader import DataLoader
     from velodrome.loop.progress import StopReason
     from velodrome.loop.result import FitResult
+    from velodrome.lr_finder import LRCurve, LRFinder, find_lr
     from velodrome.recipes.loading import load_model
     from velodrome.replaying import replay
     from velodrome.seeding import seed_everything
@@ -42,10 +43,13 @@ _HOMES = {
     "DataLoader": "velodrome.data.loader",
     "EarlyStopping": "velodrome.callbacks.early_stopping",
     "FitResult": "velodrome.loop.result",
+    "LRCurve": "velodrome.lr_finder",
+    "LRFinder": "velodrome.lr_finder",
     "StopReason": "velodrome.loop.progress",
     "Trainer": "velodrome.trainer",
     "errors": "velodrome.errors",
     "evaluate": "velodrome.api",
+    "find_lr": "velodrome.lr_finder",
     "fit": "velodrome.api",
     "load_model": "velodrome.recipes.loading",
     "predict": "velodrome.api",
@@ -63,11 +67,14 @@ __all__ = [
     "DataLoader",
     "EarlyStopping",
     "FitResult",
+    "LRCurve",
+    "LRFinder",
     "StopReason",
     "Trainer",
     "__version__",
     "errors",
     "evaluate",
+    "find_lr",
     "fit",
     "load_model",
     "predict",

@@ -53,6 +53,7 @@ FRONT_DOOR = {
     "signals",
     "deadline",
     "listening",
+    "lr_finder",
     "transforms",
 }
 ARROWS: dict[str, set[str]] = {
