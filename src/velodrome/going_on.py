@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from velodrome.data_in_use import DataInUse
     from velodrome.loop.progress import Budget
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["GoingOn"]
 
@@ -78,7 +78,7 @@ class GoingOn:
         self._path = resumption.checkpoint
         with refusing_unsound(self._path):
             self._saved, accepted = resumption.load(run, {} if self._train is None else self._train.describe_data())
-        run.count_together_from_here()
+        run.consensus.count_from_here()
         for reason in resumption.skipped:
             run.files.warn(f"warning: A newer checkpoint is not used: {reason}")
         if accepted:
@@ -238,7 +238,7 @@ class GoingOn:
         if run.position.is_in_batch:
             return SavedState(state={"not_resumable": "it was made within a batch, and the loop was left there"})
         try:
-            saved = collect_state(run, [collect_own(run)] if run.is_alone else run.saving.take())
+            saved = collect_state(run, [collect_own(run)] if run.is_alone else run.saves.together.take())
         except CheckpointError as error:
             run.warn(f"Checkpoints hold weights only, and the run cannot go on from them: {error.message}")
             return SavedState(state={"not_resumable": error.message})

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
 

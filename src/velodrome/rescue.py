@@ -22,7 +22,7 @@ from velodrome.finite import check_finite_weights
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["FAILED_FOLDER", "save_aside"]
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from velodrome.distributed.world import World
-    from velodrome.run import Run
+    from velodrome.run.run import Run
     from velodrome.step.updates import Updates
 
 __all__ = ["Resumption", "find_resumption", "find_together", "settings_of"]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from velodrome.callbacks.base import Callback
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["SavedState", "collect_state", "load_callbacks", "load_trainer_state", "named_callbacks"]
 
@@ -140,7 +140,7 @@ def collect_state(run: Run, own: Sequence[OwnState]) -> SavedState:
     saved.state |= {
         "position": split(position.describe(), {}, place="position"),
         "row": split(run.row, {}, place="row"),
-        "interval_samples": run.interval_samples,
+        "interval_samples": run.rows.samples_then,
         "keeping": run.keeping.state_dict(),
         "nonfinite": {"policy": run.nonfinite.name, **run.nonfinite.state_dict()},
         "last_averaged_step": run.averaging.last_step,

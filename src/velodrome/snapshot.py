@@ -14,7 +14,7 @@ from velodrome.step.optimizer_state import load_optimizer_state, optimizer_state
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["Snapshot"]
 

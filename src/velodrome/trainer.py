@@ -32,7 +32,7 @@ from velodrome.optimization import Optimization
 from velodrome.out_of_memory import OnOutOfMemory
 from velodrome.record.progress import make_progress
 from velodrome.resume import find_together
-from velodrome.run import Run
+from velodrome.run.run import Run
 from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
@@ -402,7 +402,7 @@ class Trainer:
         Several processes, of which perhaps only one calls this, write it together when they next agree: at the next log point, or
         at the end of the epoch. None then; `on_checkpoint` tells when it is there.
         """
-        return self._run.ask_to_save()
+        return self._run.saves.ask()
 
     # -- the whole run ----------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ LEAVES = {"seeding", "devices", "report", "monitor"}
 FRONT_DOOR = {
     "trainer",
     "run",
-    "phases",
     "keeping",
     "finite",
     "run_files",
