@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from velodrome.callbacks.base import listeners
 from velodrome.errors import ArgumentError
 from velodrome.loop.progress import StopReason
-from velodrome.room import estimate_room
+from velodrome.run.room import estimate_room
 from velodrome.seeding import seed_everything
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from velodrome.loop.progress import StopReason
-from velodrome.together import Agreement, Together
+from velodrome.run.together import Agreement, Together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import NumericsError
-from velodrome.finite import check_finite_weights
 from velodrome.loop.progress import StopReason
-from velodrome.rescue import save_aside
+from velodrome.nonfinite.checks import check_finite_weights
 from velodrome.run.phase import NO_PHASE
+from velodrome.run.rescue import save_aside
 
 if TYPE_CHECKING:
     from velodrome.run.run import Run

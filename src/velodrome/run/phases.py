@@ -19,9 +19,9 @@ from velodrome.loop.host import LeftAtOnce, length_of
 from velodrome.metrics.means import MAX_NAMES
 from velodrome.metrics.merging import ALONE
 from velodrome.record.progress import NoProgress
+from velodrome.resume.run_state import callback_states
 from velodrome.run.averaged_statistics import average_epoch
 from velodrome.run.phase import NO_PHASE, Phase
-from velodrome.run_state import callback_states
 from velodrome.seeding import get_random_state
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from velodrome.finite import check_finite_mean
+from velodrome.nonfinite.checks import check_finite_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,25 +24,25 @@ import torch
 from velodrome.callbacks.base import Callback, listeners
 from velodrome.data.share import EMPTY
 from velodrome.explain import Explanation
-from velodrome.going_on import GoingOn
-from velodrome.interruption import Interruption
 from velodrome.loop.host import NO_BATCH
 from velodrome.loop.progress import Budget, Progress, StopReason
-from velodrome.nonfinite import make_answer
-from velodrome.notices import Notices
-from velodrome.position import Position
-from velodrome.resume import settings_of
+from velodrome.nonfinite.answers import make_answer
+from velodrome.resume.going_on import GoingOn
+from velodrome.resume.settings import settings_of
 from velodrome.run.averaged_statistics import average_epoch
 from velodrome.run.beginning import begin_run
 from velodrome.run.consensus import Consensus
 from velodrome.run.ending import end_run
+from velodrome.run.notices import Notices
 from velodrome.run.phase import NO_PHASE
 from velodrome.run.phases import Phases
+from velodrome.run.position import Position
 from velodrome.run.rows import Rows
 from velodrome.run.saves import Saves
 from velodrome.run.schedule_lengths import ScheduleLengths
 from velodrome.step.checks import hint_at_device_assert
 from velodrome.step.guard import NonFinite
+from velodrome.stopping.interruption import Interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,12 +54,11 @@ if TYPE_CHECKING:
     from velodrome.data.bound import BoundLoader
     from velodrome.data_in_use import DataInUse
     from velodrome.distributed.world import World
-    from velodrome.interruption import Leave
-    from velodrome.keeping import Keeping, Verdict
     from velodrome.record.progress import ProgressView
-    from velodrome.resume import Resumption
+    from velodrome.resume.resumption import Resumption
+    from velodrome.run.files import RunFiles
+    from velodrome.run.keeping import Keeping, Verdict
     from velodrome.run.phase import Phase
-    from velodrome.run_files import RunFiles
     from velodrome.step.averaging import NoAveraging
     from velodrome.step.compiled import NotCompiled
     from velodrome.step.determinism import Determinism
@@ -68,6 +67,7 @@ if TYPE_CHECKING:
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
     from velodrome.step.windows import Windows
+    from velodrome.stopping.interruption import Leave
     from velodrome.trainer import Trainer
 
 __all__ = ["Run"]

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from velodrome.finite import check_finite_weights
 from velodrome.loop.progress import StopReason
-from velodrome.saving_together import SavingTogether
+from velodrome.nonfinite.checks import check_finite_weights
+from velodrome.resume.saving_together import SavingTogether
 
 if TYPE_CHECKING:
     from pathlib import Path

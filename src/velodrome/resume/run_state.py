@@ -17,7 +17,7 @@ from velodrome.checkpoint.nested import join, split
 from velodrome.checkpoint.read import read_tensors
 from velodrome.errors import CheckpointError
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.own_state import (
+from velodrome.resume.own_state import (
     GROUPS,
     OWN_NAMES,
     OWN_OF_WINDOW,

@@ -13,13 +13,13 @@ from velodrome.checkpoint.nested import join
 from velodrome.data.bound import BoundLoader
 from velodrome.data.share import is_sharded
 from velodrome.errors import CheckpointError, RefusedError
-from velodrome.keeping import Verdict
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.own_state import OwnState, collect_own, load_phase, load_random
-from velodrome.resume import Resumption, compare
-from velodrome.run_state import SavedState, collect_state, load_callbacks
+from velodrome.resume.own_state import OwnState, collect_own, load_phase, load_random
+from velodrome.resume.run_state import SavedState, collect_state, load_callbacks
+from velodrome.resume.settings import compare
+from velodrome.resume.sound_state import refusing_unsound
+from velodrome.run.keeping import Verdict
 from velodrome.seeding import get_random_state
-from velodrome.sound_state import refusing_unsound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from velodrome.data_in_use import DataInUse
     from velodrome.loop.progress import Budget
+    from velodrome.resume.resumption import Resumption
     from velodrome.run.run import Run
 
 __all__ = ["GoingOn"]

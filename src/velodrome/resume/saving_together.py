@@ -21,8 +21,8 @@ import torch
 
 from velodrome.checkpoint.nested import split
 from velodrome.errors import CheckpointError
-from velodrome.own_state import OwnState, collect_own
-from velodrome.run_state import callback_states
+from velodrome.resume.own_state import OwnState, collect_own
+from velodrome.resume.run_state import callback_states
 
 if TYPE_CHECKING:
     from velodrome.run.run import Run

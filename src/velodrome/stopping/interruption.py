@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
-from velodrome.deadline import NO_DEADLINE, Deadline, Limit, estimate_save_s, job_end
-from velodrome.listening import Listening
 from velodrome.loop.progress import StopReason
-from velodrome.signals import SignalWatch
+from velodrome.stopping.deadline import NO_DEADLINE, Deadline, Limit, estimate_save_s, job_end
+from velodrome.stopping.listening import Listening
+from velodrome.stopping.signals import SignalWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from velodrome.errors import NumericsError
-from velodrome.finite import check_finite_weights
+from velodrome.nonfinite.checks import check_finite_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
