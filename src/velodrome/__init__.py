@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from velodrome import errors
+    from velodrome import errors, transforms
     from velodrome.api import evaluate, fit, predict
     from velodrome.averages import EMA, SWA
     from velodrome.callbacks.base import Callback
@@ -51,6 +51,7 @@ _HOMES = {
     "predict": "velodrome.api",
     "replay": "velodrome.nonfinite.replaying",
     "seed_everything": "velodrome.seeding",
+    "transforms": "velodrome.transforms",
 }
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "predict",
     "replay",
     "seed_everything",
+    "transforms",
 ]
 
 
@@ -81,7 +83,7 @@ def __getattr__(name: str) -> object:
     if home is None:
         raise AttributeError(f"module 'velodrome' has no attribute {name!r}")
     module = import_module(home)
-    value = module if name == "errors" else getattr(module, name)
+    value = module if name in ("errors", "transforms") else getattr(module, name)
     globals()[name] = value
     return value
 

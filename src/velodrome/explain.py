@@ -66,6 +66,8 @@ class Explanation:
         yield from self._evaluation()
         yield from _lines(2, self._end_of_epoch())
         yield from _lines(1, self._end())
+        if run.windows:
+            yield _line(0, f"a loss or gradient that is not finite: {run.nonfinite.description}", run.nonfinite._settle)
         if self.events["on_exception"]:
             yield _line(0, "an error that ends a run", run.end_run)
             yield from _lines(1, self._told("on_exception"))
@@ -77,6 +79,7 @@ class Explanation:
             calls.append((f"seed Python, NumPy and PyTorch with {run.seed}", seed_everything))
         if run.world.size > 1:
             calls.append((f"take the weights of the first of {run.world.size} processes", run.consensus.begin))
+        calls.append((run.interruption.describe(), run.interruption.begin))
         calls.append((f"open {run.files.writes}", run.files.start))
         return calls + self._told("on_fit_start")
 

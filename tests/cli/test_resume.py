@@ -157,3 +157,30 @@ def test_two_processes_killed_and_started_again_end_the_same(project):
     assert straight.returncode == 0, said
     assert json.loads((run / "run.json").read_text())["processes"] == 2
     assert_same(run, project / "runs" / "undisturbed")
+
+
+def is_running(pid):
+    """Return whether a process runs; one that has ended and that nobody has asked for its exit code does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells processes of their parent's end")
+def test_processes_of_a_launcher_that_is_killed_save_and_end(project):
+    process = start_two(project, "train", "mine.toml", "train.epochs=100000", "--processes", "2", "--name", "run")
+    run = project / "runs" / "run"
+    while process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    ranks = ranks_of(process.pid)
+    assert sorted(ranks) == [0, 1], process.communicate()
+    process.kill()
+    process.communicate(timeout=60)
+
+    end = time.monotonic() + 60
+    while any(map(is_running, ranks.values())):
+        assert time.monotonic() < end, "the ranks train on"
+        time.sleep(0.05)
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    assert newest(run) > 0

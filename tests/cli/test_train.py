@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import resource
 import shutil
+import sys
 
 import pytest
 
@@ -151,3 +153,30 @@ def test_dry_run_refuses_what_does_not_fit_into_the_run(project, velodrome, chan
     answer = velodrome("train", "mine.toml", *changes, "--dry-run")
     assert answer.code == 2, answer
     assert fragment in answer.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are kept from growing by a limit of Linux's")
+@pytest.mark.parametrize("has_saved", [True, False])
+def test_run_that_stopped_because_its_saves_failed_is_no_success_and_says_what_is_next(project, velodrome, has_saved):
+    recipe = project / "mine.toml"
+    text = recipe.read_text().replace('["auto", 8, 3]', '["auto", 4000, 3]')
+    recipe.write_text(f'{text}\n[checkpoint]\nevery = "every step"\nmax_failures = 2\n')
+    if has_saved:
+        assert velodrome("train", "mine.toml", "--name", "run", "train.steps=3").code == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # as on a full disk: the weights are 320 kB
+    try:
+        stopped = velodrome("train", "mine.toml", "--name", "run", "--resume", "auto")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert stopped.code == 1
+    assert "Too many saves in a row failed." in stopped.out
+    assert "Free room on the disk of runs/run, then" in stopped.err
+    if has_saved:
+        assert "go on with: velodrome resume runs/run --recipe mine.toml" in stopped.err
+        again = velodrome("resume", "runs/run", "--recipe", "mine.toml")
+    else:
+        assert "train anew with the same command: there is no checkpoint" in stopped.err
+        again = velodrome("train", "mine.toml", "--name", "run", "--resume", "auto")
+    assert again.code == 0, again.err

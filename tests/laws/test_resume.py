@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -256,7 +257,6 @@ OTHER = {
 }
 """Items that are the same in every checkpoint of a run, and what they are changed to."""
 ELSEWHERE = {
-    "interval_samples": "decides a rate by the clock only: the samples_per_s of the next row",
     "last_averaged_step": "test_an_average_is_taken_twice_without_the_step_of_the_last_one",
     "windows": "test_gradients_of_an_open_window_are_saved_and_needed",
     "loop_start": "test_the_order_of_a_sampler_is_lost_without_the_random_state_at_its_start",
@@ -264,7 +264,7 @@ ELSEWHERE = {
     "own callbacks": "test_resume_worlds.py: test_callbacks_and_buffers_that_differ_between_processes_come_back_to_each",
     "nonfinite": "faults/test_nonfinite.py: test_what_is_counted_in_a_row_is_counted_across_a_resume",
     "part_sizes": "faults/test_out_of_memory.py: test_negative_control_a_run_that_forgot_the_size_ends_differently",
-    "evaluated_weights": "read by load_model: tests/unit/test_averages.py",
+    "evaluated_weights": "test_averages.py: test_load_model_takes_the_weights_that_were_evaluated_because_the_checkpoint_says_which",
 }
 
 
@@ -729,3 +729,30 @@ def test_state_of_a_callback_that_is_gone_is_said(tmp_path: Path, capsys: pytest
     case.train(trainer)
 
     assert "The checkpoint holds the state of Tally-0, which this trainer does not have" in capsys.readouterr().err
+
+
+def test_the_rate_of_a_row_counts_only_samples_whose_time_was_measured(tmp_path: Path) -> None:
+    class Slow(vd.Callback):
+        def on_step_end(self, trainer: vd.Trainer) -> None:
+            time.sleep(0.05)
+
+    class SaveAt3(vd.Callback):  # between two log points; a save that the policy makes is one itself
+        def on_step_end(self, trainer: vd.Trainer) -> None:
+            if trainer.progress.steps_done == 3:
+                trainer.save()
+            if trainer.progress.steps_done == 4:
+                raise Cut
+
+    def make(**changes: Any) -> vd.Trainer:
+        return vd.Trainer(
+            make_model(), "sgd", lr=0.1, loss="cross_entropy", run_dir=tmp_path / "run", checkpoint=None, log_every="4 steps",
+            loggers=["csv"], progress=False, device="cpu", **changes,
+        )  # fmt: skip
+
+    with pytest.raises(Cut):
+        make(callbacks=[SaveAt3()]).fit((X, Y), batch_size=4, epochs=1)
+    make(callbacks=[Slow()], resume="auto").fit((X, Y), batch_size=4, epochs=1)
+
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    at_4 = next(row for row in rows if row["kind"] == "step" and row["step"] == 4)
+    assert 0 < at_4["samples_per_s"] <= 4 / 0.05, "one step of 4 samples took at least 0.05 s in this process"

@@ -1,5 +1,6 @@
 """Averages of weights in a run: which weights are evaluated, saved and trained on, with numbers that can be worked out by hand."""
 
+import json
 import random
 
 import numpy
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 import velodrome as vd
 from velodrome.averages import EMA, SWA
-from velodrome.checkpoint.read import read_state
+from velodrome.checkpoint.read import read_state, read_tensors
+from velodrome.checkpoint.store import CheckpointStore
 from velodrome.errors import ArgumentError, NumericsError
 
 X, Y = torch.ones(8, 1), torch.zeros(8, 1)
@@ -76,6 +78,22 @@ def test_checkpoints_hold_both_and_say_which_was_evaluated(tmp_path):
     state = read_state(checkpoint(tmp_path, 2))
     assert state["evaluated_weights"] == "averaged"
     assert state["averaging"] == {"kind": "ema", "num_averaged": 2, "num_updates": 2}
+
+
+@pytest.mark.parametrize(("said", "weight"), [("averaged", 4.875), ("raw", 4.0), (None, 4.0)])
+def test_load_model_takes_the_weights_that_were_evaluated_because_the_checkpoint_says_which(tmp_path, said, weight):
+    falling(ema=0.5, run_dir=tmp_path / "run").fit((X, Y), (X, Y), batch_size=4, epochs=2)
+    path = checkpoint(tmp_path, 4)
+    state = read_state(path)
+    assert state.pop("evaluated_weights") == "averaged"
+    groups = {each.stem: read_tensors(path, each.stem) for each in path.glob("*.safetensors")}
+    run_id = json.loads((tmp_path / "run" / "run.json").read_text())["id"]
+    CheckpointStore(tmp_path / "run" / "checkpoints", run_id=run_id).save(
+        4, groups, state if said is None else {**state, "evaluated_weights": said}
+    )
+
+    model = vd.load_model(tmp_path / "run", nn.Linear(1, 1, bias=False), weights="last")
+    assert model.weight.item() == weight
 
 
 def test_save_in_the_middle_of_an_evaluation_saves_the_raw_weights_as_the_model(tmp_path):

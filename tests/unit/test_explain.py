@@ -138,8 +138,10 @@ def run_of_one_update(configuration, run_dir):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_what_is_printed_is_what_a_run_calls_in_that_order(tmp_path, name):
     text, called = run_of_one_update(CONFIGURATIONS[name], tmp_path / "run")
-    # Not in a run of one update with one label a sample: said in words, on the line.
-    lines = [line for line in text.splitlines() if "where a sample has several" not in line]
+    # Not in a run of one update with one label a sample, all finite: said in words, on the line.
+    lines = [
+        line for line in text.splitlines() if "where a sample has several" not in line and "not finite:" not in line
+    ]
     if "fp16" in name and "ema" not in name:  # settled as late as possible
         lines = [line for line in lines if "tell the schedule of the update" not in line]
     expected = in_order_of_calls("\n".join(lines))
@@ -328,3 +330,20 @@ def fit_with(callback, run_dir):
     x, y = tiny_classification(num_samples=16)
     trainer = make_trainer({"callbacks": [callback]}, run_dir)
     trainer.fit(velodrome.DataLoader((x, y), 8), velodrome.DataLoader((x, y), 16), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "what", "owner"),
+    [("stop", "stop with an error", "Stop"), ("skip", "skip it", "Skip"), ("rollback", "go back", "Rollback")],
+)
+def test_what_happens_to_numbers_that_are_not_finite_is_printed(policy, what, owner):
+    text = make_trainer({"on_nonfinite": policy}).explain()
+    (line,) = [line for line in text.splitlines() if "not finite:" in line]
+    assert what in line
+    assert line.endswith(f".{owner}._settle")
+
+
+def test_signals_and_deadline_are_printed():
+    assert "the end of 60 seconds" not in make_trainer({}).explain()
+    text = make_trainer({"stop_after": "60 seconds"}).explain()
+    assert "listen for SIGINT, SIGTERM, SIGUSR1, the job's end, the end of 60 seconds" in text

@@ -30,6 +30,7 @@ FRONT_DOOR = {
     "run_comparison",
     "nonfinite",
     "stopping",
+    "transforms",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

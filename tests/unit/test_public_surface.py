@@ -30,6 +30,7 @@ NAMES = {
     "predict",
     "replay",
     "seed_everything",
+    "transforms",
 }
 # Positional arguments first, then keywords; renaming one breaks somebody's script.
 SIGNATURES = {
@@ -60,6 +61,18 @@ SIGNATURES = {
     "Trainer.stop": "reason",
     "Trainer.say": "line",
     "seed_everything": "seed",
+    "transforms.Compose": "transforms",
+    "transforms.ToFloat": "",
+    "transforms.Normalize": "mean std",
+    "transforms.RandomCrop": "size padding fill padding_mode",
+    "transforms.RandomTranslate": "pixels fill padding_mode",
+    "transforms.RandomHorizontalFlip": "p",
+    "transforms.RandomVerticalFlip": "p",
+    "transforms.Cutout": "size fill p",
+    "transforms.RandomErasing": "p scale ratio value",
+    "transforms.ColorJitter": "brightness contrast",
+    "transforms.GaussianNoise": "std",
+    "transforms.Draws.normal": "shape",
 }
 HEAVY = (
     "tensorboard",
@@ -86,6 +99,11 @@ def test_the_public_names_are_these() -> None:
 def test_every_public_name_is_there_and_is_listed() -> None:
     assert [name for name in vd.__all__ if not hasattr(vd, name)] == []
     assert set(vd.__all__) <= set(dir(vd))
+
+
+def test_the_batched_transforms_are_these() -> None:
+    frozen = {name.split(".")[1] for name in SIGNATURES if name.startswith("transforms.")}
+    assert set(vd.transforms.__all__) == frozen | {"Transform"}
 
 
 def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:

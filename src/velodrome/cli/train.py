@@ -167,6 +167,8 @@ def _run(
     ready: Ready, run_dir: Path, recipe: str, screen: Screen, *, changed: bool, speaks: bool = True, **arguments: Any
 ) -> None:
     """Train, and say how it ended; a process that does not speak only trains."""
+    from velodrome.loop.progress import StopReason
+
     trainer = ready.make_trainer(run_dir=run_dir, **arguments)
     screen.say(_describe_model(ready))
     screen.say(f"Device: {trainer.device}")
@@ -180,9 +182,17 @@ def _run(
         _shortened(run_dir), last_step=trainer.progress.steps_done, best_step=None if best is None else best.get("step")
     )
     _finish(result, weights, next_recipe, screen)
-    for problem in weights.problems:
+    problems = [*weights.problems]
+    if result.stop_reason is StopReason.NOT_SAVED:
+        where = shlex.quote(str(_shortened(run_dir)))
+        resume = f"go on with: velodrome resume {where}{next_recipe}"
+        problems.append(
+            f"The run stopped before its end, because its saves failed. Free room on the disk of {where}, then "
+            f"{'train anew with the same command: there is no checkpoint' if weights.last is None else resume}"
+        )
+    for problem in problems:
         write_quietly(f"Error: {problem}", sys.stderr)
-    if weights.problems:
+    if problems:
         raise typer.Exit(1)
 
 

@@ -10,6 +10,7 @@ from velodrome.data.columns import available_bytes
 from velodrome.data.fingerprint import fingerprint
 from velodrome.data.order import epoch_order
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
+from velodrome.data.transforms.base import Transform
 from velodrome.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ class BoundLoader:
 
     @property
     def gives_placed_batches(self) -> bool:
-        """Whether batches are on the device as they come; what a `transform` returns is not known to be."""
-        columns = self.columns
-        return columns is not None and columns.device == self._device and self.loader.transform is None
+        """Whether batches are on the device as they come; what a function given as `transform` returns is not known to be."""
+        columns, transform = self.columns, self.loader.transform
+        is_known = transform is None or isinstance(transform, Transform)
+        return columns is not None and columns.device == self._device and is_known
 
     def describe(self) -> str:
         """Say in one line how the data are read."""

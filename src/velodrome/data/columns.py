@@ -77,7 +77,14 @@ class Columns:
         """Return only these samples, copied."""
         return self._with(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
-    def batches(self, order: Tensor, batch_size: int, *, skip: int = 0) -> Any:
+    def batches(
+        self,
+        order: Tensor,
+        batch_size: int,
+        *,
+        skip: int = 0,
+        change: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Any:
         """Yield the batches of an epoch; the last one may be short.
 
         Several batches are gathered by one `index_select` and handed out as parts of the copy, so that changing a batch in
@@ -88,6 +95,8 @@ class Columns:
             batch_size: samples a batch.
             skip: batches that are not handed out. Copies begin where they would without: the place of a batch in memory decides
                 how a matrix product rounds (seen with 72 bytes a batch), and a run that goes on must round as before.
+            change: of the first tensor's samples and their indices, after they were gathered and before they become batches: several
+                batches are changed at once.
         """
         tensors = self.tensors = _map(self.tensors, _without_inference_mode)
         per_chunk = max(1, min(64, _CHUNK_BYTES // max(1, self._bytes_per_sample * batch_size)))
@@ -97,10 +106,11 @@ class Columns:
         for rows in order.split(per_chunk * batch_size):
             first, skip = skip, 0
             if isinstance(tensors, Tensor):
-                yield from _gather(tensors, rows, batch_size)[first:]
+                yield from _gather(tensors, rows, batch_size, change)[first:]
                 continue
-            flat = _flat(tensors)
-            parts = zip(*[_gather(tensor, rows, batch_size)[first:] for tensor in flat], strict=True)
+            changes = [change, *[None] * (len(_flat(tensors)) - 1)]
+            each = zip(_flat(tensors), changes, strict=True)
+            parts = zip(*[_gather(tensor, rows, batch_size, own)[first:] for tensor, own in each], strict=True)
             if isinstance(tensors, dict):
                 for values in parts:
                     yield dict(zip(tensors, values, strict=True))
@@ -141,15 +151,18 @@ def available_bytes(device: torch.device) -> int:
         return 1 << 62
 
 
-def _gather(tensor: Tensor, rows: Tensor, batch_size: int) -> tuple[Tensor, ...] | list[Tensor]:
-    """Return these rows, copied, in batches.
+def _gather(
+    tensor: Tensor, rows: Tensor, batch_size: int, change: Callable[[Tensor, Tensor], Tensor] | None
+) -> tuple[Tensor, ...] | list[Tensor]:
+    """Return these rows, copied and changed, in batches.
 
     Outside of inference mode, even when the first batch of a chunk is asked for inside it: the others may be trained on.
     `unsafe_split` rather than `split`: each batch has a version counter of its own, so that a change of one in place does
     not spoil the backward pass of another; it also takes 5 instead of 9 microseconds for two parts.
     """
     with torch.inference_mode(False):
-        return tensor.index_select(0, rows).unsafe_split(batch_size)
+        gathered = tensor.index_select(0, rows)
+        return (gathered if change is None else change(gathered, rows)).unsafe_split(batch_size)
 
 
 def _without_inference_mode(tensor: Tensor) -> Tensor:

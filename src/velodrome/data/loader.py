@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
 from velodrome.data.arguments import check_combination, check_names
+from velodrome.data.augmenting import Augmentation
 from velodrome.data.columns import Columns, columns_from
 from velodrome.data.order import epoch_order
 from velodrome.data.own_order import check_own_order
@@ -18,6 +19,7 @@ from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.data.share import EMPTY, WHOLE, Share
 from velodrome.data.transforming import BatchTransform
+from velodrome.data.transforms.base import Transform
 from velodrome.errors import ArgumentError, DataError
 from velodrome.seeding import check_seed
 
@@ -40,7 +42,8 @@ class DataLoader:
         shuffle: draw a new order every epoch.
         drop_last: leave out the last batch when it is short; off by default, so that every sample counts.
         num_workers: processes that fetch samples; not used for data in memory.
-        transform: applied to each batch's input (a tuple's first element; the whole batch otherwise) after it was gathered.
+        transform: applied to each batch's input (a tuple's first element; the whole batch otherwise) after it was gathered: one of
+            `velodrome.transforms`, whose random numbers belong to the samples, or any function, whose random numbers belong to the batch.
         seed: of the order; without one it is the seed of the trainer that runs the loader, or PyTorch's initial seed.
         timeout: seconds to wait for a batch of the workers before their stacks are shown and they are ended: ten minutes where it is
             left out, 0 without an end.
@@ -80,6 +83,11 @@ class DataLoader:
         check_combination(
             dataset, batch_size, shuffle=shuffle, drop_last=drop_last, sampler=sampler, batch_sampler=batch_sampler
         )
+        if isinstance(transform, Transform) and batch_size is None:
+            raise ArgumentError(
+                f"{type(transform).__name__} changes batches, and batch_size=None hands out the dataset's items. Give a batch_size, or a function "
+                f"of an item as transform."
+            )
         if batch_sampler is not None:
             batch_size = None
         if collate_fn is default_collate:
@@ -127,6 +135,11 @@ class DataLoader:
             self._watched = watch(dataset)
             columns, how = recognise(dataset)
         self._how = how
+        if isinstance(self.transform, Transform) and columns is not None and isinstance(columns.tensors, dict):
+            raise ArgumentError(
+                f"{type(self.transform).__name__} changes a tensor, or the first part of a tuple, and the data are a dict of "
+                f"{', '.join(columns.tensors)}. Give (inputs, targets), or a function of the whole dict as transform."
+            )
         if columns is None:
             self._columns, self._samples = None, self._make_sample_path(dataset)
         else:
@@ -323,9 +336,13 @@ class DataLoader:
             self._torch_draws_left -= 1
             torch.empty((), dtype=torch.int64).random_()
         columns, order_seed = self._columns if columns is None else columns, self._order_seed()
-        batches = self._sized_batches(columns, self._epoch, self._samples_done, order_seed, share)
-        transform = None
-        if self.transform is not None:
+        transform = change = None
+        if isinstance(self.transform, Transform):
+            augmentation = Augmentation(self.transform, seed=order_seed, epoch=self._epoch)
+            change = augmentation.of_rows
+            if columns is None:
+                transform = partial(self._augment, augmentation, share)
+        elif self.transform is not None:
             transform = BatchTransform(
                 self.transform,
                 seed=order_seed,
@@ -333,6 +350,7 @@ class DataLoader:
                 device=None if columns is None else columns.device,
                 indices=partial(self._indices_of, order_seed, self._epoch, share),
             )
+        batches = self._sized_batches(columns, self._epoch, self._samples_done, order_seed, share, change)
         return self._iterate(batches, self._iteration, self._epoch, self._samples_done, transform)
 
     def _indices_of(self, seed: int, epoch: int, share: Share, position: int, size: int) -> Sequence[Any] | None:
@@ -344,13 +362,23 @@ class DataLoader:
             slice(*share.of(size))
         ].tolist()  # SYNC: on the CPU; the run has failed
 
+    def _augment(self, augmentation: Augmentation, share: Share, batch: Any, position: int, size: int) -> Any:
+        """Change a batch that was read sample by sample."""
+        assert self._samples is not None
+        if isinstance(self.dataset, IterableDataset):  # its items have no index but their number
+            return augmentation.of_batch(batch, position=position + share.rank * (self.batch_size or 0), indices=None)
+        begin = position + share.of(size)[0]
+        return augmentation.of_batch(
+            batch, position=begin, indices=self._samples.last_indices, by_position=self.has_own_order
+        )
+
     def _iterate(
         self,
         batches: Iterable[tuple[int, Any]],
         iteration: int,
         epoch: int,
         start: int,
-        transform: BatchTransform | None,
+        transform: Callable[[Any, int, int], Any] | None,
     ) -> Iterator[Any]:
         done = start
         for size, batch in batches:
@@ -362,7 +390,13 @@ class DataLoader:
             self._epoch, self._samples_done, self._is_iterating = epoch + 1, 0, False
 
     def _sized_batches(
-        self, columns: Columns | None, epoch: int, start: int, seed: int, share: Share
+        self,
+        columns: Columns | None,
+        epoch: int,
+        start: int,
+        seed: int,
+        share: Share,
+        change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
     ) -> Iterator[tuple[int, Any]]:
         """Yield (number of samples, batch) from sample `start` of the epoch on; with a share, its part of the batch."""
         if columns is None:
@@ -379,12 +413,13 @@ class DataLoader:
             order = order[: len(order) - len(order) % size]
         left = len(order) - start
         if share.size == 1:
-            for batch in columns.batches(order.to(columns.device), size, skip=skip):
+            for batch in columns.batches(order.to(columns.device), size, skip=skip, change=change):
                 yield min(size, left), batch
                 left -= size
             return
         own, own_size = share.of_batches(order, size)
-        batches = columns.batches(own.to(columns.device), max(1, own_size), skip=skip if own_size else 0)
+        skip = skip if own_size else 0
+        batches = columns.batches(own.to(columns.device), max(1, own_size), skip=skip, change=change)
         while left > 0:
             begin, end = share.of(min(size, left))
             yield min(size, left), next(batches) if end > begin else EMPTY

@@ -93,7 +93,8 @@ def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure 
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "velodrome.distributed.child", threads, module, *arguments)
+            child = ["-m", "velodrome.distributed.child", str(os.getpid()), threads]
+            elastic_launch(config, sys.executable)(*child, module, *arguments)
         except ChildFailedError as error:
             return _first_failure(error.failures)
         except SignalException as error:

@@ -65,6 +65,7 @@ class Stop:
     """
 
     name = "stop"
+    description = "stop with an error; the weights stay clean"
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -184,6 +185,7 @@ class Skip(Stop):
     """Goes on without what is bad. The model's buffers are put back, too: BatchNorm has seen the batch by then."""
 
     name = "skip"
+    description = f"skip it; stop after {MAX_SKIPS_IN_A_ROW} in a row"
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -281,6 +283,7 @@ class Rollback(Stop):
     """
 
     name = "rollback"
+    description = f"go back to the last good log point; stop after {MAX_ROLLBACKS_IN_A_ROW} in a row"
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

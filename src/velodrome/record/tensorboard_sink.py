@@ -128,11 +128,30 @@ def make_tags(row: Mapping[str, object]) -> dict[str, float]:
 
 
 def _make_writer(log_dir: Path, purge_step: int | None = None) -> SummaryWriter:
+    """Make a writer whose file TensorBoard reads after those that are there: it takes them in the order of their names.
+
+    A name is `events.out.tfevents.<second>.<host>.<process>.<number>`, compared as text: within a second, number 10 is
+    read before number 9 and process 1000 before 999, and a run that goes on would be purged by nobody. Such a file is
+    made again in the next second; a clock that went back is not waited for.
+    """
     # tensorboard imports the whole of TensorFlow when it finds it, with seconds of delay and pages of log
     # lines, to open a local file. This name is its own switch for "use the built-in stand-in"
     # (tensorboard/compat/__init__.py).
     if "tensorflow" not in sys.modules:
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+
+    there = _event_files(log_dir)
+    writer = _open_writer(log_dir, purge_step)
+    for name in _event_files(log_dir) - there:
+        if any(_second(other) == _second(name) and other > name for other in there):
+            writer.close()
+            (log_dir / name).unlink()
+            time.sleep(1 - time.time() % 1)
+            return _open_writer(log_dir, purge_step)
+    return writer
+
+
+def _open_writer(log_dir: Path, purge_step: int | None) -> SummaryWriter:
     from torch.utils.tensorboard.writer import SummaryWriter
 
     before = set(threading.enumerate())
@@ -143,3 +162,11 @@ def _make_writer(log_dir: Path, purge_step: int | None = None) -> SummaryWriter:
             # traceback. Should Python rename this attribute, that page comes back and nothing else changes.
             vars(thread)["_invoke_excepthook"] = lambda *_: None
     return writer
+
+
+def _event_files(log_dir: Path) -> set[str]:
+    return {path.name for path in log_dir.glob("events.out.tfevents.*")}
+
+
+def _second(name: str) -> str:
+    return name.removeprefix("events.out.tfevents.").partition(".")[0]

@@ -156,8 +156,8 @@ class GoingOn:
         """Whether the next epoch is one that was interrupted."""
         return self._is_pending and not self.is_over
 
-    def begin_epoch(self) -> int:
-        """Bring back row, sums and callbacks of the epoch; return the samples done at its last log point."""
+    def begin_epoch(self) -> None:
+        """Bring back row, sums and callbacks of the epoch."""
         run, saved = self._run, self._take()
         position = saved.state["position"]
         with refusing_unsound(self._path):
@@ -180,7 +180,6 @@ class GoingOn:
             self._restore_random(saved)
         else:
             self._saved = saved
-        return saved.state["interval_samples"]
 
     def enter_data(self, source: Any, epoch: int) -> int | None:
         """Position the data of a training loop.

@@ -41,7 +41,7 @@ __all__ = ["SavedState", "collect_state", "load_callbacks", "load_trainer_state"
 
 _SHARED_GROUPS = ("optimizer", "callbacks")
 _FIELDS = (
-    "optimizers", "updates", "callbacks", "ranks", "position", "row", "interval_samples", "keeping", "last_averaged_step", "stop",
+    "optimizers", "updates", "callbacks", "ranks", "position", "row", "keeping", "last_averaged_step", "stop",
     "journal_bytes", "order_seed", "settings",
 )  # fmt: skip
 
@@ -140,7 +140,6 @@ def collect_state(run: Run, own: Sequence[OwnState]) -> SavedState:
     saved.state |= {
         "position": split(position.describe(), {}, place="position"),
         "row": split(run.row, {}, place="row"),
-        "interval_samples": run.rows.samples_then,
         "keeping": run.keeping.state_dict(),
         "nonfinite": {"policy": run.nonfinite.name, **run.nonfinite.state_dict()},
         "last_averaged_step": run.averaging.last_step,

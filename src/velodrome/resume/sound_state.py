@@ -38,7 +38,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "stop": (str, type(None)),
     "journal_bytes": (int, type(None)),
     "order_seed": (int, type(None)),
-    "interval_samples": (int,),
 }
 _KINDS_OF_PROCESS: dict[str, tuple[type, ...]] = {
     "random": (dict,),
@@ -66,9 +65,8 @@ def check_sound(saved: SavedState, whole: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 63:
             raise ValueError(f"progress.{name} is no count")
     _check_kinds(state, _KINDS)
-    for name in ("journal_bytes", "interval_samples"):
-        if (state.get(name) or 0) < 0:
-            raise ValueError(f"{name} is {state[name]}")
+    if (state.get("journal_bytes") or 0) < 0:
+        raise ValueError(f"journal_bytes is {state['journal_bytes']}")
     _check_position(state["position"])
     for own in state["ranks"]:
         _check_kinds(own, _KINDS_OF_PROCESS)

@@ -27,13 +27,11 @@ class Rows:
     def __init__(self, run: Run, *, counts_skips: bool) -> None:
         self._run = run
         self._counts_skips = counts_skips
-        self._then = 0.0
-        self.samples_then = 0
-        """samples done at the last log point"""
+        self._then, self._samples_then = 0.0, 0  # the last log point
 
     def begin_interval(self) -> None:
         """Count time and samples of the next row from here on."""
-        self._then, self.samples_then = perf_counter(), self._run.progress.samples_done
+        self._then, self._samples_then = perf_counter(), self._run.progress.samples_done
 
     def log_interval(self) -> None:
         """Write a row with the means since the last one."""
@@ -44,11 +42,11 @@ class Rows:
         means = run.train_phase.drain_blocking(run.consensus.add_up)  # SYNC: log point
         self.check_finite(means)
         run.nonfinite.at_log_point()
-        then, samples_then = self._then, self.samples_then
+        then, samples_then = self._then, self._samples_then
         self.begin_interval()
         row = self.coordinates("step", run.row["epoch"])
         row.update({f"train/{name}": value for name, value in means.items()})
-        row["samples_per_s"] = (self.samples_then - samples_then) / max(1e-9, self._then - then)
+        row["samples_per_s"] = (self._samples_then - samples_then) / max(1e-9, self._then - then)
         run.files.write(row)
         run.display.show(means)
 

@@ -224,8 +224,9 @@ class Run:
         self.position.open_epoch()
         if self.going_on.is_inside_epoch:
             self.train_phase = self.phases.new("train", self.display)
+            self.going_on.begin_epoch()
+            # The rate is that of this process: samples of the one before took time that nobody measured.
             self.rows.begin_interval()
-            self.rows.samples_then = self.going_on.begin_epoch()
             return
         self.progress.steps_in_epoch = self.progress.samples_in_epoch = 0
         self.row = {"epoch": self.progress.epochs_done + 1}

@@ -62,6 +62,12 @@ class Interruption:
         self.has_left = False
         """the run was saved, and nothing more is to be done in it"""
 
+    def describe(self) -> str:
+        """Return what is listened for, in words."""
+        limits = [] if math.isinf(self._stop_after_s) else [f"the end of {self._stop_after_s:g} seconds"]
+        heard = ", ".join(["SIGINT", "SIGTERM", "SIGUSR1", "the job's end", *limits])
+        return f"listen for {heard}, to leave in good order"
+
     def begin(self) -> None:
         """A run begins."""
         run = self._run

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -143,6 +144,35 @@ def test_curves_of_a_resumed_run_never_fold_back(tmp_path):
     sink.close()
 
     assert read_scalars(tmp_path)["Loss/train"] == [(5, 0.2), (10, 0.1), (15, 0.5)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(9, 10), (10, 11)], ids=["10 sorts before 9", "11 sorts after 10"])
+def test_a_run_that_goes_on_within_the_same_second_is_read_after_what_it_goes_on_from(
+    tmp_path, monkeypatch, before, after
+):
+    # TensorBoard reads the files of a folder in the order of their names: second, host, process, number of the writer.
+    from tensorboard.summary.writer import event_file_writer
+
+    time.sleep(1 - time.time() % 1)  # a whole second is ahead, so that both begin in it
+    for number, rows in ((before, [(5, 0.5), (10, 0.25)]), (after, [(10, 0.75)])):
+        monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(number))
+        sink = TensorBoardSink(tmp_path)
+        if number == after:
+            sink.go_on([{"kind": "epoch", "step": 5, "train/loss": 0.5}], 5)
+        for step, loss in rows:
+            sink.write({"kind": "epoch", "step": step, "train/loss": loss})
+        sink.close()
+
+    assert read_scalars(tmp_path)["Loss/train"] == [(5, 0.5), (10, 0.75)]
+    assert len(os.listdir(tmp_path)) == 2  # no empty file is left behind
+
+
+def test_a_clock_that_went_back_is_not_waited_for(tmp_path):
+    (tmp_path / "events.out.tfevents.9999999999.host.1.0").touch()  # made in the year 2286
+    sink = TensorBoardSink(tmp_path)
+    sink.write({"kind": "epoch", "step": 5, "train/loss": 0.5})
+    sink.close()
+    assert read_scalars(tmp_path) == {"Loss/train": [(5, 0.5)]}
 
 
 def test_rows_that_a_killed_process_had_not_flushed_are_written_by_the_one_that_goes_on(tmp_path):

@@ -1,0 +1,170 @@
+"""Transforms that move pixels: crops, shifts and flips. Numbers are copied, never computed, so any dtype will do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch.nn import functional as F
+
+from velodrome.data.transforms.base import Transform, check_images, check_probability, per_sample
+from velodrome.errors import ArgumentError, DataError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from velodrome.data.transforms.base import Draws
+
+__all__ = ["RandomCrop", "RandomHorizontalFlip", "RandomTranslate", "RandomVerticalFlip"]
+
+PaddingMode = Literal["constant", "reflect", "replicate"]
+
+
+class RandomCrop(Transform):
+    """Cut a rectangle out of each image, at a place of its own; every place is equally likely, as in torchvision's.
+
+    Args:
+        size: of the rectangle, height and width; one number is both.
+        padding: pixels that are added at each side before.
+        fill: what they are filled with where `padding_mode` is "constant".
+        padding_mode: "constant", "reflect" (without the border) or "replicate".
+    Shapes: (batch, ..., height, width) -> (batch, ..., *size), any dtype.
+    Raises:
+        ArgumentError: sizes or mode that cannot be.
+        DataError: images that are smaller than the rectangle.
+    Cost: one copy for the padding, one of whole rows: 42 microseconds for 64 images of 28 x 28 bytes, where a gather of single pixels takes
+        73 to 85 (one thread of a busy two-core machine).
+    """
+
+    num_draws = 2
+
+    def __init__(
+        self, size: int | tuple[int, int], *, padding: int = 0, fill: float = 0, padding_mode: PaddingMode = "constant"
+    ) -> None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1:
+            raise ArgumentError(f"size={size!r} is not the size of an image. Both sides must be at least 1.")
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise ArgumentError(
+                f"padding={padding!r} is not a number of pixels. It must be a whole number of at least 0."
+            )
+        _check_mode(padding_mode)
+        self.size = (height, width)
+        self.padding = padding
+        self.fill = fill
+        self.padding_mode: PaddingMode = padding_mode
+
+    def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
+        """Return the rectangles."""
+        check_images(batch, self)
+        return _crop(batch, draws.numbers, self.size, self.padding, self.fill, self.padding_mode)
+
+
+class RandomTranslate(Transform):
+    """Move each image by up to so many pixels in either direction; a random crop of the same size from the padded image.
+
+    Args:
+        pixels: the farthest it is moved; every whole number from -pixels to pixels is equally likely, each way.
+        fill, padding_mode: what comes in at the border, see `RandomCrop`.
+    Shapes: any (batch, ..., height, width), any dtype.
+    """
+
+    num_draws = 2
+
+    def __init__(self, pixels: int, *, fill: float = 0, padding_mode: PaddingMode = "constant") -> None:
+        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
+            raise ArgumentError(f"pixels={pixels!r} is not a distance. It must be a whole number of at least 1.")
+        _check_mode(padding_mode)
+        self.pixels = pixels
+        self.fill = fill
+        self.padding_mode: PaddingMode = padding_mode
+
+    def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
+        """Return the moved images."""
+        check_images(batch, self)
+        height, width = batch.shape[-2:]
+        return _crop(batch, draws.numbers, (height, width), self.pixels, self.fill, self.padding_mode)
+
+
+class RandomHorizontalFlip(Transform):
+    """Mirror an image, left to right, with some probability.
+
+    Args:
+        p: the probability.
+    """
+
+    num_draws = 1
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = check_probability("p", p)
+
+    def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
+        """Return the images, some of them mirrored."""
+        check_images(batch, self)
+        return torch.where(per_sample(draws.numbers[:, 0] < self.p, batch), batch.flip(-1), batch)
+
+
+class RandomVerticalFlip(Transform):
+    """Turn an image upside down, as in a mirror below it, with some probability.
+
+    Args:
+        p: the probability.
+    """
+
+    num_draws = 1
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = check_probability("p", p)
+
+    def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
+        """Return the images, some of them upside down."""
+        check_images(batch, self)
+        return torch.where(per_sample(draws.numbers[:, 0] < self.p, batch), batch.flip(-2), batch)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(PaddingMode):
+        raise ArgumentError(f"padding_mode={mode!r} is not known. {nearest(mode, get_args(PaddingMode))}")
+
+
+def _crop(
+    batch: Tensor, numbers: Tensor, size: tuple[int, int], padding: int, fill: float, mode: PaddingMode
+) -> Tensor:
+    """Return rectangles of the padded images; the two numbers of a sample say where."""
+    if padding:
+        batch = _pad(batch, padding, fill, mode)
+    batch = batch.contiguous()
+    (height, width), (full_height, full_width) = size, batch.shape[-2:]
+    if full_height < height or full_width < width:
+        raise DataError(
+            f"The images are {full_height} x {full_width} with their padding, too small to cut {height} x {width} out of. Use a smaller size "
+            f"or more padding."
+        )
+    # Below 1 - 2**-24 times a whole number that fits into float32 rounds to below that number: no place outside is hit.
+    top = (numbers[:, 0] * (full_height - height + 1)).to(torch.int64)
+    left = (numbers[:, 1] * (full_width - width + 1)).to(torch.int64)
+    # Memory seen as overlapping rows of the rectangle's width, one beginning at each pixel: a rectangle is `height` of them.
+    rows = batch.as_strided((batch.numel() - width + 1, width), (1, 1))
+    planes = batch.numel() // (full_height * full_width * batch.shape[0])
+    place = top.mul_(full_width).add_(left).view(-1, 1, 1)
+    each_plane = torch.arange(batch.shape[0] * planes, device=batch.device).mul_(full_height * full_width)
+    each_row = torch.arange(height, device=batch.device).mul_(full_width)
+    begin = each_plane.view(-1, planes, 1) + place + each_row
+    return rows.index_select(0, begin.flatten()).view(*batch.shape[:-2], height, width)
+
+
+def _pad(batch: Tensor, padding: int, fill: float, mode: PaddingMode) -> Tensor:
+    amounts = (padding,) * 4
+    if mode == "constant":
+        return F.pad(batch, amounts, value=fill)
+    if mode == "reflect" and padding >= min(batch.shape[-2:]):
+        raise DataError(
+            f"padding_mode='reflect' needs images larger than the padding of {padding}; they are {tuple(batch.shape[-2:])}."
+        )
+    # F.pad has these two modes for floats only: rows and columns are picked by their number instead, which any dtype has.
+    for dim in (-2, -1):
+        last = batch.shape[dim] - 1
+        places = torch.arange(-padding, last + 1 + padding, device=batch.device)
+        places = last - (last - places.abs()).abs() if mode == "reflect" else places.clamp(0, last)
+        batch = batch.index_select(batch.ndim + dim, places)
+    return batch
