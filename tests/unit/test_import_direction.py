@@ -22,6 +22,7 @@ FRONT_DOOR = {
     "averages",
     "optimization",
     "out_of_memory",
+    "engines",
     "resume",
     "explain",
     "verification",

@@ -40,7 +40,8 @@ def begin_run(run: Run, budget: Budget) -> Budget:
     run.stop_requested = run.stop_reason = run.error = run.consensus.wanted_stop = run.leaving = None
     run.budget = budget
     run.schedule_lengths.forget()
-    run.events = listeners(run.callbacks)
+    run.clock.begin()
+    run.events = run.clock.timed_listeners(listeners(run.callbacks))
     try:
         if not run.progress.steps_done:
             if run.seed is not None:

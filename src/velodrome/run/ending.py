@@ -27,6 +27,7 @@ def end_run(run: Run, reason: StopReason) -> None:
     """
     if run.going_on.is_over:
         run.going_on.is_over, run.is_under_way, run.stop_reason = False, False, reason
+        run.clock.end()
         run.files.leave()
         return
     run.tick()
@@ -67,6 +68,7 @@ def _finish(run: Run, reason: StopReason) -> None:
             "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
         )
     run.notices.of_whole_pace(run.consensus.pace)
+    run.files.record_bill(run.clock.end())
     run.files.finish(reason, run.progress, run.keeping.best)
     for failure in _tell_each(run, "on_fit_end"):
         raise failure
@@ -77,6 +79,7 @@ def _fail(run: Run, error: BaseException) -> None:
     run.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
     failures = _tell_each(run, "on_exception", error)
     save_aside(run, error)
+    run.files.record_bill(run.clock.end())
     run.files.fail(run.stop_reason, error, run.progress)
     failures += _tell_each(run, "on_fit_end")
     for failure in failures:  # the first error is the one that matters

@@ -18,6 +18,7 @@ from velodrome.errors import ArgumentError
 from velodrome.loop.host import LeftAtOnce, length_of
 from velodrome.metrics.means import MAX_NAMES
 from velodrome.metrics.merging import ALONE
+from velodrome.record.clock import billed
 from velodrome.record.progress import NoProgress
 from velodrome.resume.run_state import callback_states
 from velodrome.run.averaged_statistics import average_epoch
@@ -43,6 +44,7 @@ class Phases:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self.clock = run.clock
         self._finish_left: Callable[[], None] | None = None
         self.is_in_loop = False
         """this process has training batches left"""
@@ -74,7 +76,8 @@ class Phases:
             )
         run.position.enter_loop(source)
         self.is_in_loop = True
-        with self._inside(run.train_phase, source, self._finish_training), run.windows.training():
+        inside = self._inside(run.train_phase, source, self._finish_training)
+        with self.clock.looping(), inside, run.windows.training():
             yield run.train_phase
             self._close_windows()
             self._follow_others()
@@ -98,7 +101,7 @@ class Phases:
         # Inside of the training phase, from a callback say, the bar goes on showing that one.
         phase = self.new(name, run.display if run.phase is NO_PHASE else NoProgress())
         inside = self._inside(phase, source, partial(self.finish_evaluation, phase))
-        with inside, run.windows.evaluating(), run.averaging.evaluating():
+        with self.clock.spending("evaluation"), inside, run.windows.evaluating(), run.averaging.evaluating():
             yield phase
 
     @contextmanager
@@ -184,6 +187,7 @@ class Phases:
         finally:
             run.phase = outer
 
+    @billed("logging")
     def _finish_training(self) -> None:
         """Put the means of the training phase into the epoch's row, and make the checkpoint that waited."""
         run, phase = self._run, self._run.train_phase

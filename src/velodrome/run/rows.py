@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from velodrome.nonfinite.checks import check_finite_mean
+from velodrome.record.clock import billed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,7 @@ class Rows:
 
     def __init__(self, run: Run, *, counts_skips: bool) -> None:
         self._run = run
+        self.clock = run.clock
         self._counts_skips = counts_skips
         self._then, self._samples_then = 0.0, 0  # the last log point
 
@@ -33,6 +35,7 @@ class Rows:
         """Count time and samples of the next row from here on."""
         self._then, self._samples_then = perf_counter(), self._run.progress.samples_done
 
+    @billed("logging")
     def log_interval(self) -> None:
         """Write a row with the means since the last one."""
         run = self._run

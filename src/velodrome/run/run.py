@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from velodrome.callbacks.base import Callback, listeners
+from velodrome.data.origin import describe_origin
 from velodrome.data.share import EMPTY
 from velodrome.explain import Explanation
 from velodrome.loop.host import NO_BATCH
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.nonfinite.answers import make_answer
+from velodrome.record.clock import Clock, billed
+from velodrome.record.marks import make_marks
 from velodrome.resume.going_on import GoingOn
 from velodrome.resume.settings import settings_of
 from velodrome.run.averaged_statistics import average_epoch
@@ -45,7 +48,7 @@ from velodrome.step.guard import NonFinite
 from velodrome.stopping.interruption import Interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -71,6 +74,10 @@ if TYPE_CHECKING:
     from velodrome.trainer import Trainer
 
 __all__ = ["Run"]
+
+# What is timed of a step, in the batches in which it is timed: methods, and the part of the bill that a call of each is.
+_POINTS_OF_RUN = dict.fromkeys(("after_micro_batch", "after_update", "measure", "log"), "logging")
+_POINTS_OF_UPDATES = {"backward": "backward", "update": "optimizer"}
 
 
 class Run:
@@ -145,6 +152,7 @@ class Run:
         """whether no other process trains together with this one"""
 
         self.progress = Progress()
+        self.clock = Clock(make_marks(trainer.device))
         self.budget = Budget()
         self.started_at = 0.0
         """when the run would have begun, had it never been interrupted"""
@@ -234,6 +242,7 @@ class Run:
         self.rows.begin_interval()
         self.tell("on_epoch_start")
 
+    @billed("logging")
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
         self.phases.finish_left()
@@ -242,6 +251,7 @@ class Run:
         epoch = self.row.pop("epoch")
         row = {**self.rows.coordinates("epoch", epoch), **self.row}
         self.files.write(row)
+        self.files.record_bill(self.clock.bill, epoch=epoch)
         row.pop("kind")
         for updates in self.windows.by_name.values():
             updates.schedule.after_epoch(row)
@@ -316,6 +326,7 @@ class Run:
         if not self.is_alone and self.train_source == ():  # the first of this process, and of every other
             self.consensus.check_data(source)
         self.train_source = source
+        self.clock.dataset, self.clock.facts = describe_origin(source)
         self.schedule_lengths.begin(source)
         self.nonfinite.enter_loop()
         return self.going_on.enter_data(source, epoch)
@@ -323,6 +334,13 @@ class Run:
     def batches(self, source: Any) -> Iterator[Any]:
         """Return the iterator over the batches that are left."""
         return self.going_on.batches(source)
+
+    def watched(self, batches: Iterable[Any], place: Callable[[Any], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+        """Return the batches as `place` makes them, with the time of some of them taken apart for the bill."""
+        points: list[tuple[object, str, str]] = [(self, name, part) for name, part in _POINTS_OF_RUN.items()]
+        for updates in self.windows.by_name.values():
+            points += [(updates, name, part) for name, part in _POINTS_OF_UPDATES.items()]
+        return self.clock.batches(batches, place, points)
 
     def check_lengths(self, source: Any, budget: Budget) -> None:
         """Refuse schedules and averages that a run of this length would not fit, without running it."""

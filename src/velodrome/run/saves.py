@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from velodrome.loop.progress import StopReason
 from velodrome.nonfinite.checks import check_finite_weights
+from velodrome.record.clock import billed
 from velodrome.resume.saving_together import SavingTogether
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Saves:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self.clock = run.clock
         self.together = SavingTogether(run)
         """what several processes do for one checkpoint"""
         self.waits_for_batch = False
@@ -65,6 +67,7 @@ class Saves:
         if self.waits_for_batch or self.together.waits or self._run.save_is_agreed:
             self.save(in_background=True)
 
+    @billed("saving")
     def save(self, *, together: bool = True, in_background: bool = False) -> Path | None:
         """Write a checkpoint now; None when this step has one, when nothing is written at all, or when the disk failed.
 

@@ -21,6 +21,7 @@ _TABLES = {"model", "data", "loss", "optimizer", "scheduler", "train", "ema", "e
 _OF_THE_RECORDS = {"checkpoint", "logging"}
 _REASONS = {
     "train.seconds": "The clock decides where it ends, so no two runs print the same losses. Use train.epochs or train.steps.",
+    "train.engine": "A plain script calls PyTorch, one call at a time. Leave it out, or use train.compile.",
     "train.on_nonfinite": "A plain script does not look whether its losses are finite. Leave it out.",
     "train.stop_after": "A plain script does not save where it is. Leave it out.",
 }
