@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from velodrome.data.loader import DataLoader
     from velodrome.loop.progress import StopReason
     from velodrome.loop.result import FitResult
-    from velodrome.lr_finder import LRCurve, LRFinder, find_lr
+    from velodrome.nonfinite.replaying import replay
     from velodrome.recipes.loading import load_model
-    from velodrome.replaying import replay
     from velodrome.seeding import seed_everything
     from velodrome.trainer import Trainer
 
@@ -43,17 +42,17 @@ _HOMES = {
     "DataLoader": "velodrome.data.loader",
     "EarlyStopping": "velodrome.callbacks.early_stopping",
     "FitResult": "velodrome.loop.result",
-    "LRCurve": "velodrome.lr_finder",
-    "LRFinder": "velodrome.lr_finder",
+    "LRCurve": "velodrome.advise.lr_finder",
+    "LRFinder": "velodrome.advise.lr_finder",
     "StopReason": "velodrome.loop.progress",
     "Trainer": "velodrome.trainer",
     "errors": "velodrome.errors",
     "evaluate": "velodrome.api",
-    "find_lr": "velodrome.lr_finder",
+    "find_lr": "velodrome.advise.lr_finder",
     "fit": "velodrome.api",
     "load_model": "velodrome.recipes.loading",
     "predict": "velodrome.api",
-    "replay": "velodrome.replaying",
+    "replay": "velodrome.nonfinite.replaying",
     "seed_everything": "velodrome.seeding",
     "transforms": "velodrome.transforms",
 }
