@@ -191,6 +191,8 @@ def _precision(recipe: Recipe, facts: Facts) -> Technique:
 def _compile(recipe: Recipe, facts: Facts) -> Technique:
     if recipe.train.compile:
         return Technique(name="compile", choices=_only("train.compile", False), numerics="close")
+    if getattr(recipe.train, "engine", None) in ("compiled", "captured"):
+        return Technique(name="compile", why_not=f'the recipe says engine="{getattr(recipe.train, "engine", "")}"')
     # Compiled dropout draws other numbers: the loss is that of another draw.
     limit = 0.2 if facts.has_dropout else 1e-3
     numerics: Numerics = "changed" if facts.has_dropout else "close"
