@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velodrome.cli.screen import Screen
 from velodrome.errors import ArgumentError, RefusedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from velodrome.cli.screen import Screen
     from velodrome.recipes.build import Ready
     from velodrome.recipes.read import LoadedRecipe
 
