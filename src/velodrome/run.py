@@ -328,6 +328,7 @@ class Run:
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
         self._end_saves()
+        self.files.outdate()
         # The clocks differ, and with them what is monitored, perhaps: rank 0 decides.
         if self.world.gather(verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress))[0]:
             self.save(in_background=True)
@@ -661,7 +662,11 @@ class Run:
         as_in_training = training_mode(self.model), self._precision.around(self.model)
         with self.averaging.applied(), random_state_kept(self.trainer.device), as_in_training[0], as_in_training[1]:
             batches = (place(batch)[0] for batch in source)
-            recompute_statistics(self.model, batches, forward)
+            try:
+                recompute_statistics(self.model, batches, forward)
+            except BaseException:
+                self.position.is_in_batch = True  # the average has half of its statistics: nothing to go on from
+                raise
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
