@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 import velodrome
+from support.forked import Script
+from support.programs import environment
 from velodrome.callbacks.base import Callback
 from velodrome.errors import RefusedError
 from velodrome.record import run_lock, shared_locks
 from velodrome.record.run_directory import RunDirectory
 from velodrome.record.run_lock import Holder, RunLock, find_holder
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and flock")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="signals and flock")]
 
 SOURCE = str(Path(velodrome.__file__).parents[1])
 SLOW = """
@@ -56,26 +58,30 @@ print("done", trainer.progress.steps_done, flush=True)
 def start(tmp_path, run, how, *arguments):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
+    if how != "wait" and not arguments:  # a signal's exit code, and workers, are those of an interpreter of its own
+        forked = Script(script, [str(run), how, *arguments], tmp_path)
+        if how != "go":
+            forked.wait_for("under way\n")
+        return forked
     command = [sys.executable, str(script), str(run), how, *arguments]
-    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
     )
-    if how != "go":
-        assert process.stdout is not None
-        assert process.stdout.readline() == "under way\n", process.communicate()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "under way\n", process.communicate()
     return process
 
 
 def end_of(process):
-    process.communicate(timeout=60)
-    return process.returncode
+    if isinstance(process, subprocess.Popen):
+        process.communicate(timeout=60)
+        return process.returncode
+    return process.wait(timeout=60)
 
 
 def finish(tmp_path, run):
     process = start(tmp_path, run, "go")
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    return process.wait(timeout=60), process.out.read_text(), process.err.read_text()
 
 
 def trainer_for(run, **arguments):
@@ -329,9 +335,7 @@ def test_a_lock_that_is_no_plain_file_is_refused(tmp_path, kind):
 
 def test_looking_at_a_lock_at_the_same_moment_does_not_get_in_the_way(tmp_path):
     looker = f"import time\nfrom pathlib import Path\nfrom velodrome.record.run_lock import find_holder\nend = time.time() + 3\nprint('ready', flush=True)\nwhile time.time() < end: find_holder(Path({str(tmp_path)!r}))"  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-c", looker], env={**os.environ, "PYTHONPATH": SOURCE}, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", looker], env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     (tmp_path / "lock.json").write_text("{}")
     for _ in range(300):
@@ -363,9 +367,7 @@ while got < 40 and time.time() < end:
 print(got)
 """
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", body], env={**os.environ, "PYTHONPATH": SOURCE}, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", body], env=environment(), stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     assert [process.communicate(timeout=60)[0] for process in processes] == ["40\n"] * 3

@@ -19,12 +19,15 @@ from torch import nn
 from torch.nn import functional
 
 import velodrome as vd
+from support.programs import environment
 from velodrome.checkpoint.files import Files
 from velodrome.checkpoint.read import read_state, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+pytestmark = pytest.mark.slow
 
 X = torch.randn(22, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (22,), generator=torch.Generator().manual_seed(1))
@@ -113,7 +116,7 @@ def fit(trainer: vd.Trainer) -> vd.FitResult:
 
 
 def explicit(trainer: vd.Trainer) -> vd.FitResult:
-    loss, data = trainer._run._engine.loss.function, vd.DataLoader((X, Y), 4, shuffle=True)
+    loss, data = trainer._run.engine.loss.function, vd.DataLoader((X, Y), 4, shuffle=True)
     for epoch in trainer.epochs(EPOCHS):
         for x, y in epoch.train(data):
             trainer.step(loss(trainer.model(x), y))
@@ -640,9 +643,8 @@ if __name__ == "__main__":
 
 def test_spawned_workers_that_end_with_the_interrupt_do_not_fail_the_run(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SPAWNED)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["interrupted after step 3", "equal True"]
