@@ -293,7 +293,7 @@ def speedruns(record: Record) -> str:
                 str(results["reached"]),
                 f"**{accuracy['mean']:.2%}** ± {accuracy['sd']:.2%}",
                 f"**{seconds['mean']:.1f}** ± {seconds['sd']:.1f}",
-                str(results["epochs"]),
+                f"{results['epochs']:g}",
                 f"{results['steps']:,}",
                 results["precision"],
             ]
