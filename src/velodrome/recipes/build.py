@@ -18,6 +18,7 @@ from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
 from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches
+from velodrome.recipes.transforms import make_transform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -301,6 +302,12 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     from velodrome.data.loader import DataLoader
 
     if not _is_indexed(data):
+        if training and recipe.data.transforms:
+            raise RecipeError(
+                f'data.transforms changes tensors and datasets, and data.name="{recipe.data.name}" gives a {type(data).__name__} of batches as '
+                f"they are. Leave it out, or give the loader its transform= yourself.",
+                problems=(),
+            )
         return data
     return DataLoader(
         data,
@@ -308,6 +315,7 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
         shuffle=training and recipe.train.shuffle,
         drop_last=training and recipe.train.drop_last,
         num_workers=recipe.train.num_workers,
+        transform=make_transform(recipe.data.transforms) if training else None,
     )
 
 
