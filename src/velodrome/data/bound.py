@@ -141,7 +141,12 @@ class BoundLoader:
     @property
     def draws_in_workers(self) -> bool:
         """Whether worker processes draw numbers that are not a function of seed, epoch and sample."""
-        return self.loader.num_workers > 0 and not self.loader.is_seeded
+        return self.loader.num_workers_in_use > 0 and not self.loader.is_seeded
+
+    @property
+    def num_workers_in_use(self) -> int:
+        """How many processes fetch samples while the loop computes."""
+        return self.loader.num_workers_in_use
 
     def use_seed(self, seed: int) -> None:
         """Take another seed for the order: that of the run that goes on here."""
@@ -151,8 +156,8 @@ class BoundLoader:
         """Return what must be the same when a run goes on: how many samples, in which batches and order, and what is in memory."""
         loader = self.loader
         facts = {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
-        if loader.num_workers and isinstance(loader.dataset, IterableDataset):
-            facts["workers"] = loader.num_workers  # each reads a part of its own, so they decide the order
+        if loader.num_workers_in_use and isinstance(loader.dataset, IterableDataset):
+            facts["workers"] = loader.num_workers_in_use  # each reads a part of its own, so they decide the order
         columns = loader.columns
         if columns is None:
             return facts
