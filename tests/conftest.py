@@ -1,4 +1,4 @@
-"""Groups of processes, started once for all tests: Python with torch takes seconds to start."""
+"""Groups of processes, started once for all tests: Python with torch takes seconds to start. Files of slow tests are begun first."""
 
 import pytest
 
@@ -15,3 +15,10 @@ def two():
 def three():
     with Processes(3) as processes:
         yield processes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # With files dealt to several processes, one that takes a minute must not be begun last. What `--no-loadscope-reorder` leaves as it is
+    # would otherwise be sorted by the number of tests, those of few and long ones last.
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)

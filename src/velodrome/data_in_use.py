@@ -12,6 +12,7 @@ from velodrome.data.adopt import BatchIterable, adopt, needs_batch_size
 from velodrome.data.batches import move, num_samples
 from velodrome.data.bound import BoundLoader
 from velodrome.data.loader import DataLoader
+from velodrome.data.pinned import PinnedRing
 from velodrome.data.threads import limit_threads
 from velodrome.step.first_batch import check_columns
 
@@ -86,6 +87,7 @@ class DataInUse:
         self.order_seed = seed
         """the seed of the order, once there is one"""
         self._known: list[_Known] = []
+        self._ring: PinnedRing | None = None
         self._num_uses = 0
         self._said: dict[str, str] = {}
         """the last line about each role"""
@@ -178,6 +180,9 @@ class DataInUse:
         device = self._device
         if device.type == "cpu" or (isinstance(source, BoundLoader) and source.gives_placed_batches):
             return lambda batch: (batch, num_samples(batch))
+        if device.type == "cuda":
+            ring = self._ring = self._ring or PinnedRing(device)
+            return lambda batch: (ring(batch), num_samples(batch))
         return lambda batch: (move(batch, device), num_samples(batch))
 
     def _keep(

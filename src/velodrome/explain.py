@@ -72,6 +72,7 @@ class Explanation:
 
     def _lines(self) -> Iterator[_Line]:
         run = self.run
+        yield _line(0, self.engine.line, self.engine.driven)
         yield _line(0, "a run", run_epochs)
         yield from _lines(1, self._begin())
         yield _line(1, "every epoch", Epoch)

@@ -17,6 +17,7 @@ from velodrome.data_in_use import DataInUse
 from velodrome.deadline import parse_stop_after
 from velodrome.devices import resolve_device
 from velodrome.distributed.world import SINGLE, World, join_world, local_device
+from velodrome.engines import choose_engine
 from velodrome.errors import ArgumentError, nearest
 from velodrome.keeping import Keeping
 from velodrome.loop.durations import Duration, parse_duration
@@ -37,7 +38,6 @@ from velodrome.run_files import RunFiles
 from velodrome.seeding import check_seed
 from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
 from velodrome.step.checks import explain_late_failure
-from velodrome.step.compiled import resolve_compilation
 from velodrome.step.determinism import resolve_determinism
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
@@ -99,6 +99,8 @@ class Trainer:
         clip_norm: largest norm of the gradients of an update; clip_value: largest absolute value of one of them.
         compile: True, "default", "reduce-overhead", ... or a dict of arguments: `torch.compile` for the model, in place. The odd last
             batch is run without; cost and break-even are said after the first few steps.
+        engine: what runs the steps: "eager"; "compiled", which is compile=True; "captured", CUDA graphs of whole steps in `fit`, checked against
+            eager before they are trusted; "auto" chooses, and `explain` says why.
         ema: an average of the weights to keep, evaluate and save beside them: a decay such as 0.999, an `EMA` or an `SWA`. With
             several optimizers the updates of the first one count.
         grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
@@ -151,6 +153,7 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        engine: str = "auto",
         grad_norms: bool = False,
         ema: EMA | SWA | float | None = None,
         device: str | torch.device = "auto",
@@ -228,11 +231,30 @@ class Trainer:
         self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
         if average is not None:
             self._windows.refuse_averaging()
-        engine = EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn)
         self._memory = OnOutOfMemory(self, on_oom)
-        compilation = resolve_compilation(compile, self.model, device=self.device, say=self.say)
+        choice = choose_engine(
+            engine,
+            compile=compile,
+            device=self.device,
+            splits=on_oom == "split",
+            has_step_fn=step_fn is not None,
+            num_optimizers=len(self._windows),
+        )
+        compilation = choice.compilation(self.model, device=self.device, say=self.say)
+        captured, phases = choice.capture(
+            EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn),
+            windows=self._windows,
+            precision=self._precision,
+            device=self.device,
+            say=self.say,
+            warn=lambda line: self._run.warn(line),  # there is no run yet
+            steps_done=lambda: self._run.progress.steps_done,
+            keeps_outputs=bool(resolved_metrics),
+            is_watched=any(type(each).on_step_end is not Callback.on_step_end for each in other_callbacks),
+        )
+        compilation = compilation if phases is None else phases
         self._engine = self._memory.watch(
-            engine, windows=self._windows, precision=self._precision, compilation=compilation
+            captured, windows=self._windows, precision=self._precision, compilation=compilation
         )
         self._first_batch = FirstBatch(resolved_loss)
         run_dir, goes_on, resumption = find_together(world, resume, run_dir, accept_changes=accept_changes)
@@ -276,6 +298,9 @@ class Trainer:
             on_nonfinite=on_nonfinite,
             stop_after_s=stop_after_s,
         )
+        self._engine.line = choice.line
+        if choice.is_news:
+            (self._run.warn if choice.is_warning else self.say)(choice.line)
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
             if average.steps_between is not None:  # with fp16, being told of each update waits for the device
@@ -444,7 +469,8 @@ class Trainer:
                 size = eval_batch_size or (batch_size if self._sources.needs_batch_size(val) else None)
                 val = self._sources.get(val, role="val", batch_size=size, default_batch_size=1000)
                 self._first_batch.foresee(getattr(val, "columns", None))
-            return fit(self, train, val, epochs=epochs, steps=steps, seconds=seconds)
+            with self._engine.driven():
+                return fit(self, train, val, epochs=epochs, steps=steps, seconds=seconds)
         except BaseException as error:
             self._run.refuse(error)
             raise
@@ -515,6 +541,7 @@ class Trainer:
             stop_reason=run.stop_reason,
             best=run.keeping.best,
             run_dir=self._files.path,
+            bill=run.clock.bill,
         )
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from support.recipes import NO_PICTURES, recipe_text
 from velodrome.cli.main import run
 
 MODULE = """\
@@ -37,30 +38,9 @@ def net(width=8):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 3))
 """
 
-RECIPE = """\
-[model]
-name = "mlp"
-sizes = ["auto", 8, 3]
-
-[data]
-name = "shelf_for_cli_tests:shapes"
-
-[loss]
-name = "cross_entropy"
-
-[optimizer]
-name = "adam"
-lr = 0.01
-
-[train]
-epochs = 2
-batch_size = 32
-metrics = ["accuracy"]
-
-[logging]
-tensorboard = false
-curves = false
-"""
+RECIPE = recipe_text(
+    model='name = "mlp"\nsizes = ["auto", 8, 3]', data='name = "shelf_for_cli_tests:shapes"', tables=NO_PICTURES
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from support.programs import environment
+
 TRAIN = ["train", "mine.toml", "--out", "o", "--name", "run"]
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 
@@ -22,7 +24,7 @@ def shell(project):
         done = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {command}"],
             cwd=project,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment(),
             capture_output=True,
             text=True,
             check=False,

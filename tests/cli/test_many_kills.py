@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import time
 
 import pytest
 
+from support.programs import environment
 from velodrome.run_comparison import compare_runs
 
 COMMAND = [
@@ -31,8 +31,7 @@ pytestmark = [
 
 
 def start(folder, name):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    return subprocess.Popen([sys.executable, "-m", "velodrome.cli", *COMMAND, name], cwd=folder, env=environment)
+    return subprocess.Popen([sys.executable, "-m", "velodrome.cli", *COMMAND, name], cwd=folder, env=environment())
 
 
 def newest(run):

@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 
+from support.recipes import NO_PICTURES, recipe_text
+
 MODULE = """\
 import torch
 from torch import nn
@@ -44,33 +46,10 @@ def net_with_bad_gradient():
     return nn.Sequential(nn.Identity(), Blows())
 """
 
-RECIPE = """\
-[model]
-name = "replayed_in_tests:{net}"
-
-[data]
-name = "replayed_in_tests:data"
-
-[loss]
-name = "cross_entropy"
-
-[optimizer]
-name = "adam"
-lr = 0.01
-
-[train]
-epochs = 2
-batch_size = 8
-{train}
-
+CHECKPOINTS = """
 [checkpoint]
 every = "2 steps"
 keep_last = 20
-
-[logging]
-tensorboard = false
-curves = false
-every = "2 steps"
 """
 
 
@@ -81,7 +60,11 @@ def broken(tmp_path, monkeypatch, velodrome):
     monkeypatch.chdir(tmp_path)
 
     def train(net="net", train=""):
-        (tmp_path / "mine.toml").write_text(RECIPE.format(net=net, train=train))
+        text = recipe_text(
+            model=f'name = "replayed_in_tests:{net}"', data='name = "replayed_in_tests:data"', train=train, batch_size=8,
+            tables=CHECKPOINTS + NO_PICTURES + 'every = "2 steps"\n',
+        )  # fmt: skip
+        (tmp_path / "mine.toml").write_text(text)
         answer = velodrome("train", "mine.toml", "--name", "broken", "--json", "-q")
         return tmp_path / "runs" / "broken", answer.json.get("error")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support.programs import environment, ranks_of
 from velodrome.checkpoint.read import read_tensors
 
 
@@ -90,9 +91,8 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(project, velodr
     assert velodrome(*command, "--name", "undisturbed").code == 0
     run, kills = project / "runs" / "killed", 0
     start = f"import sys; from velodrome.cli.main import main; main({[*command, '--name', 'killed']!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), *sys.path])}
     for steps in (20, 70, 110):
-        process = subprocess.Popen([sys.executable, "-c", start], cwd=project, env=environment)
+        process = subprocess.Popen([sys.executable, "-c", start], cwd=project, env=environment(project))
         while process.poll() is None and not any((run / "checkpoints").glob(f"step-{'?' * 8}/")):
             time.sleep(0.01)
         while process.poll() is None and max(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")) < steps:
@@ -108,28 +108,12 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(project, velodr
 
 def start_two(project, *arguments):
     """Start the command line where it starts two processes."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "velodrome.cli", *arguments, "-q"]
-    return subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=project, env=environment(project), stderr=subprocess.PIPE, text=True)
 
 
 def newest(run):
     return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
-
-
-def ranks_of(pid):
-    """Return the ids of the processes that train, by rank."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            variables = folder.joinpath("environ").read_bytes().split(b"\0")
-        except (OSError, ValueError, IndexError):
-            continue
-        ranks = [int(each.removeprefix(b"RANK=")) for each in variables if each.startswith(b"RANK=")]
-        if parent == pid and ranks:
-            found[ranks[0]] = int(folder.name)
-    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the ids of processes from /proc")

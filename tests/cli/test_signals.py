@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import time
 
 import pytest
 
+from support.programs import environment
 from velodrome.checkpoint.read import read_tensors
 
 EPOCHS = 80
@@ -44,7 +44,7 @@ def start(project, *arguments):
     code = f"from velodrome.cli.main import main; main({command!r})"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(project), *sys.path])},
+        env=environment(project),
     )  # fmt: skip
 
 

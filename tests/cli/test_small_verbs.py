@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from support.programs import environment
 from velodrome.cli.doctor import try_to_write
 from velodrome.recipes.read import builtin_names
 
@@ -77,7 +78,7 @@ def test_init_recipe_and_script_run_as_they_are(project, velodrome):
         cwd=project / "start",
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(),
         check=False,
     )
     assert script.returncode == 0, script.stderr

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import velodrome as vd
+from support.recipes import recipe_text
 from velodrome.cli import verify_resume as verb
 from velodrome.cli.verify_resume import verify_resume
 from velodrome.errors import ArgumentError, RecipeError, VelodromeError
@@ -98,36 +99,11 @@ class Failing(nn.Module):
         return self.layer(x)
 """
 
-RECIPE = """\
-[model]
-name = "shelf_for_proofs:net"
-
-[data]
-name = "shelf_for_proofs:augmented"
-
-[loss]
-name = "cross_entropy"
-
-[optimizer]
-name = "adam"
-lr = 0.01
-
-[scheduler]
-name = "cosine"
-
-[ema]
-decay = 0.9
-
-[early_stopping]
-monitor = "val/loss"
-patience = 50
-
-[train]
-epochs = 2
-batch_size = 8
-metrics = ["accuracy"]
-clip_norm = 1.0
-"""
+RECIPE = recipe_text(
+    model='name = "shelf_for_proofs:net"', data='name = "shelf_for_proofs:augmented"', batch_size=8,
+    train='metrics = ["accuracy"]\nclip_norm = 1.0',
+    tables='\n[scheduler]\nname = "cosine"\n\n[ema]\ndecay = 0.9\n\n[early_stopping]\nmonitor = "val/loss"\npatience = 50\n',
+)  # fmt: skip
 
 
 @pytest.fixture

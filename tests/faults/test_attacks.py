@@ -25,6 +25,7 @@ import pytest
 import torch
 
 import velodrome
+from support.programs import environment
 from velodrome.checkpoint.foreign import read_foreign_weights
 from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.store import CheckpointStore
@@ -349,7 +350,7 @@ def test_a_run_stays_inside_of_its_root_whatever_it_is_called(here, tmp_path, ca
 def test_the_name_as_it_was_given_is_kept(here):
     name = "../../Größe: 3e-4"
     command = [sys.executable, "-m", "velodrome.cli", "train", "mine.toml", "--name", name, "train.epochs=1", "-q"]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, env=environment())
     record = json.loads((here / "runs" / "grosse-3e-4" / "run.json").read_text())
     assert name in record["command"]
 

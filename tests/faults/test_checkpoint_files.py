@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import velodrome as vd
+from support.programs import environment
 from velodrome.checkpoint.files import Files
 from velodrome.checkpoint.manifest import read_manifest
 from velodrome.checkpoint.read import find_last, read_state, read_tensors
@@ -117,8 +118,7 @@ store = CheckpointStore(Path(sys.argv[1]), run_id="a", files=Dies())
 for step in (1, 2):
     store.save(step, {"model": {"w": torch.ones(3)}}, {"step": step})
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment(), check=False)
     assert done.returncode == -9
     store = CheckpointStore(tmp_path, run_id="a")
     assert read_state(store.latest()) == {"step": 1}
@@ -254,9 +254,8 @@ print(trainer.fit((x, y), batch_size=4, epochs=1).stop_reason)
 """
     for kind in ("foreground", "background"):
         folder = tmp_path / kind
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-c", program, str(folder), kind]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "All epochs are done." in done.stdout
         assert "The checkpoint of step 2 could not be saved: File too large (errno 27)" in done.stderr

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import velodrome
+from support.programs import environment, ranks_of
 
-SOURCE = str(Path(velodrome.__file__).parents[1])
 LIMIT_S = 30
 SCRIPT = """
 import os, signal, sys, time
@@ -38,10 +37,6 @@ except vd.errors.WorldError as error:
     raise
 print("done", flush=True)
 """
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(
@@ -82,22 +77,7 @@ def start_training(tmp_path, *arguments):
         assert launcher.poll() is None, launcher.communicate()
         assert time.monotonic() < end
         time.sleep(0.1)
-    return launcher, children_of(launcher.pid)
-
-
-def children_of(pid):
-    """Return the ids of the processes that train, by rank."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            variables = folder.joinpath("environ").read_bytes().split(b"\0")
-        except (OSError, ValueError, IndexError):
-            continue
-        ranks = [int(each.removeprefix(b"RANK=")) for each in variables if each.startswith(b"RANK=")]
-        if parent == pid and ranks:
-            found[ranks[0]] = int(folder.name)
-    return found
+    return launcher, ranks_of(launcher.pid)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the ids of processes from /proc")

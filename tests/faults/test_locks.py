@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import velodrome
+from support.programs import environment
 from velodrome.callbacks.base import Callback
 from velodrome.errors import RefusedError
 from velodrome.record import run_lock, shared_locks
@@ -57,9 +58,8 @@ def start(tmp_path, run, how, *arguments):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     command = [sys.executable, str(script), str(run), how, *arguments]
-    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
     )
     if how != "go":
         assert process.stdout is not None
@@ -329,9 +329,7 @@ def test_a_lock_that_is_no_plain_file_is_refused(tmp_path, kind):
 
 def test_looking_at_a_lock_at_the_same_moment_does_not_get_in_the_way(tmp_path):
     looker = f"import time\nfrom pathlib import Path\nfrom velodrome.record.run_lock import find_holder\nend = time.time() + 3\nprint('ready', flush=True)\nwhile time.time() < end: find_holder(Path({str(tmp_path)!r}))"  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-c", looker], env={**os.environ, "PYTHONPATH": SOURCE}, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", looker], env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     (tmp_path / "lock.json").write_text("{}")
     for _ in range(300):
@@ -363,9 +361,7 @@ while got < 40 and time.time() < end:
 print(got)
 """
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", body], env={**os.environ, "PYTHONPATH": SOURCE}, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", body], env=environment(), stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     assert [process.communicate(timeout=60)[0] for process in processes] == ["40\n"] * 3

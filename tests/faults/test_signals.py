@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 import velodrome as vd
+from support.programs import environment
 from velodrome.checkpoint.files import Files
 from velodrome.checkpoint.read import read_state, read_tensors
 
@@ -640,9 +641,8 @@ if __name__ == "__main__":
 
 def test_spawned_workers_that_end_with_the_interrupt_do_not_fail_the_run(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SPAWNED)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["interrupted after step 3", "equal True"]

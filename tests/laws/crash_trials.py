@@ -1,9 +1,10 @@
 """Run by `test_durability_runs.py` in a process of its own: whole small runs, each with one file operation that goes wrong.
 
-    python tests/laws/crash_trials.py FOLDER MODE foreground|background FIRST STRIDE
+    python tests/laws/crash_trials.py FOLDER STRIDE MODE:foreground|background|control:FIRST [...]
 
 Every call of `os` that changes the disk is counted: those of checkpoints, `run.json`, `best.json`, `latest.json`, `log.txt` and the journal.
-In trial k (FIRST, FIRST + STRIDE, ...) the k-th one fails, or ends the process; then the run is gone on with, undisturbed. Prints a JSON table of what was seen.
+In trial k (FIRST, FIRST + STRIDE, ...) the k-th one fails, or ends the process; then the run is gone on with, undisturbed. Prints a JSON table of what was seen for each case, a line each.
+The control goes on without cutting the journal back: it reports twice what came after the checkpoint.
 The process has one thread, so that forking it is safe.
 """
 
@@ -22,6 +23,7 @@ from torch import nn
 
 import velodrome as vd
 from velodrome.checkpoint.read import find_last, read_state, read_tensors
+from velodrome.record.journal import Journal
 
 OPERATIONS = ("open", "write", "fsync", "replace", "link", "unlink", "rmdir", "mkdir")
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -111,11 +113,27 @@ def outcome(folder: Path) -> str:
     return json.dumps([last.name, state["progress"]["steps_done"], tensors, plain, best, status], sort_keys=True)
 
 
+def go_on(folder: Path, kind: str) -> str:
+    """Train what is left, undisturbed."""
+    if kind == "control":
+        whole = Journal.go_back
+        Journal.go_back = lambda self, num_bytes, *, step: whole(self, None, step=step)
+    return train(folder, background=kind == "background")
+
+
 def main() -> None:
-    """Run the trials."""
-    root, mode, background = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "background"
+    """Run the trials of each case."""
+    root, stride = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     train(root / "warm", background=False)  # all that is imported late is there before the first fork
+    for number, case in enumerate(sys.argv[3:]):
+        mode, kind, first = case.split(":")
+        print(json.dumps(run_case(root / str(number), mode, kind, int(first), stride)), flush=True)
+
+
+def run_case(root: Path, mode: str, kind: str, first: int, stride: int) -> dict[str, Any]:
+    """Try every so many-th operation; return what was seen."""
+    background = kind == "background"
     straight = forked(lambda: train(root / "straight", background=background))
     assert straight[0] == 0, straight[1]
     expected = outcome(root / "straight")
@@ -126,16 +144,16 @@ def main() -> None:
         return fault.count
 
     num_operations = int(forked(count)[1])
-    seen: dict[str, Any] = {"operations": num_operations, "ended": 0, "went_through": 0, "problems": []}
-    for fail_at in range(int(sys.argv[4]), num_operations + 1, int(sys.argv[5])):
+    seen: dict[str, Any] = {"operations": num_operations, "ended": [], "went_through": [], "problems": []}
+    for fail_at in range(first, num_operations + 1, stride):
         folder = root / str(fail_at)
         code, text = forked(lambda at=fail_at, into=folder: train(into, background=background, fault=Fault(at, mode)))
-        seen["ended" if code else "went_through"] += 1
+        seen["ended" if code else "went_through"].append(fail_at)
         if code == 1 and not mode.startswith("exit") and "cannot be written to" not in text:
             seen["problems"].append(
                 f"operation {fail_at}: {text[-600:]}"
             )  # neither refused before the first step nor gone on
-        code, text = forked(lambda into=folder: train(into, background=background))
+        code, text = forked(lambda into=folder: go_on(into, kind))
         try:
             if code or outcome(folder) != expected:
                 raise ValueError(f"it ends otherwise: {text[-600:]}")
@@ -144,7 +162,7 @@ def main() -> None:
         leftover = [path.name for path in (folder / "checkpoints").glob(".*")]
         if leftover:
             seen["problems"].append(f"operation {fail_at} leaves {leftover}")
-    print(json.dumps(seen))
+    return seen
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Run by `test_durability_kills.py` in a process of its own: forks a child per trial that saves in a loop, and kills it at a random moment.
 
-    python tests/laws/kill_trials.py FOLDER TRIALS SEED KIND
+    python tests/laws/kill_trials.py FOLDER SEED TRIALS KIND [KIND ...]
 
-Prints a JSON table of what was seen. The process has one thread, so that forking it is safe.
+Prints a JSON table of what was seen for each kind, a line each. The control ends as soon as it has lost something. The process has one thread, so that forking it is safe.
 """
 
 from __future__ import annotations
@@ -87,10 +87,16 @@ def look(folder: Path, reported: int, seen: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the trials."""
-    folder, trials, seed, kind = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    delays = random.Random(seed)
+    """Run the trials of each kind."""
+    folder, seed, trials = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
+    for kind in sys.argv[4:]:
+        print(json.dumps(run_trials(folder / kind, seed, trials, kind)))
+
+
+def run_trials(folder: Path, seed: int, trials: int, kind: str) -> dict[str, Any]:
+    """Kill so many processes, each of which goes on from what the one before it left; return what was seen."""
+    delays = random.Random(seed)
     seen: dict[str, Any] = {
         "trials": 0,
         "lost": 0,
@@ -122,13 +128,15 @@ def main() -> None:
             reported = max(reported, int.from_bytes(told[-8:], "little"))
         look(folder, 0 if kind == "control" and seen["lost"] else reported, seen)
         seen["trials"] += 1
+        if kind == "control" and seen["lost"]:
+            break
     if kind != "control":
         store = CheckpointStore(folder, run_id=RUN)
         store.write(store.prepare(seen["reached"] + 1, content_of(0), {"step": 0}))
         store.prune()
         seen["litter"] = len(list(folder.glob(".*")))
         seen["problems"] = [found.problem for found in find_checkpoints(folder) if found.problem]
-    print(json.dumps(seen))
+    return seen
 
 
 if __name__ == "__main__":

@@ -10,33 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import velodrome as vd
+from support.gradients import GradientTaker, batches_of, problem
 
 CLOSE = {"rtol": 1e-12, "atol": 0.0}
-
-
-class GradientTaker(torch.optim.SGD):
-    """SGD that keeps what it was given."""
-
-    def __init__(self, params, lr=0.1):
-        super().__init__(params, lr=lr, momentum=0.9)
-        self.seen: list[list[torch.Tensor]] = []
-
-    def step(self, closure=None):
-        self.seen.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
-        return super().step(closure)
-
-
-def problem(samples: int = 37):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(samples, 5, dtype=torch.float64, generator=generator)
-    y = torch.randint(0, 3, (samples,), generator=generator)
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    return model, x, y
-
-
-def batches_of(x, y, sizes):
-    return list(zip(x.split(sizes), y.split(sizes), strict=True))
 
 
 def train(model, data, *, accumulate, loss="cross_entropy", clip_norm=None, step_fn=None, **arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import velodrome as vd
 from velodrome.data.share import Share
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -215,6 +217,14 @@ def test_samples_do_not_depend_on_the_number_of_processes(size: int) -> None:
 # -- runs that are cut ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def soon_collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The traceback of a run that was cut keeps its workers; as garbage each is waited for 5 seconds, after its queue is gone."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # forked workers have it, too
+    yield
+    gc.collect()
+
+
 class Cut(Exception):
     """Stands for whatever kills a run."""
 
@@ -261,6 +271,7 @@ def train_in_pieces(make_data: Any, folder: Path, cuts: tuple[int, ...] = (3, 9)
     return train(make_data(), folder)
 
 
+@pytest.mark.usefixtures("soon_collected")
 def test_a_run_that_was_cut_ends_like_the_one_that_was_not_whatever_reads_its_samples(tmp_path: Path) -> None:
     expected = train(make(seed=None), tmp_path / "straight")
     for number, arguments in enumerate(WORKERS):
@@ -268,6 +279,7 @@ def test_a_run_that_was_cut_ends_like_the_one_that_was_not_whatever_reads_its_sa
         assert same(pieces, expected)
 
 
+@pytest.mark.usefixtures("soon_collected")
 @pytest.mark.parametrize("arguments", WORKERS, ids=str)
 def test_a_run_over_a_stream_that_was_cut_ends_like_the_one_that_was_not(
     arguments: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -279,6 +291,7 @@ def test_a_run_over_a_stream_that_was_cut_ends_like_the_one_that_was_not(
     assert "bit for bit" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("soon_collected")
 def test_another_number_of_workers_of_a_stream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(make(Stream(), seed=None, num_workers=2), tmp_path / "run", cut_at=3)
@@ -286,6 +299,7 @@ def test_another_number_of_workers_of_a_stream_is_refused(tmp_path: Path) -> Non
         train(make(Stream(), seed=None), tmp_path / "run")
 
 
+@pytest.mark.usefixtures("soon_collected")
 def test_without_our_seeds_the_run_would_end_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control."""
     monkeypatch.setattr("velodrome.data.fetching.seed_generators", lambda *arguments: None)

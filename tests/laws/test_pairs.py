@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import velodrome as vd
+from support.pairwise import covering_rows, missing_pairs, name_of
 from velodrome.averages import EMA, SWA
 
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -30,32 +30,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 BATCH, SAMPLES, EPOCHS = 6, 46, 3  # 8 batches, the last of 4: windows of three are 3, 3 and a short 2
 
 
-def covering_rows() -> list[dict[str, Any]]:
-    """Return few rows in which every pair of settings of two factors occurs, found greedily and always the same."""
-    names = list(FACTORS)
-    missing = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(names, 2)
-        for x in range(len(FACTORS[a]))
-        for y in range(len(FACTORS[b]))
-    }
-    rows = []
-    while missing:
-        (a, x), (b, y) = min(missing)
-        row = {a: x, b: y}
-        for name in names:
-            if name not in row:
-                gains = []
-                for choice in range(len(FACTORS[name])):
-                    pairs = {tuple(sorted(((name, choice), (other, value)), key=lambda p: names.index(p[0]))) for other, value in row.items()}  # fmt: skip
-                    gains.append((len(pairs & missing), -choice, choice))
-                row[name] = max(gains)[2]
-        missing -= {((p, row[p]), (q, row[q])) for p, q in itertools.combinations(names, 2)}
-        rows.append({name: FACTORS[name][row[name]] for name in names})
-    return rows
-
-
-ROWS = covering_rows()
+ROWS = covering_rows(FACTORS)
 
 
 class Restarting:
@@ -182,14 +157,9 @@ def run_rows(rows: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
     return [run_row(row, f"{folder}/{index}") for index, row in enumerate(rows)]
 
 
-def name_of(row: dict[str, Any]) -> str:
-    return "-".join(f"{value}" for value in row.values())
-
-
 def test_the_table_has_every_pair_and_few_rows():
-    for (a, xs), (b, ys) in itertools.combinations(FACTORS.items(), 2):
-        for x, y in itertools.product(xs, ys):
-            assert any(row[a] == x and row[b] == y for row in ROWS), (a, x, b, y)
+    assert missing_pairs(FACTORS, ROWS) == []
+    assert missing_pairs(FACTORS, ROWS[:-1]) != []  # the control
     assert len(ROWS) <= 24
 
 

@@ -6,7 +6,6 @@ history and the checkpoint's files, apart from times. `test_resume.py` cuts at e
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from contextlib import suppress
@@ -21,6 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import velodrome as vd
+from support.pairwise import covering_rows, missing_pairs, name_of
 from velodrome.checkpoint.read import read_state, read_tensors
 
 SAMPLES, BATCH, EPOCHS = 22, 6, 3  # batches of 6, 6, 6 and 4: windows of two are whole
@@ -53,32 +53,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def covering_rows() -> list[dict[str, Any]]:
-    """Return few rows in which every pair of settings of two factors occurs, found greedily and always the same."""
-    names = list(FACTORS)
-    missing = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(names, 2)
-        for x in range(len(FACTORS[a]))
-        for y in range(len(FACTORS[b]))
-    }
-    rows = []
-    while missing:
-        (a, x), (b, y) = min(missing)
-        row = {a: x, b: y}
-        for name in names:
-            if name not in row:
-                gains = []
-                for choice in range(len(FACTORS[name])):
-                    pairs = {tuple(sorted(((name, choice), pair), key=lambda p: names.index(p[0]))) for pair in row.items()}  # fmt: skip
-                    gains.append((len(pairs & missing), -choice, choice))
-                row[name] = max(gains)[2]
-        missing -= {((p, row[p]), (q, row[q])) for p, q in itertools.combinations(names, 2)}
-        rows.append({name: FACTORS[name][row[name]] for name in names})
-    return rows
-
-
-ROWS = covering_rows()
+ROWS = covering_rows(FACTORS)
 
 
 class Cut(Exception):
@@ -261,10 +236,6 @@ def compare_rows(rows: list[dict[str, Any]], folder: str) -> list[tuple[list[str
     return [compare_row(row, f"{folder}/{index}") for index, row in enumerate(rows)]
 
 
-def name_of(row: dict[str, Any]) -> str:
-    return "-".join(f"{value}" for value in row.values())
-
-
 def check(row: dict[str, Any], answer: tuple[list[str], int, list[str]]) -> None:
     differs, num_cuts, places = answer
     assert differs == [], name_of(row)
@@ -275,9 +246,8 @@ def check(row: dict[str, Any], answer: tuple[list[str], int, list[str]]) -> None
 
 
 def test_the_table_has_every_pair_and_few_rows() -> None:
-    for (a, xs), (b, ys) in itertools.combinations(FACTORS.items(), 2):
-        for x, y in itertools.product(xs, ys):
-            assert any(row[a] == x and row[b] == y for row in ROWS), (a, x, b, y)
+    assert missing_pairs(FACTORS, ROWS) == []
+    assert missing_pairs(FACTORS, ROWS[:-1]) != []  # the control
     assert len(ROWS) <= 45
 
 

@@ -47,6 +47,8 @@ class DataLoader:
             pay, or none; see `choosing`.
         transform: applied to each batch's input (a tuple's first element; the whole batch otherwise) after it was gathered: one of
             `velodrome.transforms`, whose random numbers belong to the samples, or any function, whose random numbers belong to the batch.
+        resident: keep data in memory on the GPU of the trainer that runs the loader: "auto" does where they take less than 40% of its free memory,
+            True refuses where they do not, False moves every batch.
         seed: of the order; without one it is the seed of the trainer that runs the loader, or PyTorch's initial seed.
         timeout: seconds to wait for a batch of the workers before their stacks are shown and they are ended: ten minutes where it is
             left out, 0 without an end.
@@ -66,7 +68,8 @@ class DataLoader:
         shuffle: bool | None = False,
         drop_last: bool = False,
         num_workers: int | Literal["auto"] = 0,
-        transform: Callable[[Any], Any] | None = None,
+        transform: Callable[[Any], Any] | Transform | None = None,
+        resident: bool | Literal["auto"] = "auto",
         seed: int | None = None,
         sampler: Sampler[Any] | Iterable[Any] | None = None,
         batch_sampler: Sampler[list[int]] | Iterable[list[int]] | None = None,
@@ -84,6 +87,8 @@ class DataLoader:
             raise ArgumentError(
                 f'num_workers={num_workers!r} is not a number of processes. Give one, 0 for none, or "auto" to have it measured.'
             )
+        if not isinstance(resident, bool) and resident != "auto":
+            raise ArgumentError(f'resident={resident!r} is not known. It must be True, False or "auto".')
         check_names(torch_arguments, own=DataLoader.__init__.__kwdefaults__ or {})
         if seed is not None:
             check_seed(seed)
@@ -105,6 +110,7 @@ class DataLoader:
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.transform = transform
+        self.resident = resident
         self.seed = seed
         self.sampler = sampler
         self.batch_sampler = batch_sampler

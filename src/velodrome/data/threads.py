@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["limit_threads", "usable_cores"]
+__all__ = ["limit_threads", "set_threads", "usable_cores"]
 
 _OF_THE_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _ROOT = Path("/")
 _set_by_us: int | None = None
+_told: int | None = None
 
 
 def usable_cores(root: Path = _ROOT) -> int:
@@ -38,10 +39,17 @@ def usable_cores(root: Path = _ROOT) -> int:
     return max(1, int(share))
 
 
+def set_threads(threads: int) -> None:
+    """Set torch's threads to the number that a user asked for, which `limit_threads` then leaves alone."""
+    global _told
+    torch.set_num_threads(threads)
+    _told = threads
+
+
 def limit_threads(*, num_workers: int, is_on_cpu: bool) -> str:
     """Lower torch's threads so that they and the workers are no more than the cores; return what was done, or nothing.
 
-    What the user has set is respected: OMP_NUM_THREADS, MKL_NUM_THREADS, or a call of `torch.set_num_threads` with a number that torch does not
+    What the user has set is respected: OMP_NUM_THREADS, MKL_NUM_THREADS, `set_threads`, or a call of `torch.set_num_threads` with a number that torch does not
     take by itself. It stays lowered for the rest of the process: how a sum is divided among threads decides how it rounds.
 
     Args:
@@ -50,7 +58,7 @@ def limit_threads(*, num_workers: int, is_on_cpu: bool) -> str:
     """
     global _set_by_us
     threads = torch.get_num_threads()
-    if any(os.environ.get(name) for name in _OF_THE_USER) or threads not in _taken_by_torch():
+    if any(os.environ.get(name) for name in _OF_THE_USER) or threads == _told or threads not in _taken_by_torch():
         return ""
     cores = usable_cores()
     wanted = max(1, cores - num_workers) if is_on_cpu else cores

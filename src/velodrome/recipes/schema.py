@@ -96,12 +96,14 @@ class TrainTable(Table):
     shuffle: bool = True
     drop_last: bool = False
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = 0  # "auto" measures whether worker processes pay
+    threads: PositiveInt | None = None  # of the arithmetic on the CPU, in each process; left out: torch's own choice
     precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None  # of the arithmetic; weights stay fp32
     accumulate: PositiveInt | None = None  # batches an update
     micro_batch: PositiveInt | None = None  # samples a forward and backward; batch_size is then those of an update
     clip_norm: PositiveFloat | None = None  # largest norm of all gradients together
     clip_value: PositiveFloat | None = None  # largest size of one number of a gradient
     compile: bool | CompileMode | None = None  # true is "default"
+    engine: Literal["auto", "eager", "compiled", "captured"] | None = None  # what runs the steps
     freeze: Names | None = None  # patterns of parameters that are not trained
     gradient_checkpointing: Names | None = None  # patterns of modules that compute again instead of remembering
     grad_norms: bool | None = None  # record the norm of each layer's gradient

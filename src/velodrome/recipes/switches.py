@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 # Fields of [train] that are arguments of the Trainer by the same name.
 _OF_TRAIN = (
-    "precision", "accumulate", "clip_norm", "clip_value", "compile", "freeze", "gradient_checkpointing", "grad_norms",
+    "precision", "accumulate", "clip_norm", "clip_value", "compile", "engine", "freeze", "gradient_checkpointing", "grad_norms",
     "on_oom",
     "on_nonfinite",
     "stop_after",
 )  # fmt: skip
 # What makes sense for a whole run only, not for one step that is tried out.
 WHOLE_RUN = frozenset(
-    {"scheduler", "scheduler_args", "scheduler_every", "scheduler_monitor", "ema", "compile", "stop_after"}
+    {"scheduler", "scheduler_args", "scheduler_every", "scheduler_monitor", "ema", "compile", "engine", "stop_after"}
 )
 
 

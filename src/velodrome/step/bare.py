@@ -26,7 +26,7 @@ except ImportError:  # pragma: no cover
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["BareBackward", "BareStep"]
+__all__ = ["BareBackward", "BareStep", "unwrapped_step"]
 
 _NO_HOOKS: Mapping[Any, Any] = {}
 
@@ -64,7 +64,7 @@ class BareStep:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._inner = _unwrapped_step(optimizer)
+        self._inner = unwrapped_step(optimizer)
         self._before = getattr(optimizer, "_optimizer_step_pre_hooks", _NO_HOOKS)
         self._after = getattr(optimizer, "_optimizer_step_post_hooks", _NO_HOOKS)
         self._always_before = getattr(sys.modules[Optimizer.__module__], "_global_optimizer_pre_hooks", _NO_HOOKS)
@@ -81,7 +81,7 @@ class BareStep:
             inner(self._optimizer)
 
 
-def _unwrapped_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:
+def unwrapped_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:
     """Return what torch's two decorators of `step` end in; None where they are not what they are known to be."""
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim") or "step" in vars(optimizer):  # a scheduler of torch's patches it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,8 @@ from velodrome.errors import ArgumentError, DataError
 from velodrome.step.memory import describe_shapes
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.losses import Loss
 
@@ -66,8 +69,14 @@ class EagerEngine:
         self.step_fn = step_fn
         self.part_sizes: dict[str, int] = {}
         """samples that go through the model at once since memory ran out, by "train" and "evaluation"; for a checkpoint"""
+        self.line = "engine: eager"
+        """which engine it is and why, in words"""
         self.why_not = ""
         """why the batch was not split when memory ran out, in a sentence"""
+
+    def driven(self) -> AbstractContextManager[None]:
+        """Return the context of a loop that gives every batch to `forward` and its loss to `step`: here it is one like any other."""
+        return nullcontext()
 
     def forward_first(self, first_batch: FirstBatch, batch: Any, role: str) -> Outcome:
         """Do the same as `forward` for the first batch of a source, with its checks."""

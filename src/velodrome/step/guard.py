@@ -58,6 +58,8 @@ class NoGuard:
     """more than 0 once something of this process's open window is bad: it travels with the gradients"""
     waits = ""
     """a sentence that says what waits for the device in every step, where something does"""
+    is_on_device = False
+    """whether the device does all the looking, so that it may be recorded: `look_at_loss` and `look_at_gradients`, then `note_loss`"""
 
     def __init__(self) -> None:
         self.on_flags: Callable[[int], None] = lambda num: None
@@ -69,6 +71,17 @@ class NoGuard:
         Raises:
             NonFinite: it is known already that it is bad.
         """
+
+    def look_at_loss(self, loss: Tensor, items: Tensor | float) -> Tensor:
+        """Do the device's part of `check_loss`; return the loss, or 0 where it counts nothing."""
+        del items
+        return loss.detach()
+
+    def note_loss(self, seen: Tensor) -> None:
+        """Do the host's part of `check_loss`, with what `look_at_loss` returned."""
+
+    def look_at_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Do the device's part of `check_gradients`."""
 
     def check_norm(self, norm: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         """Look at the norm of the window's gradients, before they are clipped."""
@@ -112,7 +125,7 @@ class ReadGuard(NoGuard):
         super().__init__()
         self.looks_at_gradients = True
         self.flag = 0.0
-        self._every_update = every_update
+        self.every_update = every_update
         self._goes_on = goes_on
 
     def check_loss(self, loss: Tensor, items: Tensor | float) -> None:
@@ -132,7 +145,7 @@ class ReadGuard(NoGuard):
 
     def check_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Refuse gradients that are not finite."""
-        self.looks_at_gradients = self._every_update
+        self.looks_at_gradients = self.every_update
         if any(flag.item() for flag in _flags([p.grad for p in parameters if p.grad is not None])):  # SYNC: as above
             parameter = first_non_finite(parameters)
             raise NonFinite("gradient", _bad_value(parameter), parameter=parameter)
@@ -164,6 +177,7 @@ class FlagGuard(NoGuard):
     def __init__(self, optimizer: Optimizer, device: torch.device, *, waits: bool) -> None:
         super().__init__()
         self.looks_at_gradients = True
+        self.is_on_device = not waits
         self._optimizer: Any = optimizer  # Any: attributes that only some of torch's optimizers know
         self._waits = waits
         self._flag = torch.zeros((), dtype=torch.float32, device=device)
@@ -176,11 +190,19 @@ class FlagGuard(NoGuard):
 
     def check_loss(self, loss: Tensor, items: Tensor | float) -> None:
         """Raise the flag where the loss is not finite, unless it is the mean of no items."""
+        self.note_loss(self.look_at_loss(loss, items))
+
+    def look_at_loss(self, loss: Tensor, items: Tensor | float) -> Tensor:
+        """Raise the flag; return the loss without what counts nothing."""
         seen = loss.detach()
         if isinstance(items, Tensor):
             seen = torch.where(items > 0, seen, 0.0)
         self._look_at(seen.data.reshape(()))  # `.data`: what torch takes for a change in place must not reach the graph
-        self._losses.append(seen.reshape(()))
+        return seen.reshape(())
+
+    def note_loss(self, seen: Tensor) -> None:
+        """Keep the loss until the flag is read."""
+        self._losses.append(seen)
         self._updates.append(self._num_updates)
         if len(self._losses) >= _CHUNK:
             self._chunks.append(torch.stack(self._losses))
@@ -194,6 +216,10 @@ class FlagGuard(NoGuard):
     def check_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Raise the flag where a gradient is not finite."""
         self.looks_at_gradients = False
+        self.look_at_gradients(parameters)
+
+    def look_at_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Raise the flag where a gradient is not finite."""
         _flags([p.grad for p in parameters if p.grad is not None], self._flag)
 
     def check_others(self, flags: Tensor, items: Tensor) -> None:

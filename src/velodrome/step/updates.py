@@ -131,8 +131,10 @@ class Updates:
         """gradient norms of the last update, before clipping; on the device"""
         self.micro_batches = 0
         """of the open window"""
+        self.make_step: Callable[[Optimizer], Callable[[], None]] = BareStep
+        """makes what calls the optimizer; taken up by `prepare`"""
         self._backward = BareBackward()
-        self._step = BareStep(optimizer)
+        self._step: Callable[[], None] = BareStep(optimizer)
         self._clipping = clipping
         self._precision = precision
         self._is_scaled = scaler.is_enabled()
@@ -169,7 +171,7 @@ class Updates:
 
     def prepare(self) -> None:
         """Look what is switched on, before a phase of training: where nothing is, a step costs what the plain loop's costs."""
-        self._step = BareStep(self.optimizer)
+        self._step = self.make_step(self.optimizer)
         self._is_plain = (
             self.accumulate == 1
             and self.world.size == 1
@@ -306,6 +308,41 @@ class Updates:
             return
         self.settle_blocking()  # the learning rate of this update may depend on whether the last one was made
         self._apply(self._sum_over_processes()[0])
+
+    # -- recorded ----------------------------------------------------------------------------------------------------
+
+    def run_on_device(self, loss: Tensor, items: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make the update of a window of one micro-batch with what the device alone can do, so that it may be recorded.
+
+        `count_update` does the host's part, once for each time that this is done.
+
+        Returns:
+            The loss for the guard to note, and the norms before clipping.
+        """
+        with self._precision.outside():
+            loss = self._precision.to_float32(loss)
+            seen = self.guard.look_at_loss(loss, items)
+            self._backward(loss)
+            parameters, norms = self.parameters, {}
+            if self._clipping.is_on:
+                norms = self._clipping.apply(parameters, self.guard.check_norm)
+            else:
+                self.guard.look_at_gradients(parameters)
+            self._step()
+        for parameter in parameters:
+            parameter.grad = None
+        return seen, norms
+
+    def count_update(self, norms: dict[str, Tensor]) -> None:
+        """Take note of an update that `run_on_device` has made, or a recording of it: averages, schedule and records go on."""
+        if self.schedule is not NO_SCHEDULE:
+            rate = self.optimizer.param_groups[0].get("lr", math.nan)
+            self._rate = rate.clone() if isinstance(rate, Tensor) else rate
+        self.norms = norms
+        self.guard.before_update()
+        self.micro_batches = 0
+        self._is_settled = False
+        self.settle_blocking()
 
     def take_part(self) -> bool:
         """Make an update that belongs to other processes, with nothing of one's own, when there is one.

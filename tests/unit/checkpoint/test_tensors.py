@@ -1,11 +1,11 @@
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from support.programs import environment
 from velodrome.checkpoint.tensors import decode_tensors, encode_tensors
 from velodrome.errors import CheckpointError
 
@@ -70,8 +70,7 @@ def test_encode_same_tensors_same_bytes_in_every_process(tmp_path):
         "print(hashlib.sha256(e({'a': w, 'b': w, 'c': torch.zeros(2)})).hexdigest())"
     )
     run = [sys.executable, "-c", program]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    digests = {subprocess.run(run, capture_output=True, check=True, env=environment).stdout for _ in range(3)}
+    digests = {subprocess.run(run, capture_output=True, check=True, env=environment()).stdout for _ in range(3)}
     assert len(digests) == 1
 
 

@@ -148,6 +148,11 @@ def test_another_text_is_refused():
         make(num_workers="many")
 
 
+def test_what_resident_may_be():
+    with pytest.raises(ArgumentError, match='True, False or "auto"'):
+        vd.DataLoader(torch.zeros(9, 2), 4, resident="gpu")  # pyright: ignore[reportArgumentType]
+
+
 def test_a_trainer_shows_what_was_measured(forced, capsys):
     forced(0, True)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from velodrome.data import threads
-from velodrome.data.threads import limit_threads, usable_cores
+from velodrome.data.threads import limit_threads, set_threads, usable_cores
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def of_eight(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(threads, "_set_by_us", None)
+    monkeypatch.setattr(threads, "_told", None)
     torch.set_num_threads(8)
     yield lambda cores: monkeypatch.setattr(threads, "usable_cores", lambda: cores)
     torch.set_num_threads(before)
@@ -113,3 +114,10 @@ def test_the_users_own_number_is_respected(of_eight):
     torch.set_num_threads(5)
     assert limit_threads(num_workers=2, is_on_cpu=True) == ""
     assert torch.get_num_threads() == 5
+
+
+def test_a_recipes_number_is_respected_also_where_torch_would_take_it(of_eight):
+    of_eight(2)
+    set_threads(8)
+    assert limit_threads(num_workers=2, is_on_cpu=True) == ""
+    assert torch.get_num_threads() == 8

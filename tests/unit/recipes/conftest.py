@@ -2,26 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-RECIPE = """\
-[model]
-name = "mlp"
-sizes = [16, 8, 3]
+from support.recipes import recipe_text
 
-[data]
-name = "mnist"
-
-[loss]
-name = "cross_entropy"
-
-[optimizer]
-name = "adam"
-lr = 0.01
-
-[train]
-epochs = 2
-batch_size = 32
-metrics = ["accuracy"]
-"""
+RECIPE = recipe_text(model='name = "mlp"\nsizes = [16, 8, 3]', data='name = "mnist"')
 
 
 @pytest.fixture

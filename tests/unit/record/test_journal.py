@@ -77,6 +77,7 @@ def test_write_what_is_no_number_gives_text_not_a_failure(tmp_path):
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.complex_numbers() | st.binary(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+        max_leaves=12,
     )
 )
 def test_make_plain_anything_gives_strict_json(value):

@@ -7,6 +7,7 @@ import time
 import pytest
 
 import velodrome
+from support.programs import environment
 from velodrome.errors import ArgumentError
 from velodrome.record.journal import Journal
 from velodrome.record.sinks import default_sinks, make_sink, make_sinks
@@ -28,10 +29,9 @@ def read_scalars(folder):
 
 
 def run_python(code, *folders):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, folders), SOURCES])}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        env=environment,
+        env=environment(*folders),
         capture_output=True,
         text=True,
         timeout=120,
