@@ -20,7 +20,7 @@ from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.data.share import EMPTY, WHOLE, Share
 from velodrome.data.transforming import BatchTransform
-from velodrome.data.transforms.base import Transform
+from velodrome.data.transforms.base import Compose, Transform
 from velodrome.errors import ArgumentError, DataError
 from velodrome.seeding import check_seed
 
@@ -378,12 +378,15 @@ class DataLoader:
             torch.empty((), dtype=torch.int64).random_()
         columns, order_seed = self._columns if columns is None else columns, self._order_seed()
         transform = change = None
-        if isinstance(self.transform, Transform):
-            augmentation = Augmentation(self.transform, seed=order_seed, epoch=self._epoch)
+        steps = [None if columns is None else columns.transform, self.transform]
+        steps = [step for step in steps if isinstance(step, Transform)]
+        if steps:
+            step = steps[0] if len(steps) == 1 else Compose(steps)
+            augmentation = Augmentation(step, seed=order_seed, epoch=self._epoch)
             change = augmentation.of_rows
             if columns is None:
                 transform = partial(self._augment, augmentation, share)
-        elif self.transform is not None:
+        if self.transform is not None and not isinstance(self.transform, Transform):
             transform = BatchTransform(
                 self.transform,
                 seed=order_seed,
