@@ -21,7 +21,7 @@ DATA_ROOT ?= data
 
 JOBS ?= 2
 
-.PHONY: train test test-long lint format typecheck unit bench bench-peers tables lock clean help
+.PHONY: train test test-long lint format typecheck unit bench bench-peers bench-gpu speedruns tables lock clean help
 
 ## train: make the environment, fetch the data, train RECIPE (fashion-mnist-mlp); ARGS="train.epochs=10" adds overrides
 train: $(VENV)/.train-stamp
@@ -60,7 +60,7 @@ format: $(VENV)/.dev-stamp
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-## bench: measure again, then write the tables (about a quarter of an hour, on an idle machine); DATA_ROOT holds the IDX files
+## bench: measure again, then write the tables (about half an hour, on an idle machine); DATA_ROOT holds the IDX files
 bench: $(VENV)/.dev-stamp
 	@echo "==> Start-up time (half a minute)"
 	@$(PY) benchmarks/startup.py
@@ -70,14 +70,35 @@ bench: $(VENV)/.dev-stamp
 	@$(PY) benchmarks/saving.py
 	@echo "==> Against the tutorial loop (about eight minutes)"
 	@$(PY) benchmarks/tutorial_loop.py --data-root "$(DATA_ROOT)"
+	@echo "==> The CNN against loops that people write (about eight minutes)"
+	@$(PY) benchmarks/recipe_jobs.py --job cnn --data-root "$(DATA_ROOT)"
+	@echo "==> The small GPT against loops that people write (about eight minutes)"
+	@$(PY) benchmarks/recipe_jobs.py --job gpt
 	@$(MAKE) --no-print-directory tables
 
-## bench-peers: what other trainers add to a step (five minutes, on an idle machine); in an environment of their own
+## bench-peers: against other trainers: cost of a step, the tutorial's job, start-up, memory (25 minutes, on an idle machine)
 bench-peers:
 	@test -x .venv-peers/bin/python || { echo "==> Environment: making .venv-peers with the other trainers (minutes, about 2 GB)"; \
 	  $(PYTHON) -m venv .venv-peers; }
 	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r benchmarks/peers-requirements.txt
+	@echo "==> Cost added to a step (five minutes)"
 	@PYTHONPATH=src .venv-peers/bin/python benchmarks/peers.py
+	@echo "==> The tutorial's job end to end (about twelve minutes)"
+	@PYTHONPATH=src .venv-peers/bin/python benchmarks/end_to_end.py --data-root "$(DATA_ROOT)"
+	@echo "==> From the start of Python to the first update (four minutes)"
+	@PYTHONPATH=src .venv-peers/bin/python benchmarks/peers_startup.py
+	@echo "==> Memory (three minutes)"
+	@PYTHONPATH=src .venv-peers/bin/python benchmarks/memory.py --data-root "$(DATA_ROOT)"
+	@$(MAKE) --no-print-directory tables
+
+## bench-gpu: steps, waits and memory on a CUDA device, then tests/gpu (under ten minutes); PYTHON=... has torch, nothing is installed
+bench-gpu:
+	@echo "==> Steps on the CUDA device, eager and captured, then tests/gpu (about six minutes)"
+	@PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
+
+## speedruns: time to a stated accuracy over ten seeds (about 15 minutes, on an idle machine); DATA_ROOT holds the IDX files
+speedruns: $(VENV)/.dev-stamp
+	@$(PY) benchmarks/speedruns.py --data-root "$(DATA_ROOT)"
 	@$(MAKE) --no-print-directory tables
 
 ## tables: write the measured tables of README.md and docs from benchmarks/records

@@ -53,6 +53,16 @@ def tutorial_loop(record: Record) -> str:
             f"{results['recipe_test_loss'][-1]:.6f}",
         ],
     ]
+    if "switches_s" in results:
+        rows.append(
+            [
+                f"the recipe with {', '.join(f'`{each}`' for each in facts['recipe_switches'])}",
+                f"{results['switches_s']['median']:.1f}",
+                f"**{results['switches_speedup']['median']:.2f}**",
+                f"{results['switches_accuracy'][-1]:.2%}",
+                f"{results['switches_test_loss'][-1]:.6f}",
+            ]
+        )
     weights = (
         "final weights are equal bit for bit"
         if results["weights_equal"] and results["recipe_weights_equal"]
@@ -63,7 +73,7 @@ def tutorial_loop(record: Record) -> str:
         f"FashionMNIST, MLP 784-512-512-10, SGD, {facts['epochs']} epochs: preparing the data, training and "
         f"evaluation together. Medians of {results['speedup']['n']} interleaved rounds, the speed from "
         f"{low:.2f} to {high:.2f}; the quickstart's loop against itself gives {noise:.2f}. "
-        f"The {weights}. {conditions(facts)}"
+        f"The {weights}{', but for the last row' if 'switches_s' in results else ''}. {conditions(facts)}"
     )
     return f"{table(rows)}\n\n{note}"
 
@@ -165,6 +175,171 @@ def saving(record: Record) -> str:
     return f"{table(rows)}\n\n{note}"
 
 
+def end_to_end(record: Record) -> str:
+    """Return the table of the tutorial's job by every trainer."""
+    results, facts = record["results"], record["environment"]
+    versions = {name.lower().removeprefix("pytorch-"): version for name, version in facts["versions"].items()}
+    head = [
+        "",
+        "version",
+        "seconds",
+        "times `fit`",
+        "test accuracy",
+        "largest difference of a weight",
+        "peak memory, MB",
+    ]
+    rows = [head]
+    for name, each in sorted(results["arms"].items(), key=lambda item: item[1]["seconds"]["median"]):
+        ours = name.startswith("velodrome")
+        rows.append(
+            [
+                re.sub(r"^([^,]*)", r"**`\1`**", name) if ours else name,
+                versions.get(name.split()[0].lower(), ""),
+                f"{each['seconds']['median']:.1f}",
+                f"{each['times_ours']['median']:.2f}",
+                f"{each['accuracy']:.2%}" if "accuracy" in each else "",
+                f"{each['largest_weight_difference']:.1g}" if "weights_equal" in each else "",
+                f"{each['peak_rss_mb']:,.0f}",
+            ]
+        )
+    against = (
+        f"The best of the other trainers takes {results['best_peer']['median']:.2f} times as long as `fit`, the median "
+        f"{results['median_peer']['median']:.2f} times. "
+        if "best_peer" in results
+        else ""
+    )
+    note = (
+        f"FashionMNIST, MLP 784-512-512-10, SGD, {facts['epochs']} epochs, the same tensors for all: training and an evaluation after each epoch. "
+        f"{against}`fit` takes {results['times_floor']['median']:.2f} times what the bare steps alone take on one ready batch; "
+        f"the loop over a loader against itself gives {results['noise']['median']:.2f}. Switches: {switches(facts)}. "
+        f"Medians of {facts['rounds']} interleaved rounds, each arm in a process of its own. {conditions(facts)}"
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
+def recipe_job(record: Record) -> str:
+    """Return the table of a recipe's job against the loops that people write."""
+    results, facts = record["results"], record["environment"]
+    names = {
+        "tutorial": "as a tutorial writes it",
+        "tutorial again": "the same again",
+        "well written": "well written",
+        "fit": "**`velodrome.fit`**, the tutorial's loaders",
+        "fit, as recipe": "**`velodrome.fit`** as the recipe",
+        "fit, switches": "**`velodrome.fit`** with switches",
+    }
+    rows = [["", "seconds", "speed", "validation loss", "differs from its loop by", "peak memory, MB"]]
+    for name, each in results["arms"].items():
+        rows.append(
+            [
+                names[name],
+                f"{each['seconds']['median']:.1f}",
+                f"{each['speed']['median']:.2f}",
+                f"{each['loss']:.6f}",
+                "0 (same bits)" if each["weights_equal"] else f"{each['loss_difference']:.1g}",
+                f"{each['peak_rss_mb']:,.0f}",
+            ]
+        )
+    note = (
+        f"{facts['epochs']} epochs, samples in order. The first `fit` is compared with the tutorial's loop, the other two with the well-written "
+        f"one. Switches: {switches(facts)}. Medians of {facts['rounds']} interleaved rounds, each arm in a process of its own. {conditions(facts)}"
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
+def memory(record: Record) -> str:
+    """Return the table of resident memory."""
+    results, facts = record["results"], record["environment"]
+    rows = [["", "peak, MB", "added by training, MB"]]
+    for name, each in sorted(results["arms"].items(), key=lambda item: item[1]["peak_mb"]["median"]):
+        label = f"**`{name}`**" if name == "velodrome.fit" else name
+        rows.append([label, f"{each['peak_mb']['median']:,.0f}", f"{each['added_mb']['median']:,.0f}"])
+    note = (
+        "One epoch of FashionMNIST, MLP 784-512-512-10. Peak: the whole process, libraries and data included; added: beyond what was "
+        f"resident when the tensors were handed over. Medians of {facts['rounds']} runs. {conditions(facts)}"
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
+def peers_startup(record: Record) -> str:
+    """Return the table of times from the start of Python to the end of the first update."""
+    results, facts = record["results"], record["environment"]
+    rows = [["", "seconds", "more than the raw loop"]]
+    for name, each in sorted(results["seconds"].items(), key=lambda item: item[1]["median"]):
+        added = results["added_s"].get(name)
+        label = f"**`{name}`**" if name.startswith("velodrome") else name
+        rows.append([label, f"{each['median']:.2f}", f"{added['median']:+.2f}" if added else ""])
+    return f"{table(rows)}\n\nMedians of {facts['rounds']} interleaved rounds of whole processes. {conditions(facts)}"
+
+
+def speedruns(record: Record) -> str:
+    """Return the table of speedruns; one record holds several runs."""
+    rows = [["run", "target", "seeds", "reached it", "accuracy", "seconds", "epochs", "steps", "precision"]]
+    for name, entry in record.items():
+        results = entry["results"]
+        accuracy, seconds = results["accuracy"], results["seconds"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{results['target']:.1%}",
+                str(results["n"]),
+                str(results["reached"]),
+                f"**{accuracy['mean']:.2%}** ± {accuracy['sd']:.2%}",
+                f"**{seconds['mean']:.1f}** ± {seconds['sd']:.1f}",
+                str(results["epochs"]),
+                f"{results['steps']:,}",
+                results["precision"],
+            ]
+        )
+    facts = list(record.values())[-1]["environment"]
+    return f"{table(rows)}\n\nMean ± standard deviation over seeds; steps and epochs are fixed beforehand. {conditions(facts)}"
+
+
+def gpu(record: Record) -> str:
+    """Return the table of steps on a CUDA device."""
+    facts = record["environment"]
+    rows = [
+        [
+            "",
+            "microseconds a step",
+            "speed",
+            "against the tutorial's loop",
+            "largest difference of a loss",
+            "peak on the device, MB",
+        ]
+    ]
+    for model, results in record["results"].items():
+        for name, each in results["arms"].items():
+            ours = name.startswith(("eager", "captured"))
+            rows.append(
+                [
+                    f"{model.upper()}, {f'**`fit`**, {name}' if ours else name}",
+                    f"{each['step_us']['median']:.1f}",
+                    f"{each['times_raw']['median']:.2f}",
+                    f"{each['times_tutorial']['median']:.1f}" if "times_tutorial" in each else "",
+                    f"{each['largest_loss_difference']:.1g}" if "largest_loss_difference" in each else "",
+                    f"{each['peak_allocated_mb']:.0f}",
+                ]
+            )
+    waits = [
+        f"{name} ({model.upper()}) {each['added']}"
+        for model, results in record["results"].items()
+        for name, each in results.get("waits", {}).items()
+    ]
+    counted = f"Waits for the device that 40 more steps add: {', '.join(waits)}. " if waits else ""
+    versions = facts["versions"]["torch"]
+    note = (
+        f"Batches of 64, {facts['rows']:,} pictures on the device. Speed is against the raw loop on the same tensors. {counted}tests/gpu: {record['tests']}. "
+        f"{facts['device']}, torch {versions}, {facts['date']}."
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
+def switches(facts: Record) -> str:
+    """Return a record's switches as they are given to `fit`."""
+    return ", ".join(f"`{name}={value!r}`" for name, value in facts["switches"].items()) or "none"
+
+
 TABLES: Mapping[str, Callable[[Record], str]] = {
     "tutorial_loop": tutorial_loop,
     "overhead": overhead,
@@ -172,6 +347,22 @@ TABLES: Mapping[str, Callable[[Record], str]] = {
     "recipes_accuracy": recipes_accuracy,
     "startup": startup,
     "saving": saving,
+    "end_to_end": end_to_end,
+    "cnn": recipe_job,
+    "char_gpt": recipe_job,
+    "memory": memory,
+    "peers_startup": peers_startup,
+    "speedruns": speedruns,
+    "gpu": gpu,
+}
+# What makes a record, where it is not `make bench`.
+MADE_BY = {
+    "peers": "make bench-peers",
+    "end_to_end": "make bench-peers",
+    "memory": "make bench-peers",
+    "peers_startup": "make bench-peers",
+    "speedruns": "make speedruns",
+    "gpu": "make bench-gpu",
 }
 
 
@@ -201,7 +392,7 @@ def filled(text: str, records: Path = RECORDS) -> str:
         if path.exists():
             body = TABLES[name](json.loads(path.read_text(encoding="utf-8")))
         else:
-            body = "Not measured yet: run `make bench`."
+            body = f"Not measured yet: run `{MADE_BY.get(name, 'make bench')}`."
         return f"{match[1]}{body}\n{match[3]}"
 
     return MARKED.sub(replace, text)

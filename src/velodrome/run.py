@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from velodrome.callbacks.base import Callback, listeners
+from velodrome.data.origin import describe_origin
 from velodrome.data.share import EMPTY
 from velodrome.errors import ArgumentError, NumericsError
 from velodrome.explain import Explanation
@@ -29,6 +30,8 @@ from velodrome.nonfinite import make_answer
 from velodrome.notices import Notices
 from velodrome.phases import NO_PHASE, Phase
 from velodrome.position import Position
+from velodrome.record.clock import Clock, billed
+from velodrome.record.marks import make_marks
 from velodrome.record.progress import NoProgress
 from velodrome.rescue import save_aside
 from velodrome.resume import settings_of
@@ -42,7 +45,7 @@ from velodrome.step.guard import NonFinite
 from velodrome.together import Agreement, Together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -68,6 +71,10 @@ if TYPE_CHECKING:
     from velodrome.trainer import Trainer
 
 __all__ = ["Run"]
+
+# What is timed of a step, in the batches in which it is timed: methods, and the part of the bill that a call of each is.
+_POINTS_OF_RUN = dict.fromkeys(("after_micro_batch", "after_update", "measure", "log"), "logging")
+_POINTS_OF_UPDATES = {"backward": "backward", "update": "optimizer"}
 
 
 class Run:
@@ -127,6 +134,7 @@ class Run:
         self.model = trainer.model
         self.windows = windows
         self.progress = Progress()
+        self.clock = Clock(make_marks(trainer.device))
         self._together = Together(world, self.progress)
         self._stop_wanted: StopReason | None = None
         self._save_is_wanted = self._save_was_asked = False
@@ -232,7 +240,8 @@ class Run:
         self.stop_requested = self.stop_reason = self._error = self._stop_wanted = self.leaving = None
         self._budget = budget
         self._has_begun_schedules = False
-        self._events = listeners(self.callbacks)
+        self.clock.begin()
+        self._events = self.clock.timed_listeners(listeners(self.callbacks))
         try:
             if not self.progress.steps_done:
                 if self._seed is not None:
@@ -310,6 +319,7 @@ class Run:
         self._interval = (perf_counter(), self.progress.samples_done)
         self.tell("on_epoch_start")
 
+    @billed("logging")
     def end_epoch(self) -> None:
         """Write the epoch's row, save, and tell the callbacks."""
         self.finish_left_phase()
@@ -318,6 +328,7 @@ class Run:
         epoch = self.row.pop("epoch")
         row = {**self._coordinates("epoch", epoch), **self.row}
         self.files.write(row)
+        self.files.record_bill(self.clock.bill, epoch=epoch)
         row.pop("kind")
         for updates in self.windows.by_name.values():
             updates.schedule.after_epoch(row)
@@ -356,6 +367,7 @@ class Run:
     def _end_run(self, reason: StopReason) -> None:
         if self.going_on.is_over:
             self.going_on.is_over, self._is_under_way, self.stop_reason = False, False, reason
+            self.clock.end()
             self.files.leave()
             return
         self.tick()
@@ -383,6 +395,7 @@ class Run:
                     "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
                 )
             self.notices.of_whole_pace(self._together.pace)
+            self.files.record_bill(self.clock.end())
             self.files.finish(reason, self.progress, self.keeping.best)
             for failure in self._tell_each("on_fit_end"):
                 raise failure
@@ -391,6 +404,7 @@ class Run:
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
         failures = self._tell_each("on_exception", error)
         save_aside(self, error)
+        self.files.record_bill(self.clock.end())
         self.files.fail(self.stop_reason, error, self.progress)
         failures += self._tell_each("on_fit_end")
         for failure in failures:  # the first error is the one that matters
@@ -446,7 +460,11 @@ class Run:
             )
         self.position.enter_loop(source)
         self._in_loop = True
-        with self._inside(self.train_phase, source, self._finish_training), self.windows.training():
+        with (
+            self.clock.looping(),
+            self._inside(self.train_phase, source, self._finish_training),
+            self.windows.training(),
+        ):
             yield self.train_phase
             self._close_windows()
             self._follow_others()
@@ -461,6 +479,7 @@ class Run:
         if not self.is_alone and self._train_source == ():  # the first of this process, and of every other
             self._together.check_data(getattr(source, "shared_facts", None))
         self._train_source = source
+        self.clock.dataset, self.clock.facts = describe_origin(source)
         self._begin_schedules(source)
         self.nonfinite.enter_loop()
         return self.going_on.enter_data(source, epoch)
@@ -468,6 +487,13 @@ class Run:
     def batches(self, source: Any) -> Iterator[Any]:
         """Return the iterator over the batches that are left."""
         return self.going_on.batches(source)
+
+    def watched(self, batches: Iterable[Any], place: Callable[[Any], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+        """Return the batches as `place` makes them, with the time of some of them taken apart for the bill."""
+        points: list[tuple[object, str, str]] = [(self, name, part) for name, part in _POINTS_OF_RUN.items()]
+        for updates in self.windows.by_name.values():
+            points += [(updates, name, part) for name, part in _POINTS_OF_UPDATES.items()]
+        return self.clock.batches(batches, place, points)
 
     def check_lengths(self, source: Any, budget: Budget) -> None:
         """Refuse schedules and averages that a run of this length would not fit, without running it."""
@@ -507,7 +533,7 @@ class Run:
         # Inside of the training phase, from a callback say, the bar goes on showing that one.
         phase = self.new_phase(name, self._display if self.phase is NO_PHASE else NoProgress())
         inside = self._inside(phase, source, partial(self._finish_evaluation, phase))
-        with inside, self.windows.evaluating(), self.averaging.evaluating():
+        with self.clock.spending("evaluation"), inside, self.windows.evaluating(), self.averaging.evaluating():
             yield phase
 
     @contextmanager
@@ -566,6 +592,7 @@ class Run:
                 f"Put the changing part into the value, not into the name."
             )
 
+    @billed("logging")
     def _finish_training(self) -> None:
         """Put the means of the training phase into the epoch's row."""
         phase = self.train_phase
@@ -765,6 +792,7 @@ class Run:
         self._save_was_asked = True
         return None
 
+    @billed("saving")
     def save(self, *, together: bool = True, in_background: bool = False) -> Path | None:
         """Write a checkpoint now; None when this step has one, when nothing is written at all, or when the disk failed.
 
@@ -853,6 +881,7 @@ class Run:
             seed=self._seed,
         ).text()
 
+    @billed("logging")
     def _log_interval(self) -> None:
         """Write a row with the means since the last one."""
         self.tick()

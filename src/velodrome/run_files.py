@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from velodrome.checkpoint.policy import Checkpointing
     from velodrome.checkpoint.saver import Outcome
+    from velodrome.record.bill import Bill
     from velodrome.record.progress import ProgressView
     from velodrome.record.sink import Sink
     from velodrome.run_state import SavedState
@@ -39,8 +40,10 @@ __all__ = ["RunFiles"]
 _LOGGERS = ("csv", "tensorboard", "curves")
 _OWN_NAMES = {
     "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
-    "nonfinite", LOCK_NAME,
+    "nonfinite", "events.jsonl", LOCK_NAME,
 }  # fmt: skip
+_WORTH_SAYING_S = 5.0
+"""how long a run takes whose bill is said unasked"""
 
 
 class RunFiles:
@@ -210,6 +213,17 @@ class RunFiles:
             self._journal.write(row)
         if row["kind"] == "epoch":
             self.history.append({key: value for key, value in row.items() if key != "kind"})
+
+    def record_bill(self, bill: Bill, *, epoch: int | None = None) -> None:
+        """Record where the time went, in `events.jsonl`: so far, at the end of an epoch; or of the whole run, which is said, too, if it was not short."""
+        if not bill.batches:
+            return
+        if self._directory is not None and self._journal is not None and not self._is_discarded:
+            self._directory.add_event(
+                {"event": "bill", **({} if epoch is None else {"epoch": epoch}), **bill.to_dict()}
+            )
+        if epoch is None and bill.wall_s >= _WORTH_SAYING_S:
+            self.say(bill.line())
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model whose state cannot be saved, before it is trained.

@@ -541,6 +541,7 @@ class Trainer:
             stop_reason=run.stop_reason,
             best=run.keeping.best,
             run_dir=self._files.path,
+            bill=run.clock.bill,
         )
 
     @property

@@ -65,11 +65,12 @@ ARROWS: dict[str, set[str]] = {
     "step": {"report", "monitor"},
     **dict.fromkeys(FRONT_DOOR, FRONT_DOOR | PARTS | LEAVES),
     "recipes": FRONT_DOOR | PARTS | LEAVES,
-    "cli": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,
+    "advise": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,
+    "cli": {"recipes", "advise"} | FRONT_DOOR | PARTS | LEAVES,
     # Outside the tower: nothing imports the fakes; they may use everything that a user may.
     "testing": FRONT_DOOR | PARTS | LEAVES,
     # `velodrome/__init__.py` names the public surface, so it reaches all but the command line and the fakes.
-    "__init__": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,
+    "__init__": {"recipes", "advise"} | FRONT_DOOR | PARTS | LEAVES,
 }
 # A callback is handed the trainer, so it may say so in its annotations; it never imports the module at run time.
 ARROWS_FOR_TYPES: dict[str, set[str]] = {"callbacks": {"trainer"}}

@@ -32,6 +32,7 @@ from velodrome.cli import (
     replay,
     runs,
     train,
+    tune,
     verify,
 )
 from velodrome.cli.processes import RankError, is_launched, is_main
@@ -73,6 +74,7 @@ app.command("eject")(eject.eject)
 app.add_typer(verify.app, name="verify")
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("tune")(tune.tune)
 app.command("import")(import_weights.import_weights)
 
 

@@ -295,6 +295,8 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
     if result.best is not None:
         best = {k: v for k, v in result.best.items() if k.startswith("val/")}
         rows.append(("Best epoch", f"{result.best.get('epoch')}: {show_metrics(best)}".rstrip(": ")))
+    if result.bill.batches:
+        rows.append(("Time", result.bill.line().removeprefix("Time ")))
     rows.append(("Run directory", str(run_dir)))
     if weights.best is not None:
         rows.append(("Best weights", str(weights.best)))
@@ -318,6 +320,7 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
             "metrics": result.metrics,
             "best": result.best,
             "problems": list(weights.problems),
+            "bill": result.bill.to_dict(),
             "files": {key: str(path) for key, path in files.items()},
         },
     )

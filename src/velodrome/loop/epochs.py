@@ -113,8 +113,7 @@ class Epoch:
         with suppress(LeftAtOnce), host.training(source) as phase, training_mode(host.model):
             phase.batches_done, phase.is_whole, phase.told = start, self.is_whole or not is_used_up, []
             advance, position = phase.display.advance, host.position
-            for raw_batch in () if is_used_up else host.batches(source):
-                batch, samples = place(raw_batch)
+            for batch, samples in () if is_used_up else host.watched(host.batches(source), place):
                 if samples == NO_BATCH:
                     batches_skipped += 1
                     host.skip_batch()

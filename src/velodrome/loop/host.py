@@ -194,6 +194,10 @@ class LoopHost(Protocol):
         """Return the iterator over the batches that are left."""
         ...
 
+    def watched(self, batches: Iterable[Any], place: Callable[[Any], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+        """Return the batches as `place` makes them; some of them are timed."""
+        ...
+
     @property
     def phase(self) -> PhaseLike:
         """The phase under way."""

@@ -25,6 +25,8 @@ class FitResult:
     """The row with the best value of the monitored metric; None when that metric was never logged."""
     run_dir: Path | None
     """The run's folder, or None when nothing was written."""
+    bill: Any = field(default=None, repr=False)
+    """Where the wall time went: a `velodrome.record.bill.Bill`, with `parts`, `share(part)`, `line()` and `table()`."""
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -186,6 +186,12 @@ class RunDirectory:
                 reason = error.strerror or error
                 self._say(f"warning: Cannot write {self.path / 'log.txt'}: {reason}. Training goes on.")
 
+    def add_event(self, event: Mapping[str, object]) -> None:
+        """Append an event to `events.jsonl`, with the time; what a disk that fails makes of it is left out."""
+        line = json.dumps(make_plain({"time": _now(), **event}), allow_nan=False)
+        with contextlib.suppress(OSError), open(self.path / "events.jsonl", "ab") as file:
+            file.write(line.encode() + b"\n")
+
     def _take_lock(self) -> None:
         try:
             before = self._lock.acquire()

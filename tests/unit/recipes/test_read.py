@@ -24,7 +24,8 @@ def test_load_recipe_builtin_is_valid_and_says_what_it_is(name):
 
 def test_load_recipe_every_builtin_named_in_the_design_exists():
     images = {"fashion-mnist-mlp", "fashion-mnist-tutorial", "fashion-mnist-cnn", "mnist-mlp", "mnist-cnn"}
-    assert images | {"diabetes-mlp", "char-gpt"} == set(builtin_names())
+    speedruns = {"fashion-mnist-speedrun", "mnist-speedrun"}
+    assert images | speedruns | {"diabetes-mlp", "char-gpt"} == set(builtin_names())
 
 
 def test_load_recipe_tutorial_is_the_pytorch_quickstart():

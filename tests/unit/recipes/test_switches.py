@@ -42,7 +42,8 @@ def switches(loaded):
 @pytest.mark.parametrize("name", builtin_names())
 def test_recipe_passes_on_what_it_switches_on_and_nothing_else(name):
     loaded = load_recipe(name)
-    assert switches(loaded) == ({"scheduler": "cosine"} if name == "mnist-cnn" else {})
+    schedules = {"mnist-cnn": "cosine", "fashion-mnist-speedrun": "one_cycle", "mnist-speedrun": "one_cycle"}
+    assert switches(loaded) == ({"scheduler": schedules[name]} if name in schedules else {})
     assert early_stopping(loaded.recipe) == []
 
 

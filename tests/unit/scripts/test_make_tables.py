@@ -74,9 +74,74 @@ def test_a_table_without_a_record_says_that_it_was_not_measured(make_tables: Mod
     assert "Not measured yet: run `make bench`." in make_tables.filled(PAGE, tmp_path)
 
 
+def one(value: float) -> dict[str, float]:
+    return {"median": value}
+
+
+def test_trainers_are_sorted_by_their_time_with_what_they_learned(make_tables: ModuleType, tmp_path: Path) -> None:
+    def arm(seconds: float, **more: object) -> dict[str, object]:
+        return {"seconds": one(seconds), "times_ours": one(seconds / 2), "peak_rss_mb": 1234.0, **more}
+
+    learned = {"accuracy": 0.65, "weights_equal": True, "largest_weight_difference": 0.0}
+    record = {
+        "environment": {**RECORD["environment"], "epochs": 5, "switches": {"precision": "bf16"}},
+        "results": {
+            "arms": {"Ignite": arm(3.0, **learned), "velodrome.fit, switches": arm(2.0, **learned), "floor: bare steps": arm(1.0)},
+            "best_peer": one(1.5),
+            "median_peer": one(2.5),
+            "times_floor": one(1.05),
+            "noise": one(1.01),
+        },
+    }  # fmt: skip
+    record["environment"]["versions"]["pytorch-ignite"] = "0.5"
+    (tmp_path / "end_to_end.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "end_to_end"), tmp_path)
+
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert lines[2] == "| floor: bare steps |  | 1.0 | 0.50 |  |  | 1,234 |"
+    assert lines[3] == "| **`velodrome.fit`**, switches |  | 2.0 | 1.00 | 65.00% | 0 | 1,234 |"
+    assert lines[4] == "| Ignite | 0.5 | 3.0 | 1.50 | 65.00% | 0 | 1,234 |"
+    assert "The best of the other trainers takes 1.50 times as long as `fit`, the median 2.50 times." in page
+    assert "Switches: `precision='bf16'`." in page
+
+
+def test_speedruns_show_how_many_seeds_reached_the_target(make_tables: ModuleType, tmp_path: Path) -> None:
+    results = {"n": 10, "reached": 9, "target": 0.9, "accuracy": {"mean": 0.9012, "sd": 0.001}, "epochs": 2}
+    results |= {"seconds": {"mean": 6.25, "sd": 0.5}, "steps": 938, "precision": "fp32"}
+    record = {"some-run": {"results": results, "environment": RECORD["environment"]}}
+    (tmp_path / "speedruns.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "speedruns"), tmp_path)
+
+    assert "| `some-run` | 90.0% | 10 | 9 | **90.12%** ± 0.10% | **6.2** ± 0.5 | 2 | 938 | fp32 |" in page
+
+
+def test_steps_on_a_device_show_waits_and_tests(make_tables: ModuleType, tmp_path: Path) -> None:
+    arm = {"step_us": one(71.25), "times_raw": one(4.5), "times_tutorial": one(40.0), "largest_loss_difference": 1e-6}
+    waits = {"captured, fp32": {"added": 0}, "control: .item() a step": {"added": 80}}
+    results = {"mlp": {"arms": {"captured, fp32": {**arm, "peak_allocated_mb": 250.0}}, "waits": waits}}
+    facts = {**RECORD["environment"], "device": "Some GPU", "rows": 60_000}
+    record = {"environment": facts, "results": results, "tests": "passed: 9 passed"}
+    (tmp_path / "gpu.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "gpu"), tmp_path)
+
+    assert "| MLP, **`fit`**, captured, fp32 | 71.2 | 4.50 | 40.0 | 1e-06 | 250 |" in page
+    assert "captured, fp32 (MLP) 0, control: .item() a step (MLP) 80." in page
+    assert "tests/gpu: passed: 9 passed. Some GPU" in page
+
+
+@pytest.mark.parametrize(("name", "command"), [("gpu", "make bench-gpu"), ("speedruns", "make speedruns")])
+def test_a_table_without_a_record_names_what_makes_it(
+    make_tables: ModuleType, tmp_path: Path, name: str, command: str
+) -> None:
+    assert f"run `{command}`" in make_tables.filled(PAGE.replace("startup", name), tmp_path)
+
+
 def test_an_unknown_table_is_refused_with_the_known_names(make_tables: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match=r"no table 'speed'. Known: overhead, peers, recipes_accuracy, saving, startup, tutorial_loop"
+        SystemExit, match=r"no table 'speed'. Known: char_gpt, .*overhead, peers, .*startup, tutorial_loop"
     ):
         make_tables.filled(PAGE.replace("startup", "speed"), tmp_path)
 

@@ -1,0 +1,65 @@
+"""Claim: `velodrome.fit` needs no more memory than the loop over a DataLoader, and less than the other trainers.
+
+The job of `end_to_end.py`, one epoch, every arm in a process of its own. Peak: the most memory that was ever resident, interpreter,
+libraries and data included. Added: beyond what was resident when the tensors were handed over. The other trainers live in an
+environment of their own (`make bench-peers` makes it). Memory of a CUDA device is in `gpu.py`.
+
+    python benchmarks/memory.py --data-root data
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import end_to_end
+import harness
+from fresh import Outcome, run_fresh
+from harness import add_common_options, environment, interleave, summary, write_record
+from peer_jobs import PEERS, installed_peers
+from peers import PACKAGES
+
+
+def main() -> None:
+    """Run the arms, print their memory, write the record."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="Takes about 3 minutes with every trainer, on two idle cores.",
+    )
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
+    parser.add_argument("--samples", type=int, default=0, help="train with the first so many only; 0 is all")
+    parser.add_argument("--only", nargs="+", default=[], metavar="TRAINER", help="these beside our own arms")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_common_options(parser, rounds=2)
+    options = parser.parse_args()
+
+    installed = installed_peers()
+    own = [name for name in end_to_end.OWN_ARMS if name != end_to_end.FLOOR]
+    wanted = [*own, *(name for name in installed if name in (options.only or installed))]
+    arguments = ["--data-root", str(options.data_root), "--epochs", "1", "--samples", str(options.samples)]
+    arms = {
+        name: partial(run_fresh, end_to_end.__file__, arguments, arm=name, threads=options.threads) for name in wanted
+    }
+    harness.PACKAGES = (*harness.PACKAGES, *PACKAGES.values())
+    facts = environment(threads=options.threads, samples=options.samples, rounds=options.rounds)
+    runs = interleave(arms, rounds=options.rounds)
+    results = {"arms": {name: measured(outcomes) for name, outcomes in runs.items()}}
+    for name, each in sorted(results["arms"].items(), key=lambda item: item[1]["peak_mb"]["median"]):
+        print(f"{name:<26} peak {each['peak_mb']['median']:7.0f} MB, added {each['added_mb']['median']:6.0f} MB")
+    results["left_out"] = sorted(set(PEERS) - set(wanted))
+    write_record("memory", {"environment": facts, "results": results}, options.records)
+
+
+def measured(outcomes: list[Outcome]) -> dict[str, dict[str, float | int]]:
+    """Return peak and addition in megabytes."""
+    return {
+        "peak_mb": summary([each.peak_rss_bytes / 1e6 for each in outcomes]),
+        "added_mb": summary([(each.peak_rss_bytes - each.rss_before_bytes) / 1e6 for each in outcomes]),
+    }
+
+
+if __name__ == "__main__":
+    main()
