@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from velodrome.data.loader import DataLoader
     from velodrome.loop.progress import StopReason
     from velodrome.loop.result import FitResult
+    from velodrome.nonfinite.replaying import replay
     from velodrome.recipes.loading import load_model
-    from velodrome.replaying import replay
     from velodrome.seeding import seed_everything
     from velodrome.trainer import Trainer
 
@@ -42,14 +42,17 @@ _HOMES = {
     "DataLoader": "velodrome.data.loader",
     "EarlyStopping": "velodrome.callbacks.early_stopping",
     "FitResult": "velodrome.loop.result",
+    "LRCurve": "velodrome.advise.lr_finder",
+    "LRFinder": "velodrome.advise.lr_finder",
     "StopReason": "velodrome.loop.progress",
     "Trainer": "velodrome.trainer",
     "errors": "velodrome.errors",
     "evaluate": "velodrome.api",
+    "find_lr": "velodrome.advise.lr_finder",
     "fit": "velodrome.api",
     "load_model": "velodrome.recipes.loading",
     "predict": "velodrome.api",
-    "replay": "velodrome.replaying",
+    "replay": "velodrome.nonfinite.replaying",
     "seed_everything": "velodrome.seeding",
     "transforms": "velodrome.transforms",
 }
@@ -63,11 +66,14 @@ __all__ = [
     "DataLoader",
     "EarlyStopping",
     "FitResult",
+    "LRCurve",
+    "LRFinder",
     "StopReason",
     "Trainer",
     "__version__",
     "errors",
     "evaluate",
+    "find_lr",
     "fit",
     "load_model",
     "predict",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(22, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (22,), generator=torch.Generator().manual_seed(1))
 VAL = (X[:10] * 1.1, Y[:10])
@@ -114,7 +116,7 @@ def fit(trainer: vd.Trainer) -> vd.FitResult:
 
 
 def explicit(trainer: vd.Trainer) -> vd.FitResult:
-    loss, data = trainer._run._engine.loss.function, vd.DataLoader((X, Y), 4, shuffle=True)
+    loss, data = trainer._run.engine.loss.function, vd.DataLoader((X, Y), 4, shuffle=True)
     for epoch in trainer.epochs(EPOCHS):
         for x, y in epoch.train(data):
             trainer.step(loss(trainer.model(x), y))

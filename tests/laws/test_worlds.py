@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 import velodrome as vd
 from velodrome.testing.torchvision_cpu import import_torchvision
 
+pytestmark = pytest.mark.slow
+
 BATCH = 3  # no multiple of either world, and smaller than one process's share would need
 WORLDS = ["two", "three"]
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-13}
@@ -269,8 +271,8 @@ def test_several_optimizers_take_their_turns_together(processes):
 
 def count_traffic(accumulate, dtype):
     """Return how many collectives each micro-batch of an epoch made, and how many the whole run."""
-    from velodrome import listening
     from velodrome.distributed.world import join_world
+    from velodrome.stopping import listening
 
     world = join_world(torch.device("cpu"))
     x, y = make_data(24)

@@ -39,7 +39,7 @@ from velodrome.cli.processes import RankError, is_launched, is_main
 from velodrome.cli.screen import Screen, silence, to_json, write_quietly
 from velodrome.cli.stopping import StoppedRun
 from velodrome.errors import VelodromeError
-from velodrome.interruption import Terminated
+from velodrome.stopping.interruption import Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

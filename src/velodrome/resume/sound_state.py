@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from velodrome.run_state import SavedState
+    from velodrome.resume.run_state import SavedState
 
 __all__ = ["check_sound", "refusing_unsound"]
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from velodrome.data.batches import named_tensors
-from velodrome.nonfinite_facts import count_non_finite
+from velodrome.nonfinite.facts import count_non_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from velodrome.bundle import read_bundle
 from velodrome.checkpoint.matching import copy_into_model
 from velodrome.checkpoint.read import read_state
 from velodrome.checkpoint.scan import check_files, find_checkpoints
 from velodrome.data.batches import move
 from velodrome.errors import ArgumentError, CheckpointError, NumericsError
-from velodrome.going_on import GoingOn
-from velodrome.inspection import Fault, describe_fault, find_fault
 from velodrome.loop.modes import training_mode
-from velodrome.nonfinite import Stop
-from velodrome.resume import Resumption
+from velodrome.nonfinite.answers import Stop
+from velodrome.nonfinite.bundle import read_bundle
+from velodrome.nonfinite.inspection import Fault, describe_fault, find_fault
+from velodrome.resume.going_on import GoingOn
+from velodrome.resume.resumption import Resumption
 from velodrome.seeding import random_state_kept, set_random_state
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from velodrome.bundle import Bundle
+    from velodrome.nonfinite.bundle import Bundle
     from velodrome.trainer import Trainer
 
 __all__ = ["Replay", "find_start", "replay", "replay_bundle", "replay_run"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
     from velodrome.step.updates import Updates
 
 __all__ = [
@@ -140,7 +140,7 @@ def load_phase(run: Run, owns: Sequence[OwnState | None]) -> None:
         phase.forget_own()
         return
     for own in owns[1:]:
-        other = run.new_phase("train", NoProgress())
+        other = run.phases.new("train", NoProgress())
         other.load_state_dict(_held(own).get("phase"))
         for metric in phase.absorb(other):
             run.notices.warn_all(

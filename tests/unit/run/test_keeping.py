@@ -9,8 +9,8 @@ import torch
 
 import velodrome as vd
 from velodrome.checkpoint.scan import find_checkpoints
-from velodrome.keeping import Keeping
 from velodrome.loop.progress import Progress
+from velodrome.run.keeping import Keeping
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from velodrome.record.bill import Bill
     from velodrome.record.progress import ProgressView
     from velodrome.record.sink import Sink
-    from velodrome.run_state import SavedState
+    from velodrome.resume.run_state import SavedState
     from velodrome.step.averaging import NoAveraging
 
 __all__ = ["RunFiles"]

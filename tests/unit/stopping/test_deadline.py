@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from velodrome.deadline import NO_DEADLINE, Deadline, estimate_save_s, job_end, parse_stop_after
 from velodrome.errors import ArgumentError
+from velodrome.stopping.deadline import NO_DEADLINE, Deadline, estimate_save_s, job_end, parse_stop_after
 
 
 def test_two_saves_or_five_seconds_are_kept_for_the_end():

@@ -21,11 +21,11 @@ import torch
 
 from velodrome.checkpoint.nested import split
 from velodrome.errors import CheckpointError
-from velodrome.own_state import OwnState, collect_own
-from velodrome.run_state import callback_states
+from velodrome.resume.own_state import OwnState, collect_own
+from velodrome.resume.run_state import callback_states
 
 if TYPE_CHECKING:
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["SavingTogether"]
 
@@ -55,16 +55,17 @@ class SavingTogether:
             )
         return not self.waits
 
-    def meet(self) -> bool:
+    def meet(self, *, can_save: bool) -> bool:
         """Gather the parts of a checkpoint; every process calls this. Return whether this one is to write it now.
 
+        Args:
+            can_save: this process can; of rank 0 it is believed.
         Cost: two exchanges of objects.
         """
         run = self._run
         self.waits, self._parts = False, []
         states, digest = _callbacks(run)
-        can_save = run.files.can_save(run.progress)
-        told = run.agree({}, can_save=can_save, has_left=run.position.is_in_batch, callbacks=digest).wishes
+        told = run.consensus.agree({}, can_save=can_save, has_left=run.position.is_in_batch, callbacks=digest).wishes
         if any(each["has_left"] for each in told):
             self.waits = True
             return False

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
-from velodrome.deadline import NO_DEADLINE, Deadline, Limit, estimate_save_s, job_end
-from velodrome.listening import Listening
 from velodrome.loop.progress import StopReason
-from velodrome.signals import SignalWatch
+from velodrome.stopping.deadline import NO_DEADLINE, Deadline, Limit, estimate_save_s, job_end
+from velodrome.stopping.listening import Listening
+from velodrome.stopping.signals import SignalWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["TERMINATED_CODE", "Interruption", "Leave", "Terminated", "was_left_in_order"]
 
@@ -149,8 +149,8 @@ class Interruption:
         leave = run.leaving
         assert leave is not None
         if not self.has_left:
-            run.settle_left_phase()
-            run.save()
+            run.phases.settle_left()
+            run.saves.save()
             run.world.barrier()  # a launcher whose first process ends gives the others, one of which writes, half a minute
             self.has_left = True
             run.files.warn(self._describe(leave.cause))

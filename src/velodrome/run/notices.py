@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from velodrome.checkpoint.space import Room
     from velodrome.distributed.pace import Pace
     from velodrome.distributed.world import World
-    from velodrome.keeping import Verdict
     from velodrome.loop.progress import Progress
-    from velodrome.run_files import RunFiles
+    from velodrome.run.files import RunFiles
+    from velodrome.run.keeping import Verdict
     from velodrome.step.windows import Windows
 
 __all__ = ["Notices"]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import velodrome as vd
-from velodrome.bundle import read_bundle, write_bundle
 from velodrome.checkpoint.files import Files
 from velodrome.errors import ArgumentError, CheckpointError
+from velodrome.nonfinite.bundle import read_bundle, write_bundle
 
 FACTS = {"step": 12, "epoch": 1, "samples": [3, 1], "first": "the loss itself"}
 

@@ -17,12 +17,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from velodrome.errors import NumericsError
-from velodrome.finite import check_finite_weights
+from velodrome.nonfinite.checks import check_finite_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["FAILED_FOLDER", "save_aside"]
 

@@ -13,13 +13,13 @@ from velodrome.checkpoint.nested import join
 from velodrome.data.bound import BoundLoader
 from velodrome.data.share import is_sharded
 from velodrome.errors import CheckpointError, RefusedError
-from velodrome.keeping import Verdict
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.own_state import OwnState, collect_own, load_phase, load_random
-from velodrome.resume import Resumption, compare
-from velodrome.run_state import SavedState, collect_state, load_callbacks
+from velodrome.resume.own_state import OwnState, collect_own, load_phase, load_random
+from velodrome.resume.run_state import SavedState, collect_state, load_callbacks
+from velodrome.resume.settings import compare
+from velodrome.resume.sound_state import refusing_unsound
+from velodrome.run.keeping import Verdict
 from velodrome.seeding import get_random_state
-from velodrome.sound_state import refusing_unsound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from velodrome.data_in_use import DataInUse
     from velodrome.loop.progress import Budget
-    from velodrome.run import Run
+    from velodrome.resume.resumption import Resumption
+    from velodrome.run.run import Run
 
 __all__ = ["GoingOn"]
 
@@ -78,7 +79,7 @@ class GoingOn:
         self._path = resumption.checkpoint
         with refusing_unsound(self._path):
             self._saved, accepted = resumption.load(run, {} if self._train is None else self._train.describe_data())
-        run.count_together_from_here()
+        run.consensus.count_from_here()
         for reason in resumption.skipped:
             run.files.warn(f"warning: A newer checkpoint is not used: {reason}")
         if accepted:
@@ -237,7 +238,7 @@ class GoingOn:
         if run.position.is_in_batch:
             return SavedState(state={"not_resumable": "it was made within a batch, and the loop was left there"})
         try:
-            saved = collect_state(run, [collect_own(run)] if run.is_alone else run.saving.take())
+            saved = collect_state(run, [collect_own(run)] if run.is_alone else run.saves.together.take())
         except CheckpointError as error:
             run.warn(f"Checkpoints hold weights only, and the run cannot go on from them: {error.message}")
             return SavedState(state={"not_resumable": error.message})

@@ -17,7 +17,7 @@ from velodrome.checkpoint.nested import join, split
 from velodrome.checkpoint.read import read_tensors
 from velodrome.errors import CheckpointError
 from velodrome.loop.progress import Progress, StopReason
-from velodrome.own_state import (
+from velodrome.resume.own_state import (
     GROUPS,
     OWN_NAMES,
     OWN_OF_WINDOW,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from velodrome.callbacks.base import Callback
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["SavedState", "collect_state", "load_callbacks", "load_trainer_state", "named_callbacks"]
 

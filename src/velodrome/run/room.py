@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from velodrome.checkpoint.policy import Checkpointing
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["estimate_room", "measure_room"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
     from velodrome.step.guard import NonFinite
     from velodrome.step.updates import Updates
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from velodrome.bundle import write_bundle
 from velodrome.errors import ArgumentError, NumericsError, nearest
-from velodrome.nonfinite_facts import Facts, collect_facts, say_what_happened, say_what_next
+from velodrome.nonfinite.bundle import write_bundle
+from velodrome.nonfinite.facts import Facts, collect_facts, say_what_happened, say_what_next
+from velodrome.nonfinite.snapshot import Snapshot
 from velodrome.seeding import get_random_state
-from velodrome.snapshot import Snapshot
 from velodrome.step.guard import NonFinite
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from velodrome.run_state import clean_parameters
+from velodrome.resume.run_state import clean_parameters
 from velodrome.step.optimizer_state import load_optimizer_state, optimizer_state, parameter_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from velodrome.run import Run
+    from velodrome.run.run import Run
 
 __all__ = ["Snapshot"]
 
