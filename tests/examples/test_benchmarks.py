@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -107,6 +109,7 @@ def test_recipes_below_their_target_are_said_to_be(tmp_path: Path) -> None:
     assert not results["reached"]
 
 
+@pytest.mark.slow
 def test_tuning_compares_what_tune_finds_with_what_is_set_by_hand(tmp_path: Path) -> None:
     small = ["--set", "train.epochs=1", "data.source=embedded", "--seeds", "0", "--combinations", "1"]
     command = ["mnist-mlp", "--minutes", "0.02", "--seconds", "0.05", "--rounds", "1", *small]
