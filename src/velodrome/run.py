@@ -33,6 +33,8 @@ from velodrome.position import Position
 from velodrome.record.clock import Clock, billed
 from velodrome.record.marks import make_marks
 from velodrome.record.progress import NoProgress
+from velodrome.record.watch import NOBODY
+from velodrome.report.findings import find
 from velodrome.rescue import save_aside
 from velodrome.resume import settings_of
 from velodrome.room import estimate_room
@@ -135,6 +137,7 @@ class Run:
         self.windows = windows
         self.progress = Progress()
         self.clock = Clock(make_marks(trainer.device))
+        self.watchers = NOBODY
         self._together = Together(world, self.progress)
         self._stop_wanted: StopReason | None = None
         self._save_is_wanted = self._save_was_asked = False
@@ -395,7 +398,8 @@ class Run:
                     "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
                 )
             self.notices.of_whole_pace(self._together.pace)
-            self.files.record_bill(self.clock.end())
+            self.watchers.end()
+            self.files.record_bill(self.clock.end(), findings=find(self.clock.bill), waits=self.watchers.sentences)
             self.files.finish(reason, self.progress, self.keeping.best)
             for failure in self._tell_each("on_fit_end"):
                 raise failure
@@ -404,6 +408,7 @@ class Run:
         self.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
         failures = self._tell_each("on_exception", error)
         save_aside(self, error)
+        self.watchers.end()
         self.files.record_bill(self.clock.end())
         self.files.fail(self.stop_reason, error, self.progress)
         failures += self._tell_each("on_fit_end")
@@ -493,7 +498,7 @@ class Run:
         points: list[tuple[object, str, str]] = [(self, name, part) for name, part in _POINTS_OF_RUN.items()]
         for updates in self.windows.by_name.values():
             points += [(updates, name, part) for name, part in _POINTS_OF_UPDATES.items()]
-        return self.clock.batches(batches, place, points)
+        return self.watchers.watch(self.clock.batches(batches, place, points), self.clock.spending)
 
     def check_lengths(self, source: Any, budget: Budget) -> None:
         """Refuse schedules and averages that a run of this length would not fit, without running it."""

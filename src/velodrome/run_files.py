@@ -40,7 +40,7 @@ __all__ = ["RunFiles"]
 _LOGGERS = ("csv", "tensorboard", "curves")
 _OWN_NAMES = {
     "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "tb", "curves.png", "checkpoints",
-    "nonfinite", "events.jsonl", LOCK_NAME,
+    "nonfinite", "events.jsonl", "profile", LOCK_NAME,
 }  # fmt: skip
 _WORTH_SAYING_S = 5.0
 """how long a run takes whose bill is said unasked"""
@@ -214,16 +214,31 @@ class RunFiles:
         if row["kind"] == "epoch":
             self.history.append({key: value for key, value in row.items() if key != "kind"})
 
-    def record_bill(self, bill: Bill, *, epoch: int | None = None) -> None:
-        """Record where the time went, in `events.jsonl`: so far, at the end of an epoch; or of the whole run, which is said, too, if it was not short."""
+    def record_bill(
+        self, bill: Bill, *, epoch: int | None = None, findings: Sequence[str] = (), waits: Sequence[str] = ()
+    ) -> None:
+        """Record where the time went, in `events.jsonl`.
+
+        Args:
+            bill: so far, at the end of an epoch; or of the whole run, which is said, too, if it was not short.
+            epoch: or None for the whole run.
+            findings: what it means.
+            waits: the lines that were seen waiting, and said already.
+        """
         if not bill.batches:
             return
         if self._directory is not None and self._journal is not None and not self._is_discarded:
             self._directory.add_event(
-                {"event": "bill", **({} if epoch is None else {"epoch": epoch}), **bill.to_dict()}
+                {
+                    "event": "bill",
+                    **({} if epoch is None else {"epoch": epoch}),
+                    **bill.to_dict(),
+                    **({"findings": [*findings, *waits]} if epoch is None else {}),
+                }
             )
         if epoch is None and bill.wall_s >= _WORTH_SAYING_S:
-            self.say(bill.line())
+            for line in (bill.line(), *findings):
+                self.say(line)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model whose state cannot be saved, before it is trained.
