@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from velodrome.data.loader import DataLoader
     from velodrome.loop.progress import StopReason
     from velodrome.loop.result import FitResult
+    from velodrome.nonfinite.replaying import replay
     from velodrome.recipes.loading import load_model
-    from velodrome.replaying import replay
     from velodrome.seeding import seed_everything
     from velodrome.trainer import Trainer
 
@@ -49,7 +49,7 @@ _HOMES = {
     "fit": "velodrome.api",
     "load_model": "velodrome.recipes.loading",
     "predict": "velodrome.api",
-    "replay": "velodrome.replaying",
+    "replay": "velodrome.nonfinite.replaying",
     "seed_everything": "velodrome.seeding",
     "transforms": "velodrome.transforms",
 }

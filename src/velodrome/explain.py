@@ -1,7 +1,7 @@
 """The calls of a run in order, each with its owner: what `Trainer.explain` returns.
 
 Each part says itself what it calls (its `calls` method stands next to the code that it describes); here they are put in the
-order in which the loop comes to them, which is that of `loop/fit.py` and `run.py`. A test records a run's calls and compares.
+order in which the loop comes to them, which is that of `loop/fit.py` and `run/run.py`. A test records a run's calls and compares.
 """
 
 from __future__ import annotations
@@ -22,12 +22,7 @@ from velodrome.step.schedules import NO_SCHEDULE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from velodrome.data_in_use import DataInUse
-    from velodrome.run import Run
-    from velodrome.step.compiled import NotCompiled
-    from velodrome.step.eager import EagerEngine
-    from velodrome.step.first_batch import FirstBatch
-    from velodrome.step.precision import Precision
+    from velodrome.run.run import Run
 
 __all__ = ["Explanation", "path_of"]
 
@@ -42,26 +37,17 @@ class _Line:
     owner: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Explanation:
     """The parts of a run, as it knows them.
 
     Args:
-        run: its public parts: world, files, keeping, windows, averaging.
+        run: whose parts say what they call.
         events: the callbacks' methods by event; one that nobody overrides is an empty list.
-        metrics, engine, first_batch, sources, precision, compilation, log_every, seed: as those of `Run`.
     """
 
     run: Run
     events: Mapping[str, Sequence[Callable[..., None]]]
-    metrics: Mapping[str, Any]
-    engine: EagerEngine
-    first_batch: FirstBatch
-    sources: DataInUse
-    precision: Precision
-    compilation: NotCompiled
-    log_every: int
-    seed: int | None
 
     def text(self) -> str:
         """Return one line a call: indented by what it is part of, its owner on the right."""
@@ -72,7 +58,7 @@ class Explanation:
 
     def _lines(self) -> Iterator[_Line]:
         run = self.run
-        yield _line(0, self.engine.line, self.engine.driven)
+        yield _line(0, run.engine.line, run.engine.driven)
         yield _line(0, "a run", run_epochs)
         yield from _lines(1, self._begin())
         yield _line(1, "every epoch", Epoch)
@@ -90,10 +76,10 @@ class Explanation:
     def _begin(self) -> list[Call]:
         run = self.run
         calls: list[Call] = []
-        if self.seed is not None:
-            calls.append((f"seed Python, NumPy and PyTorch with {self.seed}", seed_everything))
+        if run.seed is not None:
+            calls.append((f"seed Python, NumPy and PyTorch with {run.seed}", seed_everything))
         if run.world.size > 1:
-            calls.append((f"take the weights of the first of {run.world.size} processes", run._join_others))
+            calls.append((f"take the weights of the first of {run.world.size} processes", run.consensus.begin))
         calls.append((run.interruption.describe(), run.interruption.begin))
         calls.append((f"open {run.files.writes}", run.files.start))
         return calls + self._told("on_fit_start")
@@ -102,17 +88,17 @@ class Explanation:
         run, accumulates = self.run, [updates.accumulate for updates in self.run.windows.by_name.values()]
         device = run.trainer.device
         yield _line(2, "the training data", Epoch.train)
-        begin: list[Call] = [(f"find out how batches reach {device}", self.sources.placer)]
+        begin: list[Call] = [(f"find out how batches reach {device}", run.sources.placer)]
         if any(updates.schedule is not NO_SCHEDULE for updates in run.windows.by_name.values()):
-            begin.append(("tell the schedule the length of the run, once", run._begin_schedules))
-        begin += self.precision.calls()
+            begin.append(("tell the schedule the length of the run, once", run.schedule_lengths.begin))
+        begin += run.precision.calls()
         begin += run.windows.calls().get("training", [])
         begin.append(("training mode", training_mode))
         yield from _lines(3, begin)
         yield _line(3, "every micro-batch" if max(accumulates, default=1) > 1 else "every batch", run.trainer.forward)
-        yield from _lines(4, self.compilation.calls())
-        yield _line(4, "the first of each source of data: check it", self.first_batch.forward)
-        yield from _lines(4, self.engine.calls())
+        yield from _lines(4, run.compilation.calls())
+        yield _line(4, "the first of each source of data: check it", run.first_batch.forward)
+        yield from _lines(4, run.engine.calls())
         for name, updates in run.windows.by_name.items():
             of = f" of {name}" if len(run.windows) > 1 else ""
             calls = updates.calls()
@@ -132,26 +118,26 @@ class Explanation:
         yield from _lines(4, measured[:1])
         when = run.keeping.describe().get("step")
         if when is not None and run.files.path is not None:
-            yield from _lines(4, [(when, run.save), *self._told("on_checkpoint")])
+            yield from _lines(4, [(when, run.saves.save), *self._told("on_checkpoint")])
         yield from _lines(4, measured[1:])
 
     def _after_update(self) -> list[Call]:
         run = self.run
-        row = f"log point every {_times(self.log_every, 'step')}: mean loss to {run.files.writes}"
-        return [*self._told("on_step_end"), (row, run._log_interval)]
+        row = f"log point every {_times(run.log_every, 'step')}: mean loss to {run.files.writes}"
+        return [*self._told("on_step_end"), (row, run.rows.log_interval)]
 
     def _evaluation(self) -> Iterator[_Line]:
         run = self.run
         yield from _lines(2, run.averaging.calls().get("epoch", []))
         yield _line(2, "an evaluation, where there are validation data", Epoch.evaluate)
-        begin = self.precision.calls() + run.windows.calls().get("evaluation", [])
+        begin = run.precision.calls() + run.windows.calls().get("evaluation", [])
         begin += run.averaging.calls().get("evaluation", [])
         begin.append(("eval mode and inference mode, put back afterwards", evaluation_mode))
         yield from _lines(3, begin)
         yield _line(3, "every batch", run.trainer.forward)
-        yield from _lines(4, self.engine.calls())
+        yield from _lines(4, run.engine.calls())
         yield _line(4, "count the loss and feed the metrics", run.measure)
-        yield _line(3, "read the means", run._finish_evaluation)
+        yield _line(3, "read the means", run.phases.finish_evaluation)
         yield from _lines(3, self._told("on_evaluate_end"))
 
     def _end_of_epoch(self) -> list[Call]:
@@ -163,27 +149,30 @@ class Explanation:
         calls.append((f"compare {run.keeping.monitor} with the best epochs", run.keeping.judge))
         when = run.keeping.describe().get("epoch")
         if when is not None and run.files.path is not None:
-            calls += [(when, run.save), *self._told("on_checkpoint")]
+            calls += [(when, run.saves.save), *self._told("on_checkpoint")]
         return calls + self._told("on_epoch_end")
 
     def _end(self) -> list[Call]:
         run = self.run
         calls: list[Call] = []
         if run.files.path is not None:
-            calls += [("save the last weights, unless that was just done", run.save), *self._told("on_checkpoint")]
+            calls += [
+                ("save the last weights, unless that was just done", run.saves.save),
+                *self._told("on_checkpoint"),
+            ]
         calls.append(("close the records", run.files.finish))
         return calls + self._told("on_fit_end")
 
     def _measured(self) -> list[Call]:
-        if not self.metrics:
+        if not self.run.metrics:
             return []
         owners = [
             metric.values if isinstance(metric, SampleMetric) else type(metric).update
-            for metric in self.metrics.values()
+            for metric in self.run.metrics.values()
         ]
-        calls: list[Call] = [(f"keep outputs for {', '.join(self.metrics)}", MetricSet.update)]
+        calls: list[Call] = [(f"keep outputs for {', '.join(self.run.metrics)}", MetricSet.update)]
         return calls + [
-            (f"up to 32 batches at once: {name}", who) for name, who in zip(self.metrics, owners, strict=True)
+            (f"up to 32 batches at once: {name}", who) for name, who in zip(self.run.metrics, owners, strict=True)
         ]
 
     def _told(self, event: str) -> list[Call]:

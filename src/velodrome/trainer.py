@@ -14,12 +14,10 @@ from velodrome.callbacks.best_checkpoint import BestCheckpoint
 from velodrome.checkpoint.policy import Checkpointing
 from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
-from velodrome.deadline import parse_stop_after
 from velodrome.devices import resolve_device
 from velodrome.distributed.world import SINGLE, World, join_world, local_device
 from velodrome.engines import choose_engine
 from velodrome.errors import ArgumentError, nearest
-from velodrome.keeping import Keeping
 from velodrome.loop.durations import Duration, parse_duration
 from velodrome.loop.epochs import Epoch, run_epochs
 from velodrome.loop.evaluate import run_evaluation, run_prediction
@@ -28,14 +26,15 @@ from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
 from velodrome.metrics.metric_set import check_metrics_mergeable, resolve_metrics
 from velodrome.metrics.named import Labels
-from velodrome.nonfinite import check_policy
+from velodrome.nonfinite.answers import check_policy
 from velodrome.optimization import Optimization
 from velodrome.out_of_memory import OnOutOfMemory
 from velodrome.record.progress import make_progress
 from velodrome.record.watch import make_watchers, parse_batches
-from velodrome.resume import find_together
-from velodrome.run import Run
-from velodrome.run_files import RunFiles
+from velodrome.resume.finding import find_together
+from velodrome.run.files import RunFiles
+from velodrome.run.keeping import Keeping
+from velodrome.run.run import Run
 from velodrome.seeding import check_seed
 from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
 from velodrome.step.checks import explain_late_failure
@@ -49,6 +48,7 @@ from velodrome.step.parameters import freeze as freeze_parameters
 from velodrome.step.precision import resolve_precision
 from velodrome.step.recompute import recompute_activations
 from velodrome.step.updates import check_items, num_micro_batches
+from velodrome.stopping.deadline import parse_stop_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -443,7 +443,7 @@ class Trainer:
         Several processes, of which perhaps only one calls this, write it together when they next agree: at the next log point, or
         at the end of the epoch. None then; `on_checkpoint` tells when it is there.
         """
-        return self._run.ask_to_save()
+        return self._run.saves.ask()
 
     # -- the whole run ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from velodrome.errors import CheckpointError, RefusedError, VelodromeError
 from velodrome.record.journal import read_rows
 from velodrome.record.reading import find_links, read_record
 from velodrome.record.run_lock import Holder, find_holder
-from velodrome.resume import find_resumption
+from velodrome.resume.finding import find_resumption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

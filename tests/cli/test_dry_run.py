@@ -212,7 +212,7 @@ def test_a_real_run_with_room_says_nothing(project, velodrome):
     ],
 )
 def test_estimate_before_the_first_step_is_what_is_kept_after_it(optimizer, copies):
-    from velodrome.room import _state_bytes
+    from velodrome.run.room import _state_bytes
 
     model = torch.nn.Linear(1000, 1)
     made = optimizer(model.parameters())

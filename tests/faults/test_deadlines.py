@@ -68,7 +68,7 @@ def test_the_loops_of_ones_own_end_and_the_epoch_is_not_whole(tmp_path: Path) ->
     trainer, seen = make(tmp_path / "run", slow=0.15, stop_after="0.5s"), []
     for epoch in trainer.epochs(3):
         for x, y in epoch.train(DATA, batch_size=4):
-            trainer.step(trainer._run._engine.loss.function(trainer.model(x), y))
+            trainer.step(trainer._run.engine.loss.function(trainer.model(x), y))
         batches = list(epoch.evaluate(DATA, batch_size=4))
         seen.append((epoch.is_whole, len(batches)))
     assert seen == [(False, 0)]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import velodrome as vd
-from velodrome.bundle import read_bundle
 from velodrome.errors import ArgumentError, NumericsError
+from velodrome.nonfinite.bundle import read_bundle
 
 BAD = 3
 """the index of the bad batch"""

@@ -114,7 +114,7 @@ def fit(trainer: vd.Trainer) -> vd.FitResult:
 
 
 def explicit(trainer: vd.Trainer) -> vd.FitResult:
-    loss, data = trainer._run._engine.loss.function, vd.DataLoader((X, Y), 4, shuffle=True)
+    loss, data = trainer._run.engine.loss.function, vd.DataLoader((X, Y), 4, shuffle=True)
     for epoch in trainer.epochs(EPOCHS):
         for x, y in epoch.train(data):
             trainer.step(loss(trainer.model(x), y))

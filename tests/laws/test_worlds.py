@@ -269,8 +269,8 @@ def test_several_optimizers_take_their_turns_together(processes):
 
 def count_traffic(accumulate, dtype):
     """Return how many collectives each micro-batch of an epoch made, and how many the whole run."""
-    from velodrome import listening
     from velodrome.distributed.world import join_world
+    from velodrome.stopping import listening
 
     world = join_world(torch.device("cpu"))
     x, y = make_data(24)

@@ -13,8 +13,12 @@ import velodrome
 
 SOURCE = Path(velodrome.__file__).parent
 FILES = [
-    *(file for folder in ("loop", "step", "metrics", "data") for file in sorted((SOURCE / folder).rglob("*.py"))),
-    *(SOURCE / name for name in ("run.py", "phases.py", "trainer.py")),
+    *(
+        file
+        for folder in ("loop", "step", "metrics", "data", "run")
+        for file in sorted((SOURCE / folder).rglob("*.py"))
+    ),
+    SOURCE / "trainer.py",
 ]
 READS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 REDUCTIONS = {"all", "any", "argmax", "count_nonzero", "isfinite", "isnan", "max", "mean", "min", "norm", "prod", "sum"}

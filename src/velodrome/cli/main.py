@@ -32,13 +32,14 @@ from velodrome.cli import (
     replay,
     runs,
     train,
+    tune,
     verify,
 )
 from velodrome.cli.processes import RankError, is_launched, is_main
 from velodrome.cli.screen import Screen, silence, to_json, write_quietly
 from velodrome.cli.stopping import StoppedRun
 from velodrome.errors import VelodromeError
-from velodrome.interruption import Terminated
+from velodrome.stopping.interruption import Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +74,7 @@ app.command("eject")(eject.eject)
 app.add_typer(verify.app, name="verify")
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("tune")(tune.tune)
 app.command("import")(import_weights.import_weights)
 
 

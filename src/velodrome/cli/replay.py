@@ -29,11 +29,11 @@ def replay(
 
     Example: velodrome replay runs/my-run 1200
     """
-    from velodrome.bundle import FOLDER, bundle_name, read_bundle
     from velodrome.errors import ArgumentError, CheckpointError
+    from velodrome.nonfinite.bundle import FOLDER, bundle_name, read_bundle
+    from velodrome.nonfinite.replaying import find_start, replay_bundle, replay_run
     from velodrome.recipes.build import build
     from velodrome.recipes.loading import load_recipe_for
-    from velodrome.replaying import find_start, replay_bundle, replay_run
 
     screen = Screen(as_json=json, quiet=quiet)
     if not (run / "run.json").is_file():

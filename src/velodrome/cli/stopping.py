@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import VelodromeError
-from velodrome.interruption import TERMINATED_CODE, Terminated, was_left_in_order
+from velodrome.stopping.interruption import TERMINATED_CODE, Terminated, was_left_in_order
 
 if TYPE_CHECKING:
     from pathlib import Path

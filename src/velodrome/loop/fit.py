@@ -15,7 +15,7 @@ and you get the same bits (law 9), then change what you like. `Trainer.fit` turn
 it; `velodrome.fit` makes the trainer.
 
 Where the rest happens: batches reach the device and modes are set in `loop/epochs.py` (`Epoch.train`, `Epoch.evaluate`); rows,
-saves and callbacks at the end of an epoch in `run.py` (`Run.end_epoch`); `outcome` is `step/eager.py`'s `Outcome`.
+saves and callbacks at the end of an epoch in `run/run.py` (`Run.end_epoch`); `outcome` is `step/eager.py`'s `Outcome`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
-from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches
+from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +73,7 @@ class Ready:
         arguments = {**self.trainer_arguments, **changes}
         if run_dir is None:
             arguments |= {"checkpoint": None, "loggers": ()}
+            arguments.pop("profile", None)
         else:
             own.append(SaveRecipe(self))
         return Trainer(self.model, run_dir=run_dir, callbacks=[*own, *self.callbacks, *callbacks], **arguments)
@@ -99,7 +100,7 @@ def try_out(ready: Ready) -> Trial | None:
         None when the data are the user's own iterable: trying it would use it up.
     Cost: a second copy of the model, one step, and one look at all data in memory.
     """
-    if not _is_indexed(ready.data.train):
+    if not is_indexed(ready.data.train):
         return None
     arguments = {key: value for key, value in ready.trainer_arguments.items() if key not in WHOLE_RUN}
     once = replace(ready, model=copy.deepcopy(ready.model), trainer_arguments=arguments, callbacks=())
@@ -108,7 +109,7 @@ def try_out(ready: Ready) -> Trial | None:
     result = trainer.fit(training_loader(ready), steps=1)
     val: dict[str, float] = {}
     batch = None
-    if ready.data.val is not None and _is_indexed(ready.data.val):
+    if ready.data.val is not None and is_indexed(ready.data.val):
         loader = _loader(ready.data.val, ready.recipe, batch_size=size.eval_batch_size, training=False)
         batch = next(iter(loader))
         val = trainer.evaluate([batch])
@@ -120,6 +121,11 @@ def training_loader(ready: Ready) -> Any:
     """Return a new loader over the training data, so that the run's own one stays at its first epoch."""
     size = ready.recipe.train.loader_batch_size
     return _loader(ready.data.train, ready.recipe, batch_size=size, training=True)
+
+
+def evaluation_loader(data: LoadedData, recipe: Recipe) -> Any:
+    """Return a new loader over the validation data."""
+    return _loader(data.val, recipe, batch_size=recipe.train.eval_batch_size, training=False)
 
 
 def build(
@@ -149,6 +155,8 @@ def build(
     for metric in loaded.recipe.train.metrics:
         if registry.is_user_code(metric) and not loaded.trusted:
             raise RecipeError(_untrusted_message("train.metrics", metric), problems=())
+    if loaded.recipe.train.threads is not None:
+        set_threads(loaded.recipe.train.threads)
     data = load_data(loaded.recipe, say=say) if data is None else data
     check_task(loaded.recipe, data)
     recipe = resolve_sizes(loaded.recipe, data.train, num_classes=len(data.class_names))
@@ -156,7 +164,7 @@ def build(
     model = build_model(recipe, trusted=loaded.trusted)
     if recipe.train.weights is not None and first_weights:
         load_weights_into(model, Path(recipe.train.weights).expanduser())
-    if recipe.train.micro_batch is not None and not _is_indexed(data.train):
+    if recipe.train.micro_batch is not None and not is_indexed(data.train):
         raise RecipeError(
             f'train.micro_batch={recipe.train.micro_batch} cuts tensors and datasets into batches, and data.name="{recipe.data.name}" '
             f"gives a {type(data.train).__name__} of batches as they are. Use train.accumulate, the number of them an update.",
@@ -177,6 +185,13 @@ def build(
         fit_arguments={name: getattr(recipe.train, name) for name in DURATIONS},
         callbacks=early_stopping(recipe),
     )
+
+
+def set_threads(threads: int) -> None:
+    """Set the threads of this process: torch has one number for all that it computes on the CPU."""
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedData:
@@ -271,6 +286,7 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         "loggers": loggers,
         "log_every": recipe.logging.every,
         "progress": recipe.logging.progress,
+        **watched(recipe),
         **training_switches(recipe),
     }
 
@@ -300,7 +316,7 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     """Wrap tensors and datasets in a loader; a loader or another iterable of batches stays as it is."""
     from velodrome.data.loader import DataLoader
 
-    if not _is_indexed(data):
+    if not is_indexed(data):
         return data
     return DataLoader(
         data,
@@ -311,7 +327,7 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     )
 
 
-def _is_indexed(data: Any) -> bool:
+def is_indexed(data: Any) -> bool:
     """Return whether it is tensors or a map-style dataset, which can be read again and again."""
     from torch.utils.data import Dataset, IterableDataset
 
@@ -336,7 +352,7 @@ def resolve_sizes(recipe: Recipe, data: Any, *, num_classes: int = 0) -> Recipe:
     if not wanted:
         return recipe
     field = next(iter(wanted))
-    if not _is_indexed(data) or isinstance(data, dict):
+    if not is_indexed(data) or isinstance(data, dict):
         begins = "begins with" if field == "sizes" else "is"
         raise RecipeError(f'model.{field} {begins} "auto", which works for tensors and datasets. Write the number.')
     sample = data[0][:1] if isinstance(data, tuple) else data[0][0]

@@ -30,7 +30,7 @@ from velodrome.errors import ArgumentError, CheckpointError
 from velodrome.loop.durations import parse_duration
 from velodrome.recipes.build import training_loader
 from velodrome.recipes.switches import WHOLE_RUN
-from velodrome.room import measure_room
+from velodrome.run.room import measure_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

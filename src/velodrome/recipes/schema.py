@@ -92,6 +92,7 @@ class TrainTable(Table):
     shuffle: bool = True
     drop_last: bool = False
     num_workers: Annotated[int, Field(ge=0)] = 0
+    threads: PositiveInt | None = None  # of the arithmetic on the CPU, in each process; left out: torch's own choice
     precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None  # of the arithmetic; weights stay fp32
     accumulate: PositiveInt | None = None  # batches an update
     micro_batch: PositiveInt | None = None  # samples a forward and backward; batch_size is then those of an update

@@ -248,3 +248,12 @@ def test_run_on_a_text_refuses_another_text(recipe_file, tmp_path):
     other = build(load_recipe("char-gpt", changes), say=str)
     with pytest.raises(DataError, match=r"8 different characters where the run was trained on 7; ',' is one that"):
         check_same_preparation(other.data, notes)
+
+
+def test_threads_are_set_before_anything_is_computed():
+    threads = torch.get_num_threads()
+    try:
+        build(load_recipe("mnist-mlp", [f"train.threads={threads + 1}"]), say=lambda line: None)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)

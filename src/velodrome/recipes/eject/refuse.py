@@ -23,6 +23,7 @@ _REASONS = {
     "train.seconds": "The clock decides where it ends, so no two runs print the same losses. Use train.epochs or train.steps.",
     "train.engine": "A plain script calls PyTorch, one call at a time. Leave it out, or use train.compile.",
     "train.on_nonfinite": "A plain script does not look whether its losses are finite. Leave it out.",
+    "train.threads": "A plain script leaves them to torch. Leave it out, and start the script with OMP_NUM_THREADS set.",
     "train.stop_after": "A plain script does not save where it is. Leave it out.",
 }
 _OPTIMIZER = {"name", "lr"}

@@ -1,0 +1,1 @@
+"""What could be better about a training, measured on the user's own machine."""

@@ -1,0 +1,125 @@
+"""Two configurations take turns, and what two equal ones differ by is noise.
+
+A lone time says more about the machine's mood than about the code: rounds alternate (A B, B A, ...), the ratio is taken within a round,
+and the median of the ratios is the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from velodrome.advise.tuning.bench import Facts, Round
+
+__all__ = ["Agreement", "Arm", "Comparison", "agree", "take_turns"]
+
+_CLEARLY_SLOWER, _CLEARLY_FASTER = 0.9, 1.25
+CLOSE = 1e-4
+"""relative difference of the mean loss over the first steps that another order of adding explains"""
+
+
+class Arm(Protocol):
+    """A configuration that can be asked for one more round."""
+
+    def start(self) -> Facts:
+        """Build, warm up, and say what is known."""
+        ...
+
+    def round(self, seconds: float) -> Round:
+        """Train for about so long."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The rounds of two configurations that took turns."""
+
+    first: tuple[Round, ...]
+    second: tuple[Round, ...]
+    first_steps: int | None
+    """steps an epoch, None where that is not known"""
+    second_steps: int | None
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times faster the second one was, by round: time of an epoch with its evaluation."""
+        return [
+            a.epoch_s(self.first_steps) / max(b.epoch_s(self.second_steps), 1e-12)
+            for a, b in zip(self.first, self.second, strict=True)
+        ]
+
+    @property
+    def speed_up(self) -> float:
+        """The median of the ratios."""
+        return median(self.ratios)
+
+    @property
+    def spread(self) -> float:
+        """How far the ratio lies from 1, or its rounds from it, at most: of two equal configurations the noise floor."""
+        centre = self.speed_up
+        deviations = sorted(abs(ratio - centre) for ratio in self.ratios)
+        return max(abs(centre - 1), median(deviations))
+
+
+def take_turns(
+    first: Arm, second: Arm, *, steps: tuple[int | None, int | None], rounds: int, seconds: float
+) -> Comparison:
+    """Measure two configurations by turns; one that is clearly slower gets no more than two, a clearly faster one three.
+
+    Args:
+        first, second: started already.
+        steps: an epoch of each has.
+        rounds: of each.
+        seconds: of training a round.
+    """
+    ones: list[Round] = []
+    others: list[Round] = []
+    for index in range(rounds):
+        if index % 2:
+            others.append(second.round(seconds))
+            ones.append(first.round(seconds))
+        else:
+            ones.append(first.round(seconds))
+            others.append(second.round(seconds))
+        so_far = Comparison(first=tuple(ones), second=tuple(others), first_steps=steps[0], second_steps=steps[1])
+        if index == 1 and max(so_far.ratios) < _CLEARLY_SLOWER:
+            break
+        if index == 2 and min(so_far.ratios) > _CLEARLY_FASTER:
+            break
+    return so_far  # pyright: ignore[reportPossiblyUnboundVariable]  (there is at least one round)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Whether two configurations that began alike computed the same."""
+
+    kind: str
+    """"equal bits", "close" (rounding), or "changed\""""
+    difference: float
+    """of the mean loss, relative"""
+
+    def __str__(self) -> str:
+        if self.kind == "equal bits":
+            return self.kind
+        return f"{self.kind}, {self.difference:.1e} apart"
+
+
+def agree(first: tuple[float, str], second: tuple[float, str]) -> Agreement:
+    """Compare mean loss and digest of the weights after the same few steps."""
+    difference = abs(first[0] - second[0]) / max(abs(first[0]), 1e-12)
+    if first == second:
+        return Agreement(kind="equal bits", difference=0.0)
+    return Agreement(kind="close" if difference <= CLOSE else "changed", difference=difference)
+
+
+def median_of(values: Sequence[float]) -> float:
+    """Return the median; 0 of none."""
+    return median(values) if values else 0.0

@@ -1,0 +1,262 @@
+"""What came out of tuning: the table, the sentence, and the same as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from velodrome.advise.tuning.measure import median_of
+
+if TYPE_CHECKING:
+    from velodrome.advise.tuning.bench import Facts, Rehearsal, Round
+    from velodrome.advise.tuning.measure import Agreement
+    from velodrome.advise.tuning.setup import Change
+
+__all__ = ["Skipped", "TrialResult", "Tuning", "Verified"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A technique, or one choice of it, that was not tried."""
+
+    technique: str
+    why: str
+    change: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """One choice of a technique against the best so far."""
+
+    technique: str
+    change: Change
+    numerics: str
+    speed_up: float = float("nan")
+    """of an epoch with its evaluation, against the best before it; NaN where it was not measured"""
+    rounds: tuple[Round, ...] = ()
+    agreement: Agreement | None = None
+    """None where the first steps see other batches"""
+    break_even_steps: int | None = None
+    total_steps: int | None = None
+    is_taken: bool = False
+    why: str = ""
+
+    @property
+    def step_s(self) -> float | None:
+        """The median time of a step."""
+        return median_of([each.step_s for each in self.rounds]) if self.rounds else None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The largest so far, at the end."""
+        return self.rounds[-1].memory_bytes if self.rounds else None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Return what the table says."""
+        losses = "another training" if self.rounds and self.agreement is None else str(self.agreement or "")
+        return (
+            self.technique,
+            str(self.change),
+            _times(self.speed_up),
+            _ms(self.step_s),
+            _mb(self.memory_bytes),
+            losses,
+            self.outcome,
+        )
+
+    @property
+    def outcome(self) -> str:
+        """Return what became of it."""
+        if self.break_even_steps is None:
+            return self.why
+        length = "" if self.total_steps is None else f"; this run has {self.total_steps:,}"
+        return f"{self.why}: pays after {self.break_even_steps:,} steps{length}"
+
+    @property
+    def line(self) -> str:
+        """Return the trial in one line, as news."""
+        return f"{self.technique} {self.change}: {_times(self.speed_up) or '-'}, {self.outcome}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """The whole combination against the recipe as it is, in new processes."""
+
+    speed_up: float
+    steps: int
+    """of the real run, both ways, with an evaluation at their end"""
+    before: Rehearsal
+    after: Rehearsal
+    loss_change: float
+    """of the validation loss (of the training loss where there is none), relative; below 0 is better"""
+    is_faster: bool
+    is_as_good: bool
+    rounds: tuple[Round, ...] = ()
+    baseline: tuple[Round, ...] = ()
+
+    @property
+    def loss_name(self) -> str:
+        """Return which loss was compared."""
+        return "val/loss" if self.before.val else "train/loss"
+
+    @property
+    def sentence(self) -> str:
+        """Return what the check showed."""
+        one, other = (each.val or each.train for each in (self.before, self.after))
+        metrics = ", ".join(f"{name} {one[name]:.5g} -> {other[name]:.5g}" for name in one if name in other)
+        return f"after {self.steps} steps of the real run, on {self.loss_name.split('/')[0]}: {metrics}"
+
+
+@dataclass(kw_only=True)
+class Tuning:
+    """Everything that tuning found out, filled in as it goes."""
+
+    recipe: str
+    budget_s: float
+    seconds: float = 0.0
+    facts: Facts | None = None
+    noise: float = 0.0
+    """how far apart the baseline and its twin were, relative"""
+    is_repeatable: bool = True
+    """whether the baseline gave the same bits twice"""
+    baseline: tuple[Round, ...] = ()
+    trials: list[TrialResult] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    change: Change | None = None
+    """all that paid, together; None when nothing did"""
+    verified: Verified | None = None
+    is_interrupted: bool = False
+    written: str | None = None
+    """the tuned recipe"""
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether there is a combination that is faster and learns as well."""
+        return (
+            self.change is not None
+            and self.verified is not None
+            and self.verified.is_faster
+            and self.verified.is_as_good
+        )
+
+    @property
+    def sentence(self) -> str:
+        """Return what to change."""
+        if self.change is None:
+            known = "Nothing that was tried is" if self.trials else "Nothing was tried, so nothing is known to be"
+            return f"{known} faster than the recipe as it is, by more than the noise of {100 * self.noise:.1f} %."
+        if self.verified is None:
+            return f"So far {self.change} looked faster; the whole was not checked, so nothing was written."
+        if not self.verified.is_faster:
+            return (
+                f"Each of {self.change} looked faster, but together they gave {self.verified.speed_up:.2f}x against the recipe as it is, "
+                f"which is within the noise. Leave the recipe as it is."
+            )
+        if not self.verified.is_as_good:
+            return (
+                f"{self.verified.speed_up:.2f}x: {self.change}; but the loss is {100 * self.verified.loss_change:+.1f} % after "
+                f'{self.verified.steps} steps, so nothing was written. Try numerics "close" (--numerics close).'
+            )
+        return f"{self.verified.speed_up:.2f}x: {self.change}"
+
+    def lines(self) -> list[str]:
+        """Return everything for people to read."""
+        lines: list[str] = []
+        if self.facts is not None:
+            facts = self.facts
+            length = "a run that a clock ends" if facts.total_steps is None else f"{facts.total_steps:,} steps"
+            lines.append(
+                f"Recipe as it is: {facts.device}, {facts.threads} threads of {facts.cores} cores, "
+                f"{_ms(median_of([each.step_s for each in self.baseline]))} a step, "
+                f"{_mb(self.baseline[-1].memory_bytes if self.baseline else None) or '-'}; {length}."
+            )
+        if self.baseline:
+            again = "" if self.is_repeatable else "; its numbers are not the same twice, so equal bits mean little"
+            lines.append(f"Noise floor: {100 * self.noise:.1f} %, the baseline against itself{again}.")
+        if self.trials:
+            header = ("technique", "change", "speed", "step", "memory", "losses", "outcome")
+            lines += ["", *_table([header, *(each.cells for each in self.trials)]), ""]
+            lines.append(
+                "Speed is that of an epoch with its evaluation, against the best before: those that are taken add up."
+            )
+        if self.skipped:
+            lines.append("Not tried:")
+            lines += [
+                f"  {each.technique}{f' {each.change}' if each.change else ''}: {each.why}" for each in self.skipped
+            ]
+        if self.verified is not None:
+            lines.append(f"Checked: {self.verified.sentence}.")
+        lines.append(
+            f"Took {self.seconds:.0f} s of {self.budget_s:.0f} s{', interrupted' if self.is_interrupted else ''}."
+        )
+        lines.append(self.sentence)
+        if self.written is not None:
+            lines.append(f"Written: {self.written}. Train it with: velodrome train {self.written}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:  # Any: JSON
+        """Return everything as plain data."""
+        verified = self.verified
+        return {
+            "recipe": self.recipe,
+            "budget_s": self.budget_s,
+            "seconds": self.seconds,
+            "interrupted": self.is_interrupted,
+            "facts": None if self.facts is None else asdict(self.facts),
+            "noise": self.noise,
+            "repeatable": self.is_repeatable,
+            "baseline": [asdict(each) for each in self.baseline],
+            "trials": [
+                {
+                    "technique": each.technique,
+                    "change": _change(each.change),
+                    "numerics": each.numerics,
+                    "speed_up": each.speed_up,
+                    "step_s": each.step_s,
+                    "memory_bytes": each.memory_bytes,
+                    "losses": None if each.agreement is None else asdict(each.agreement),
+                    "break_even_steps": each.break_even_steps,
+                    "total_steps": each.total_steps,
+                    "taken": each.is_taken,
+                    "outcome": each.outcome,
+                }
+                for each in self.trials
+            ],
+            "not_tried": [asdict(each) for each in self.skipped],
+            "best": None if self.change is None else _change(self.change),
+            "verified": None
+            if verified is None
+            else {
+                "speed_up": verified.speed_up,
+                "steps": verified.steps,
+                "before": asdict(verified.before),
+                "after": asdict(verified.after),
+                "loss_change": verified.loss_change,
+                "faster": verified.is_faster,
+                "as_good": verified.is_as_good,
+            },
+            "sentence": self.sentence,
+            "written": self.written,
+        }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return dict(change.fields)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _times(ratio: float) -> str:
+    return "" if ratio != ratio else f"{ratio:.2f}x"
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.3g} ms"
+
+
+def _mb(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else f"{num_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,249 @@
+"""The search: one technique after another, each on top of those that paid, then the whole against the beginning."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from velodrome.advise.tuning.measure import agree, take_turns
+from velodrome.advise.tuning.remote import RemoteBench
+from velodrome.advise.tuning.result import Skipped, TrialResult, Tuning, Verified
+from velodrome.advise.tuning.techniques import NUMERICS, find_techniques
+from velodrome.errors import ArgumentError, VelodromeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from velodrome.advise.tuning.bench import Facts, Rehearsal
+    from velodrome.advise.tuning.measure import Arm, Comparison
+    from velodrome.advise.tuning.setup import Change, Setup
+    from velodrome.advise.tuning.techniques import Technique
+    from velodrome.recipes.schema import Recipe
+
+__all__ = ["Search"]
+
+_ROUNDS = 5
+_LEAST_GAIN = 0.02  # less is not worth a line in a recipe, whatever was measured
+_LONGEST_ROUND_S, _SHORTEST_ROUND_S = 1.0, 0.1
+_SHARE_OF_CHECK = 0.2  # of the time, kept for the check of the whole
+_MOST_VAL_LOSS = 0.05  # how much worse the validation loss may be at the end of the check, relative
+_REHEARSED_STEPS = 200
+
+
+class Search:
+    """Tries the techniques of one recipe within a time.
+
+    Args:
+        setup: the recipe as it is.
+        recipe: the same, checked.
+        seconds: that all of it may take.
+        numerics: the most that a technique may do to the numbers: "equal", "close" or "changed".
+        batch_size: try larger batches too.
+        rounds: of each comparison.
+        round_s: of training in a round; None follows from the time.
+        make_arm: makes a configuration; a process of its own each, where it is left out.
+        say: gets a line about each trial.
+    Raises:
+        ArgumentError: a number is out of range, or `numerics` is unknown.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        recipe: Recipe,
+        *,
+        seconds: float,
+        numerics: str = "changed",
+        batch_size: bool = False,
+        rounds: int = _ROUNDS,
+        round_s: float | None = None,
+        make_arm: Callable[[Setup], Any] | None = None,  # Any: an Arm that can rehearse
+        say: Callable[[str], Any] = print,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        if numerics not in NUMERICS:
+            raise ArgumentError(f"numerics={numerics!r} is unknown. Use {', '.join(NUMERICS[:-1])} or {NUMERICS[-1]}.")
+        if not seconds > 0:
+            raise ArgumentError(f"seconds={seconds!r} leaves no time for a trial. Give a number above 0, such as 180.")
+        self._setup, self._recipe = setup, recipe
+        self._seconds, self._numerics, self._batch_size = seconds, numerics, batch_size
+        self._rounds, self._round_s = rounds, round_s or _LONGEST_ROUND_S
+        self._fixed_round = round_s is not None
+        self._make_arm = make_arm or (lambda setup: RemoteBench(setup, timeout_s=max(30.0, seconds / 3)))
+        self._say, self._clock = say, clock
+        self._begun = clock()
+        self._open: list[Any] = []
+        self._noise_s = 0.0
+        self.result = Tuning(recipe=setup.recipe, budget_s=seconds)
+
+    def run(self) -> Tuning:
+        """Search; an interruption leaves `result` with what is known so far."""
+        result = self.result
+        try:
+            self._search()
+        except KeyboardInterrupt:
+            result.is_interrupted = True
+        finally:
+            for arm in list(self._open):
+                self._close(arm)
+            result.seconds = self._clock() - self._begun
+        return result
+
+    # -- the parts --------------------------------------------------------------------------------------------------
+
+    def _search(self) -> None:
+        result = self.result
+        begun = self._clock()
+        baseline, twin = self._make(self._setup), self._make(self._setup)
+        facts = baseline.start()
+        twin_facts = twin.start()
+        start_s = self._clock() - begun  # of two at once: no less than that of one
+        result.facts = facts
+        same = agree((facts.loss, facts.digest), (twin_facts.loss, twin_facts.digest))
+        result.is_repeatable = same.kind == "equal bits"
+        techniques = find_techniques(self._recipe, facts, batch_size=self._batch_size)
+        result.skipped += [Skipped(technique=each.name, why=each.why_not) for each in techniques if each.why_not]
+        allowed = NUMERICS[: NUMERICS.index(self._numerics) + 1]  # type: ignore[arg-type]
+        to_try: list[tuple[Technique, Change]] = []
+        for each in techniques:
+            if each.choices and each.numerics not in allowed:
+                result.skipped.append(
+                    Skipped(technique=each.name, why=f'it may change the numbers, and numerics="{self._numerics}"')
+                )
+            else:
+                to_try += [(each, choice) for choice in each.choices]
+        self._choose_round(len(to_try), start_s)
+        self._measure_noise(baseline, twin, facts.steps_per_epoch)
+        best = (self._setup, baseline, facts)
+        cost_s, slow = start_s + self._noise_s, set()
+        for technique, change in to_try:
+            if technique.name in slow:
+                continue
+            if self._left() < cost_s:
+                result.skipped.append(Skipped(technique=technique.name, why="out of time", change=str(change)))
+                continue
+            began_trial = self._clock()
+            trial, arm, its_facts = self._try(technique, change, best)
+            cost_s = max(start_s, self._clock() - began_trial)
+            result.trials.append(trial)
+            self._say(trial.line)
+            if trial.is_taken and its_facts is not None:
+                if best[1] is not baseline:
+                    self._close(best[1])
+                best = (best[0].with_change(change), arm, its_facts)
+                result.change = best[0].change
+            elif arm is not None:
+                self._close(arm)
+                if technique.is_monotone and trial.speed_up < 1:
+                    slow.add(technique.name)
+        if result.change is not None:
+            self._verify(baseline, facts, best)
+
+    def _left(self) -> float:
+        """Return the seconds that trials may still take."""
+        return self._begun + self._seconds * (1 - _SHARE_OF_CHECK) - self._clock()
+
+    def _choose_round(self, num_choices: int, start_s: float) -> None:
+        """Share the time that is left out among the trials."""
+        if not self._fixed_round:
+            slot = max(0.0, self._left()) / (num_choices + 1) - start_s
+            # A turn trains and evaluates for about as long each, for two configurations.
+            self._round_s = min(_LONGEST_ROUND_S, max(_SHORTEST_ROUND_S, slot / (4 * self._rounds)))
+
+    def _make(self, setup: Setup) -> Any:
+        arm = self._make_arm(setup)
+        self._open.append(arm)
+        return arm
+
+    def _close(self, arm: Any) -> None:
+        self._open.remove(arm)
+        arm.close()
+
+    def _compare(self, first: Arm, second: Arm, steps: tuple[int | None, int | None]) -> Comparison:
+        return take_turns(first, second, steps=steps, rounds=self._rounds, seconds=self._round_s)
+
+    def _measure_noise(self, baseline: Arm, twin: Arm, steps: int | None) -> None:
+        """Compare the baseline with another one like it: how far apart are two equal things here?"""
+        begun = self._clock()
+        comparison = self._compare(baseline, twin, (steps, steps))
+        self._noise_s = self._clock() - begun
+        self._close(twin)
+        self.result.noise = comparison.spread
+        self.result.baseline = comparison.first
+        self._say(f"baseline against itself: {100 * comparison.spread:.1f} % apart, the noise floor")
+
+    def _try(
+        self, technique: Technique, change: Change, best: tuple[Setup, Any, Facts]
+    ) -> tuple[TrialResult, Any, Facts | None]:
+        """Measure one choice against the best so far."""
+        setup, incumbent, facts = best
+        result = TrialResult(technique=technique.name, change=change, numerics=technique.numerics)
+        num_open = len(self._open)
+        try:
+            arm = self._make(setup.with_change(change))
+            its_facts = arm.start()
+            difference = 0.0
+            if technique.compares:
+                agreement = agree((facts.loss, facts.digest), (its_facts.loss, its_facts.digest))
+                result, difference = replace(result, agreement=agreement), agreement.difference
+            if not math.isfinite(its_facts.loss) or difference > technique.limit:
+                why = f"the loss of the first steps is too far off: {its_facts.loss:.6g} instead of {facts.loss:.6g}"
+                return replace(result, why=why), arm, None
+            comparison = self._compare(incumbent, arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
+        except Exception as error:  # whatever it is, this choice is not possible, and the others may be
+            for arm in self._open[num_open:]:
+                self._close(arm)
+            message = error.message if isinstance(error, VelodromeError) else f"{type(error).__name__}: {error}"
+            return replace(result, why=f"not possible: {message}"), None, None
+        result = replace(result, speed_up=comparison.speed_up, rounds=comparison.second)
+        needed = 1 + max(_LEAST_GAIN, self.result.noise)
+        slower_rounds = sum(ratio <= 1 for ratio in comparison.ratios)
+        if comparison.speed_up < needed or slower_rounds > len(comparison.ratios) // 4:
+            return replace(result, why="no gain" if comparison.speed_up > 1 / needed else "slower"), arm, its_facts
+        if technique.pays_later:
+            pays_after, total = _break_even(comparison, facts, its_facts), its_facts.total_steps
+            result = replace(result, break_even_steps=pays_after, total_steps=total)
+            if total is not None and pays_after > total:
+                return replace(result, why="does not pay in this run"), arm, its_facts
+        return replace(result, is_taken=True, why="taken"), arm, its_facts
+
+    def _verify(self, baseline: Any, facts: Facts, best: tuple[Setup, Any, Facts]) -> None:
+        """Take turns with the beginning once more, and run the first steps of the real recipe both ways, evaluation included."""
+        setup, arm, its_facts = best
+        self._say(f"checking the whole: {setup.change}")
+        comparison = self._compare(baseline, arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
+        step_s = max(comparison.first[-1].step_s, 1e-6)
+        left = max(1.0, self._begun + self._seconds - self._clock())
+        steps = max(10, min(_REHEARSED_STEPS, int(left / 4 / step_s), its_facts.total_steps or _REHEARSED_STEPS))
+        val_samples = None
+        if facts.num_val_samples is not None and comparison.first[-1].evaluation_s > left / 4:
+            val_samples = max(1, int(facts.num_val_samples * left / 4 / comparison.first[-1].evaluation_s))
+        before: Rehearsal = baseline.rehearse(steps=steps, val_samples=val_samples)
+        after: Rehearsal = arm.rehearse(steps=steps, val_samples=val_samples)
+        worse = _relative(before.val or before.train, after.val or after.train)
+        is_faster = comparison.speed_up > 1 + max(_LEAST_GAIN, self.result.noise)
+        same_batches = "train.batch_size" not in setup.change.fields
+        is_as_good = math.isfinite(worse) and (worse <= _MOST_VAL_LOSS or not same_batches)
+        self.result.verified = Verified(
+            speed_up=comparison.speed_up, steps=steps, before=before, after=after, loss_change=worse,
+            is_faster=is_faster, is_as_good=is_as_good, rounds=comparison.second, baseline=comparison.first,
+        )  # fmt: skip
+
+
+def _break_even(comparison: Comparison, facts: Facts, its_facts: Facts) -> int:
+    """Return after how many steps what was spent at the start has come back."""
+    spent = max(0.0, its_facts.warm_up_s - facts.warm_up_s)
+    steps = facts.steps_per_epoch
+    saved = sum(a.epoch_s(steps) - b.epoch_s(steps) for a, b in zip(comparison.first, comparison.second, strict=True))
+    a_step = saved / len(comparison.first) / (steps or 1)
+    return math.ceil(spent / a_step) if a_step > 0 else 1 << 62
+
+
+def _relative(before: dict[str, float], after: dict[str, float]) -> float:
+    """Return how much larger the loss has become, relative."""
+    with suppress(KeyError, ZeroDivisionError):
+        return (after["loss"] - before["loss"]) / abs(before["loss"])
+    return 0.0

@@ -1,0 +1,86 @@
+"""`velodrome tune RECIPE`: what would make this recipe faster on this machine, measured, and written as a tuned recipe.
+
+| exit code | meaning |
+|---|---|
+| 0 | done, whether something paid or nothing did |
+| 2 | the recipe or an argument is wrong |
+| 3 | the tuned recipe would take the place of a file |
+| 130 | interrupted; what was known by then is shown, and nothing was written |
+"""
+
+# ruff: noqa: TC001, TC003  (typer reads the annotations)
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from velodrome.cli.options import Device, Json, Overrides, Quiet, Verbose
+from velodrome.cli.screen import Screen
+
+INTERRUPTED = 130
+
+
+class Numerics(StrEnum):
+    """The most that a technique may do to the numbers."""
+
+    equal = "equal"
+    close = "close"
+    changed = "changed"
+
+
+def tune(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe's name or a .toml file.", metavar="RECIPE")],
+    overrides: Overrides = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="That all trials may take.", metavar="N")] = 3.0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The tuned recipe; default: RECIPE.tuned.toml, beside the recipe.", metavar="FILE"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a tuned recipe that is there.")] = False,
+    numerics: Annotated[
+        Numerics,
+        typer.Option("--numerics", help="What may happen to the numbers: nothing, rounding, or another precision."),
+    ] = Numerics.changed,
+    batch_size: Annotated[
+        bool, typer.Option("--batch-size", help="Try larger batches too, which is another training.")
+    ] = False,
+    device: Device = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure what makes a recipe faster on this machine, and write the tuned recipe.
+
+    Every technique that applies is tried in short trials against the recipe as it is, in processes of their own; nothing of a run is
+    touched or written. Ctrl-C shows what is known so far.
+
+    Example: velodrome tune fashion-mnist-mlp --minutes 3
+    """
+    from velodrome.advise.tuning.search import Search
+    from velodrome.advise.tuning.setup import Setup
+    from velodrome.advise.tuning.writing import choose_path, write_tuned_recipe
+    from velodrome.errors import ArgumentError
+    from velodrome.recipes.read import load_recipe
+
+    screen = Screen(as_json=json, quiet=quiet)
+    changes = (*(overrides or []), *([f"train.device={device}"] if device else []))
+    loaded = load_recipe(recipe, changes)
+    if not minutes > 0:
+        raise ArgumentError(f"--minutes {minutes:g} leaves no time for a trial. Give a number above 0, such as 3.")
+    path = choose_path(recipe, out, overwrite=overwrite)
+    setup = Setup(recipe=recipe, overrides=changes)
+    search = Search(
+        setup, loaded.recipe, seconds=60 * minutes, numerics=numerics, batch_size=batch_size, say=screen.say
+    )
+    screen.say(f"Recipe: {loaded.name}; trials take about {minutes:g} min. Ctrl-C shows what is known so far.")
+    result = search.run()
+    if result.is_worth_it and not result.is_interrupted:
+        write_tuned_recipe(path, setup, result)
+        result.written = str(path)
+    screen.answer("\n".join(result.lines()), result.to_json())
+    if result.is_interrupted:
+        raise typer.Exit(INTERRUPTED)

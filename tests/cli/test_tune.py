@@ -1,0 +1,101 @@
+"""`velodrome tune` on the command line: what it refuses, what it answers, and that what it writes trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SLOW = """
+
+class Slow(torch.utils.data.Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        import time
+        time.sleep(0.01)
+        return self.x[index], self.y[index]
+
+
+def slow():
+    (x, y), val = shapes()
+    return Slow(x, y), val
+"""
+
+
+def test_a_short_time_says_what_was_not_tried_and_leaves_nothing(project, velodrome):
+    answer = velodrome("tune", "mine.toml", "--minutes", "0.02", "--json")
+    assert answer.code == 0, answer.err
+    found = answer.json
+    assert found["budget_s"] == pytest.approx(1.2)
+    assert found["facts"]["total_steps"] == 8  # 100 samples in batches of 32, two epochs
+    reasons = {each["technique"]: each["why"] for each in found["not_tried"]}
+    assert reasons["precision"] == "out of time"
+    assert reasons["pinned memory"] == "for CUDA only"
+    assert "Nothing was tried" in found["sentence"]
+    assert [path.name for path in project.iterdir() if path.suffix == ".toml"] == ["mine.toml"]
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.slow
+def test_what_tune_writes_is_faster_and_trains(project, velodrome):
+    with (project / "shelf_for_cli_tests.py").open("a") as module:
+        module.write(SLOW)
+    data = "data.name=shelf_for_cli_tests:slow"
+    answer = velodrome(
+        "tune", "mine.toml", data, "train.batch_size=5", "--minutes", "4", "--numerics", "equal", "--json"
+    )
+    assert answer.code == 0, answer.err
+    assert answer.json["written"] == "mine.tuned.toml"
+    assert answer.json["best"]["train.num_workers"] > 0
+    trained = velodrome("train", "mine.tuned.toml", "--quiet", "--json")
+    assert trained.code == 0, trained.err
+    assert not [path for path in project.iterdir() if path.name.startswith(".")]
+
+
+def test_what_is_there_is_not_replaced(project, velodrome):
+    (project / "mine.tuned.toml").write_text("mine")
+    answer = velodrome("tune", "mine.toml")
+    assert answer.code == 3
+    assert "--overwrite" in answer.err
+    assert (project / "mine.tuned.toml").read_text() == "mine"
+
+
+def test_wrong_arguments_are_usage_errors(project, velodrome):
+    assert velodrome("tune", "nothing.toml").code == 2
+    assert velodrome("tune", "mine.toml", "optimizer.lrr=1").code == 2
+    answer = velodrome("tune", "mine.toml", "--minutes", "0")
+    assert answer.code == 2
+    assert "leaves no time" in answer.err
+    assert velodrome("tune", "mine.toml", "--numerics", "some").code == 2
+
+
+def test_a_recipe_that_cannot_be_built_says_why(project, velodrome):
+    answer = velodrome("tune", "mine.toml", "data.name=shelf_for_cli_tests:failing")
+    assert answer.code != 0
+    assert "the user's own mistake" in answer.err
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals")
+def test_ctrl_c_shows_what_is_known_and_writes_nothing(project):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "velodrome.cli", "tune", "mine.toml", "--minutes", "5"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "Ctrl-C" in line
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in out
+    assert [path.name for path in project.iterdir() if path.suffix == ".toml"] == ["mine.toml"]

@@ -1,0 +1,464 @@
+"""Tuning on small recipes of whose speed something is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from velodrome.advise.tuning.bench import Bench, Facts, Rehearsal, Round
+from velodrome.advise.tuning.measure import Agreement, Comparison, agree, take_turns
+from velodrome.advise.tuning.search import Search
+from velodrome.advise.tuning.setup import Change, Setup
+from velodrome.advise.tuning.techniques import find_techniques
+from velodrome.advise.tuning.writing import choose_path, write_tuned_recipe
+from velodrome.errors import ArgumentError, DataError, RefusedError
+from velodrome.recipes.read import load_recipe
+
+MODULE = """\
+import time
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+
+def shapes(num=120):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num, 16, generator=generator)
+    y = x[:, :3].argmax(1)
+    return (x[:100], y[:100]), (x[100:], y[100:])
+
+
+class Slow(Dataset):
+    '''Forty milliseconds a sample, spent waiting: as many workers, as many times faster.'''
+
+    def __init__(self, wait_s):
+        self.wait_s = wait_s
+        (self.x, self.y), _ = shapes()
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        time.sleep(self.wait_s)
+        return self.x[index], self.y[index]
+
+
+def slow(wait_s=0.04):
+    return Slow(wait_s), None
+
+
+def iterator():
+    (x, y), val = shapes()
+    return iter([(x, y)]), val
+
+
+def net():
+    return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+RECIPE = """\
+[model]
+name = "shelf_for_tuning_tests:net"
+
+[data]
+name = "shelf_for_tuning_tests:shapes"
+
+[loss]
+name = "cross_entropy"
+
+[optimizer]
+name = "sgd"
+lr = 0.01
+
+[train]
+epochs = 3
+batch_size = 20
+metrics = ["accuracy"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "shelf_for_tuning_tests.py").write_text(MODULE)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "shelf_for_tuning_tests", raising=False)
+    yield tmp_path
+    sys.modules.pop("shelf_for_tuning_tests", None)
+
+
+def setup_of(*overrides, **change):
+    return Setup(recipe="mine.toml", overrides=overrides, change=Change(fields=change))
+
+
+FACTS = Facts(
+    device="cpu", cores=4, threads=4, steps_per_epoch=10, total_steps=100, num_workers=0, is_in_memory=True, is_indexed=False,
+    has_validation=True, num_val_samples=2000, has_convolutions=False, has_dropout=False, num_train_samples=640,
+    optimizer_is_fused=True, can_tf32=False, warm_up_s=1.0, loss=2.0, digest="a",
+)  # fmt: skip
+
+
+class PlannedArm:
+    """An arm whose speed is written down: the search is tried without a clock."""
+
+    def __init__(self, facts: Facts, step_s: float, *, losses: tuple[float, float] = (1.0, 1.0)) -> None:
+        self.facts, self.step_s, self.losses = facts, step_s, losses
+
+    def start(self) -> Facts:
+        return self.facts
+
+    def round(self, seconds: float) -> Round:
+        return Round(step_s=self.step_s, turn_s=0.0, evaluation_s=0.0, memory_bytes=1_000_000)
+
+    def rehearse(self, *, steps: int, val_samples: int | None) -> Rehearsal:
+        return Rehearsal(steps=steps, train={"loss": self.losses[0]}, val={"loss": self.losses[1]}, seconds=1.0)
+
+    def close(self) -> None: ...
+
+
+def search_of(arms, *, facts=FACTS, recipe=RECIPE, folder=None, said=None, **options):
+    """Return a search over arms that `arms(change)` gives."""
+    options = {"seconds": 1000.0, "say": (said if said is not None else []).append, **options}
+    return Search(
+        setup_of(), load_recipe("mine.toml").recipe, make_arm=lambda setup: arms(setup.change), round_s=0.1, **options
+    )
+
+
+def plain(change):
+    """Nothing makes a difference."""
+    return PlannedArm(FACTS, 0.01)
+
+
+# -- techniques -----------------------------------------------------------------------------------------------------
+
+
+def by_name(facts, *, overrides=(), **options):
+    recipe = load_recipe("mine.toml", overrides).recipe
+    return {each.name: each for each in find_techniques(recipe, facts, **options)}
+
+
+def test_what_does_not_apply_says_why(folder):
+    found = by_name(FACTS)
+    assert "in memory" in found["workers"].why_not
+    assert found["pinned memory"].why_not == "for CUDA only"
+    assert "no convolution" in found["channels_last"].why_not
+    assert "--batch-size" in found["batch size"].why_not
+    assert not found["threads"].why_not
+
+
+def test_each_technique_has_choices_or_a_reason_and_its_fields_are_accepted(folder):
+    everything = replace(
+        FACTS, is_in_memory=False, is_indexed=True, has_convolutions=True, device="cuda", can_tf32=True
+    )
+    for facts in (FACTS, everything):
+        for batch_size in (False, True):
+            for technique in by_name(facts, batch_size=batch_size).values():
+                assert bool(technique.choices) != bool(technique.why_not), technique
+                for choice in technique.choices:
+                    load_recipe("mine.toml", Setup(recipe="", change=choice).all_overrides)
+
+
+def test_workers_are_tried_for_a_dataset_that_is_read_sample_by_sample(folder):
+    found = by_name(replace(FACTS, is_in_memory=False, is_indexed=True))
+    assert [choice.fields["train.num_workers"] for choice in found["workers"].choices] == [1, 2, 4]
+
+
+def test_threads_are_tried_downwards_from_all_cores(folder):
+    assert [choice.fields["train.threads"] for choice in by_name(FACTS)["threads"].choices] == [2, 1]
+    assert "one core" in by_name(replace(FACTS, cores=1))["threads"].why_not
+
+
+def test_larger_micro_batches_divide_the_batch(folder):
+    found = by_name(FACTS, overrides=["train.batch_size=24", "train.micro_batch=4"])
+    assert [choice.fields["train.micro_batch"] for choice in found["micro-batch"].choices] == [8, 24]
+
+
+def test_a_recipe_that_compiles_is_tried_without(folder):
+    found = by_name(FACTS, overrides=["train.compile=true"])
+    assert found["compile"].choices == (Change(fields={"train.compile": False}),)
+
+
+# -- measuring ------------------------------------------------------------------------------------------------------
+
+
+def rounds(*seconds):
+    return tuple(Round(step_s=each, turn_s=0.0, evaluation_s=0.5, memory_bytes=None) for each in seconds)
+
+
+def test_the_speed_up_is_the_median_of_the_ratios_of_whole_epochs():
+    # Epochs of 10 steps and 0.5 s of evaluation: 1.5/1.0, 2.5/1.0, 10.5/1.0
+    both = Comparison(first=rounds(0.1, 0.2, 1.0), second=rounds(0.05, 0.05, 0.05), first_steps=10, second_steps=10)
+    assert both.ratios == pytest.approx([1.5, 2.5, 10.5])
+    assert both.speed_up == pytest.approx(2.5)
+
+
+def test_the_noise_of_two_equal_things_is_how_far_they_lie_apart():
+    same = Comparison(first=rounds(0.1, 0.1, 0.1), second=rounds(0.1, 0.1, 0.1), first_steps=10, second_steps=10)
+    apart = Comparison(first=rounds(0.1, 0.1, 0.1), second=rounds(0.2, 0.2, 0.2), first_steps=10, second_steps=10)
+    assert same.spread == 0
+    assert apart.spread == pytest.approx(0.4)  # 1.5 s against 2.5 s: 0.6
+
+
+def test_what_is_clear_takes_fewer_rounds():
+    fast, same, slow = PlannedArm(FACTS, 0.01), PlannedArm(FACTS, 0.01), PlannedArm(FACTS, 0.02)
+    assert len(take_turns(fast, slow, steps=(10, 10), rounds=5, seconds=1).ratios) == 2
+    assert len(take_turns(slow, fast, steps=(10, 10), rounds=5, seconds=1).ratios) == 3
+    assert len(take_turns(fast, same, steps=(10, 10), rounds=5, seconds=1).ratios) == 5
+
+
+def test_losses_are_equal_close_or_changed():
+    assert agree((2.0, "a"), (2.0, "a")) == Agreement(kind="equal bits", difference=0.0)
+    assert agree((2.0, "a"), (2.0, "b")).kind == "close"  # the losses agree, the weights do not to the bit
+    assert agree((2.0, "a"), (2.002, "b")).kind == "changed"
+    assert str(agree((2.0, "a"), (2.002, "b"))) == "changed, 1.0e-03 apart"
+
+
+# -- the search -----------------------------------------------------------------------------------------------------
+
+
+def test_what_pays_is_taken_on_top_of_what_paid_before(folder):
+    def arms(change):
+        step_s = (
+            0.01
+            * (0.5 if change.fields.get("train.threads") == 1 else 1)
+            * (0.5 if "train.precision" in change.fields else 1)
+        )
+        return PlannedArm(FACTS, step_s)
+
+    result = search_of(arms).run()
+    taken = [trial for trial in result.trials if trial.is_taken]
+    assert [str(trial.change) for trial in taken] == ["threads=1", 'precision="bf16"']
+    assert [trial.speed_up for trial in taken] == pytest.approx([2.0, 2.0])
+    assert result.change == Change(fields={"train.threads": 1, "train.precision": "bf16"})
+    assert result.verified is not None
+    assert result.verified.speed_up == pytest.approx(4.0)
+    assert result.is_worth_it
+    assert result.sentence == '4.00x: threads=1, precision="bf16"'
+
+
+def test_nothing_that_helps_is_said(folder):
+    result = search_of(plain).run()
+    assert result.change is None
+    assert not result.is_worth_it
+    assert "Nothing that was tried is faster than the recipe as it is" in result.sentence
+    assert {trial.why for trial in result.trials} == {"no gain"}
+
+
+def test_a_gain_within_the_noise_is_no_gain(folder):
+    mood = itertools.cycle([0.01, 0.02])
+
+    def arms(change):
+        return PlannedArm(FACTS, 0.0095 if change.fields.get("train.threads") == 1 else next(mood))
+
+    result = search_of(arms).run()  # the baseline and its twin: 1 against 2
+    assert result.noise == pytest.approx(0.5)
+    assert not [trial for trial in result.trials if trial.is_taken and trial.speed_up < 1.5]
+
+
+def test_losses_that_disagree_are_refused_however_fast(folder):
+    def arms(change):
+        if change.fields.get("optimizer.fused") is False:
+            return PlannedArm(replace(FACTS, loss=2.1, digest="b"), 0.001)
+        return PlannedArm(FACTS, 0.01)
+
+    result = search_of(arms).run()
+    (fused,) = [trial for trial in result.trials if trial.technique == "fused optimizer"]
+    assert not fused.is_taken
+    assert "too far off: 2.1 instead of 2" in fused.why
+
+
+def test_a_configuration_that_fails_is_reported_and_the_others_go_on(folder):
+    class Failing(PlannedArm):
+        def start(self):
+            raise RuntimeError("no compiler here")
+
+    def arms(change):
+        return Failing(FACTS, 1) if "train.compile" in change.fields else plain(change)
+
+    result = search_of(arms).run()
+    (compiled,) = [trial for trial in result.trials if trial.technique == "compile"]
+    assert compiled.why == "not possible: RuntimeError: no compiler here"
+    assert len(result.trials) > 3
+
+
+def test_compilation_has_to_pay_within_the_run(folder):
+    def arms(change, warm_up_s=0.0):
+        if change.fields.get("train.compile"):
+            return PlannedArm(replace(FACTS, warm_up_s=1.0 + warm_up_s), 0.005)
+        return PlannedArm(FACTS, 0.01)
+
+    # It saves 5 ms a step: 0.4 s more at the start are 80 of the run's 100 steps, and 2 s are 400.
+    for warm_up_s, steps, is_taken in ((0.4, 80, True), (2.0, 400, False)):
+        result = search_of(lambda change, more=warm_up_s: arms(change, more)).run()
+        (compiled,) = [trial for trial in result.trials if trial.technique == "compile"]
+        assert compiled.break_even_steps == pytest.approx(steps, abs=1)
+        assert compiled.is_taken is is_taken
+        assert "this run has 100" in compiled.outcome
+
+
+def test_the_time_box_says_what_was_not_tried(folder):
+    now = itertools.count()  # a second goes by whenever somebody looks at the clock
+    few = search_of(plain, seconds=20.0, clock=lambda: float(next(now))).run()
+    many = search_of(plain).run()
+    assert 0 < len(few.trials) < len(many.trials)
+    late = [each for each in few.skipped if each.why == "out of time"]
+    assert len(few.trials) + len(late) == len(many.trials)
+    assert all(each.change for each in late)
+
+
+def test_an_interruption_keeps_what_is_known(folder):
+    class Interrupting(PlannedArm):
+        def start(self):
+            raise KeyboardInterrupt
+
+    def arms(change):
+        return Interrupting(FACTS, 1) if "train.precision" in change.fields else plain(change)
+
+    result = search_of(arms).run()
+    assert result.is_interrupted
+    assert result.trials
+    assert result.verified is None
+    assert "interrupted" in "\n".join(result.lines())
+
+
+def test_numbers_that_must_stay_equal_leave_out_what_may_change_them(folder):
+    result = search_of(plain, numerics="equal").run()
+    assert {trial.numerics for trial in result.trials} == {"equal"}
+    assert [each.why for each in result.skipped if each.technique == "precision"] == [
+        'it may change the numbers, and numerics="equal"'
+    ]
+
+
+def test_a_combination_that_learns_worse_is_not_recommended(folder):
+    def arms(change):
+        if change.fields:
+            return PlannedArm(FACTS, 0.001, losses=(1.0, 1.2))
+        return PlannedArm(FACTS, 0.01)
+
+    result = search_of(arms).run()
+    assert result.change is not None
+    assert not result.is_worth_it
+    assert "+20.0 %" in result.sentence
+
+
+def test_wrong_arguments_are_refused(folder):
+    with pytest.raises(ArgumentError, match="leaves no time"):
+        search_of(plain, seconds=0)
+    with pytest.raises(ArgumentError, match="Use equal, close or changed"):
+        search_of(plain, numerics="some")
+
+
+def test_the_answer_is_json(folder):
+    result = search_of(lambda change: PlannedArm(FACTS, 0.005 if "train.threads" in change.fields else 0.01)).run()
+    read = json.loads(json.dumps(result.to_json()))
+    assert read["best"] == {"train.threads": 2}
+    assert read["verified"]["faster"] is True
+    assert set(read["trials"][0]) == {
+        "technique", "change", "numerics", "speed_up", "step_s", "memory_bytes", "losses", "break_even_steps", "total_steps", "taken", "outcome",
+    }  # fmt: skip
+    assert {"technique", "why", "change"} == set(read["not_tried"][0])
+
+
+# -- real trials ----------------------------------------------------------------------------------------------------
+
+
+def test_a_bench_trains_and_evaluates_and_says_what_it_found(folder):
+    bench = Bench(setup_of())
+    facts, one = bench.start(), bench.round(0.02)
+    assert facts.steps_per_epoch == 5  # 100 samples in batches of 20
+    assert facts.total_steps == 15
+    assert facts.num_val_samples == 20
+    assert facts.is_in_memory
+    assert one.step_s > 0
+    assert one.evaluation_s > 0
+
+
+def test_equal_configurations_agree_to_the_bit_and_others_do_not(folder):
+    one, same, other = (Bench(setup_of(*more)).start() for more in ((), (), ("train.seed=1",)))
+    assert (one.loss, one.digest) == (same.loss, same.digest)
+    assert one.digest != other.digest
+
+
+def test_trials_leave_threads_random_numbers_and_files_alone(folder):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    threads, before = torch.get_num_threads(), sorted(folder.iterdir())
+    result = Search(
+        setup_of(), load_recipe("mine.toml").recipe, seconds=1000, rounds=1, round_s=0.005, numerics="equal",
+        make_arm=Bench, say=lambda line: None,
+    ).run()  # fmt: skip
+    assert result.trials
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.rand(3), expected)
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_workers_win_where_samples_have_to_be_waited_for(folder):
+    setup = setup_of("data.name=shelf_for_tuning_tests:slow", "train.batch_size=2")
+    recipe = load_recipe("mine.toml", setup.overrides).recipe
+    arms = {count: Bench(setup.with_change(Change(fields={"train.num_workers": count}))) for count in (0, 2)}
+    facts = [arm.start() for arm in arms.values()]
+    assert facts[0].digest == facts[1].digest  # the order does not depend on workers
+    comparison = take_turns(*arms.values(), steps=(50, 50), rounds=1, seconds=0.6)
+    # 2 samples x 40 ms a step, two steps at a time: 80 ms against 40 ms, and what the machine adds to both.
+    assert comparison.first[0].step_s > 1.3 * comparison.second[0].step_s
+    assert "workers" in {each.name for each in find_techniques(recipe, facts[0]) if each.choices}
+
+
+def test_an_iterator_is_refused(folder):
+    with pytest.raises(DataError, match="return a list, a dataset, or a loader"):
+        Bench(setup_of("data.name=shelf_for_tuning_tests:iterator"))
+
+
+def test_threads_are_those_of_the_recipe_while_a_trial_runs_only(folder):
+    threads = torch.get_num_threads()
+    assert Bench(setup_of("train.threads=2")).start().threads == 2
+    assert torch.get_num_threads() == threads
+
+
+def test_the_rehearsal_is_the_real_run_cut_short(folder):
+    found = Bench(setup_of()).rehearse(steps=7, val_samples=10)
+    assert found.steps == 7
+    assert set(found.val) == {"loss", "accuracy"}
+
+
+# -- the tuned recipe -----------------------------------------------------------------------------------------------
+
+
+def test_the_tuned_recipe_is_a_recipe_with_what_paid(folder):
+    def arms(change):
+        return PlannedArm(FACTS, 0.005 if "train.precision" in change.fields else 0.01)
+
+    setup = setup_of("train.epochs=2")
+    search = Search(
+        setup,
+        load_recipe("mine.toml").recipe,
+        make_arm=lambda each: arms(each.change),
+        seconds=1000,
+        say=lambda line: None,
+    )
+    result = search.run()
+    path = choose_path("mine.toml", None)
+    write_tuned_recipe(path, setup, result)
+    tuned = load_recipe("mine.tuned.toml").recipe
+    expected = load_recipe("mine.toml", ["train.epochs=2", "train.precision=bf16"]).recipe
+    assert asdict(Change(fields=tuned.to_tables())) == asdict(Change(fields=expected.to_tables()))
+    assert path.read_text().startswith('# mine.toml, tuned: 2.00x: precision="bf16"')
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is_tried(folder):
+    (folder / "mine.tuned.toml").write_text("mine")
+    with pytest.raises(RefusedError, match="--overwrite"):
+        choose_path("mine.toml", None)
+    assert choose_path("mine.toml", None, overwrite=True).name == "mine.tuned.toml"
+    with pytest.raises(ArgumentError, match="no .toml file"):
+        choose_path("mine.toml", folder / "tuned.txt")
+    with pytest.raises(ArgumentError, match="no folder"):
+        choose_path("mine.toml", folder / "nowhere" / "tuned.toml")
+    assert str(choose_path("mnist-mlp", None)) == "mnist-mlp.tuned.toml"
