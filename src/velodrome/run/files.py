@@ -84,6 +84,7 @@ class RunFiles:
         self._saved_step = -1
         self._begun_step = -1  # saved, or being saved in the background
         self._is_resumable = False
+        self._is_outdated = False
         self._lines: deque[str] = deque()  # warnings that come from the background, too
         self._failures_in_a_row = 0
         self._syncs_later = False
@@ -265,7 +266,15 @@ class RunFiles:
         """
         if self._saver is None or progress.steps_done <= 0:
             return False
-        return progress.steps_done != self._begun_step or (is_resumable and not self._is_resumable)
+        is_richer = is_resumable and (self._is_outdated or not self._is_resumable)
+        return progress.steps_done != self._begun_step or is_richer
+
+    def outdate(self) -> None:
+        """The epoch came to its end: what was saved of its last step lacks what the end changes, and the next save replaces it.
+
+        An average of the weights takes the epoch in, callbacks hear of it, the row says which epoch was the best.
+        """
+        self._is_outdated = True
 
     def save(
         self,
@@ -304,7 +313,7 @@ class RunFiles:
             return
         finally:
             self._syncs_later = False
-        self._begun_step, self._is_resumable = step, "resume" in saved.state
+        self._begun_step, self._is_resumable, self._is_outdated = step, "resume" in saved.state, False
         self._saver.save(
             content, keep=keep, before=self._sync_file if in_background else _nothing, in_background=in_background
         )
@@ -337,7 +346,7 @@ class RunFiles:
             if outcome.path is not None:
                 self._saved_step, self._failures_in_a_row = outcome.step, 0
                 continue
-            self._begun_step = self._saved_step
+            self._begun_step, self._is_outdated = self._saved_step, True  # perhaps it was to replace that one
             self._failures_in_a_row += 1
             most = self._policy.max_failures
             count = (
