@@ -274,7 +274,7 @@ class Run:
     def after_epoch(self, row: dict[str, Any], verdict: Verdict) -> None:
         """Do what comes after the epoch's checkpoint; a run that goes on from it does it again."""
         if verdict.is_best and verdict.is_kept:
-            self.files.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
+            self.files.checkpoints.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
         self.tell("on_epoch_end", row)
         self.position.close_epoch()
 
