@@ -4,7 +4,7 @@
 
 The rules, which docs/speedruns.md gives in full:
 
-- The length of a run is fixed before it begins. The accuracy that counts is that of its last epoch, whatever it is; no run is cut
+- The length of a run is fixed before it begins. The accuracy that counts is the one at its end, whatever it is; no run is cut
   short when it reaches the target, and none is prolonged.
 - Model, schedule and length were chosen on seeds 100 and above. Seeds below 100 are reported, every one that was run.
 - The time is that of the whole run in a process of its own: loaders, every step, and every evaluation that the recipe states. Starting
@@ -35,7 +35,7 @@ RECORD = "speedruns"
 FIRST_TUNING_SEED = 100
 # Name of the run -> recipe, what is changed in it, and the accuracy to reach.
 RUNS: dict[str, tuple[str, list[str], float]] = {
-    "fashion-mnist-90": ("fashion-mnist-speedrun", ["train.epochs=2"], 0.90),
+    "fashion-mnist-90": ("fashion-mnist-speedrun", ["train.steps=1150"], 0.90),
     "fashion-mnist-92": ("fashion-mnist-speedrun", [], 0.92),
     "mnist-99": ("mnist-speedrun", ["data.source=local"], 0.99),
     "mnist-10k-98.5": ("mnist-speedrun", ["data.source=embedded"], 0.985),
@@ -70,7 +70,7 @@ def main() -> None:
         print(
             f"{name}: {results['reached']} of {results['n']} seeds reached {results['target']:.1%}; accuracy {results['accuracy']['mean']:.2%} "
             f"+- {results['accuracy']['sd']:.2%}; {results['seconds']['mean']:.2f} +- {results['seconds']['sd']:.2f} s, "
-            f"{results['epochs']} epochs, {results['steps']:,} steps"
+            f"{results['epochs']:g} epochs, {results['steps']:,} steps"
         )
         if results["accuracy"]["mean"] < results["target"]:
             missed.append(name)
@@ -101,8 +101,8 @@ def summarise(runs: list[dict[str, Any]], target: float) -> dict[str, Any]:
         "target": target,
         "accuracy": spread([run["accuracy"] for run in runs]),
         "seconds": spread([run["seconds"] for run in runs]),
-        # First epoch whose evaluation is at the target: told, but nothing stops there.
-        "first_epoch_at_target": spread(
+        # Which evaluation was the first at the target: told, but nothing stops there.
+        "first_evaluation_at_target": spread(
             [
                 next(i for i, value in enumerate(run["history"], start=1) if value >= target)
                 for run in runs
@@ -144,7 +144,7 @@ def speedrun(name: str, seed: int, options: argparse.Namespace) -> Outcome:
         accuracies=history,
         notes={
             "history": history,
-            "epochs": len(history),
+            "epochs": round(result.metrics["samples"] / len(ready.data.train[0]), 2),
             "steps": result.metrics["step"],
             "num_parameters": sum(p.numel() for p in ready.model.parameters()),
             "precision": ready.recipe.train.precision or "fp32",

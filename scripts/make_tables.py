@@ -81,9 +81,16 @@ def tutorial_loop(record: Record) -> str:
 def overhead(record: Record) -> str:
     """Return the table of what a step costs more than in the raw loop."""
     results, facts = record["results"], record["environment"]
-    names = {"fit": "`velodrome.fit`", "explicit": "the explicit loop", "raw_again": "the raw loop again"}
+    names = {
+        "fit": "`velodrome.fit`",
+        "fit_metrics": "`velodrome.fit` with a metric",
+        "fit_recorded": "`velodrome.fit` with a metric and a run directory",
+        "explicit": "the explicit loop",
+        "raw_again": "the raw loop again",
+    }
+    added = results["added_us"]
     rows = [["", "added to a step, microseconds"]]
-    rows += [[label, f"{results['added_us'][name]['median']:.1f}"] for name, label in names.items()]
+    rows += [[label, f"{added[name]['median']:.1f}"] for name, label in names.items() if name in added]
     note = (
         f"On ready batches, against a raw step of {results['raw_step_us']['median']:.0f} microseconds; "
         f"{facts['steps']:,} steps, medians of {facts['rounds']} interleaved rounds. {conditions(facts)}"
@@ -286,7 +293,7 @@ def speedruns(record: Record) -> str:
                 str(results["reached"]),
                 f"**{accuracy['mean']:.2%}** ± {accuracy['sd']:.2%}",
                 f"**{seconds['mean']:.1f}** ± {seconds['sd']:.1f}",
-                str(results["epochs"]),
+                f"{results['epochs']:g}",
                 f"{results['steps']:,}",
                 results["precision"],
             ]

@@ -11,6 +11,8 @@ import pytest
 
 from support.programs import environment
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ["train", "mine.toml", "--out", "o", "--name", "run"]
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 

@@ -6,13 +6,11 @@ import csv
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from support.programs import environment
+from support.forked import start_command_line
 from velodrome.run_comparison import compare_runs
 
 COMMAND = [
@@ -31,7 +29,12 @@ pytestmark = [
 
 
 def start(folder, name):
-    return subprocess.Popen([sys.executable, "-m", "velodrome.cli", *COMMAND, name], cwd=folder, env=environment())
+    return start_command_line([*COMMAND, name], folder)
+
+
+def finish(process):
+    process.join()
+    return process.exitcode
 
 
 def newest(run):
@@ -47,20 +50,20 @@ def kill_at(moment, process, run, dice):
     """Kill a run at a random time while it begins, trains, or saves; return whether it was alive until then."""
     before, end = newest(run), time.monotonic() + LIMIT_S
     if moment == "begin":
-        time.sleep(dice.uniform(0.05, 1.5))
+        time.sleep(dice.uniform(0.0, 0.3))
     else:
-        while process.poll() is None and newest(run) <= before:
+        while process.is_alive() and newest(run) <= before:
             assert time.monotonic() < end
             time.sleep(0.001)
         if moment == "save":
-            while process.poll() is None and not is_saving(run, newest(run)):
+            while process.is_alive() and not is_saving(run, newest(run)):
                 time.sleep(0.0002)
             time.sleep(dice.uniform(0.0, 0.01))
         else:
             time.sleep(dice.uniform(0.0, 0.08))
-    was_alive = process.poll() is None
+    was_alive = process.is_alive()
     process.kill()
-    process.wait()
+    process.join()
     return was_alive
 
 
@@ -83,7 +86,7 @@ def table_of(run):
 def runs(tmp_path_factory):
     """The folder with the undisturbed run and the one that was killed ten times and is finished now."""
     folder, dice = tmp_path_factory.mktemp("kills"), random.Random(0)
-    assert start(folder, "undisturbed").wait() == 0
+    assert finish(start(folder, "undisturbed")) == 0
     killed, alive, restarts = folder / "runs" / "killed", [], []
     for moment in MOMENTS:
         restarts.append(newest(killed))
@@ -92,7 +95,7 @@ def runs(tmp_path_factory):
     assert len(set(restarts)) >= 8, (
         restarts
     )  # all but those that were killed while they began went on from another checkpoint
-    assert start(folder, "killed").wait() == 0
+    assert finish(start(folder, "killed")) == 0
     return folder / "runs"
 
 

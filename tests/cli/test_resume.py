@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support.forked import start_command_line
 from support.programs import environment, ranks_of
 from velodrome.checkpoint.read import read_tensors
 
@@ -90,16 +91,15 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(project, velodr
     command = ["train", "mine.toml", "train.epochs=40", "checkpoint.every=every 3 steps", "--resume", "auto", "-q"]
     assert velodrome(*command, "--name", "undisturbed").code == 0
     run, kills = project / "runs" / "killed", 0
-    start = f"import sys; from velodrome.cli.main import main; main({[*command, '--name', 'killed']!r})"
     for steps in (20, 70, 110):
-        process = subprocess.Popen([sys.executable, "-c", start], cwd=project, env=environment(project))
-        while process.poll() is None and not any((run / "checkpoints").glob(f"step-{'?' * 8}/")):
+        process = start_command_line([*command, "--name", "killed"], project)
+        while process.is_alive() and not any((run / "checkpoints").glob(f"step-{'?' * 8}/")):
             time.sleep(0.01)
-        while process.poll() is None and max(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")) < steps:
+        while process.is_alive() and max(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")) < steps:
             time.sleep(0.001)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kills += process.is_alive()
+        process.kill()
+        process.join()
     assert kills == 3
 
     assert velodrome(*command, "--name", "killed").code == 0
@@ -117,12 +117,14 @@ def newest(run):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the ids of processes from /proc")
-def test_two_processes_killed_and_started_again_end_the_same(project):
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [["one"], pytest.param(["all", "one"], marks=pytest.mark.long)], ids="-".join)
+def test_two_processes_killed_and_started_again_end_the_same(project, kills):
     """All at once, as a machine that is lost, and then one of them; `resume` starts as many as there were."""
     command = ["train", "mine.toml", "train.epochs=50", "checkpoint.every=every 2 steps", "--processes", "2", "--resume", "auto"]  # fmt: skip
     straight = start_two(project, *command, "--name", "undisturbed")
     run = project / "runs" / "killed"
-    for who in ("all", "one"):
+    for who in kills:
         process = start_two(project, *command, "--name", "killed")
         before = newest(run)
         while process.poll() is None and newest(run) < before + 4:

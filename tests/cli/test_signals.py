@@ -14,6 +14,8 @@ import pytest
 from support.programs import environment
 from velodrome.checkpoint.read import read_tensors
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 80
 SLOW_LOSS = """\
 import time

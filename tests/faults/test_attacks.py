@@ -34,6 +34,8 @@ from velodrome.errors import CheckpointError, RecipeError, VelodromeError
 from velodrome.recipes.loading import load_run_recipe
 from velodrome.report.records import read_records
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(velodrome.__file__).parent
 RECIPE = """\
 [model]

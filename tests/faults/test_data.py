@@ -275,7 +275,7 @@ def test_other_ends_of_workers_are_told_too(code: int, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "persistent", "timeout"),
-    [("fork", False, 2), ("fork", True, 2), pytest.param("spawn", False, 20, marks=pytest.mark.slow)],
+    [("fork", False, 2), ("fork", True, 2), pytest.param("spawn", False, 20, marks=pytest.mark.long)],
 )
 def test_a_worker_that_hangs_ends_the_run_with_the_stacks_of_all(method: str, persistent: bool, timeout: int) -> None:
     loader = vd.DataLoader(

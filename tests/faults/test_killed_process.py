@@ -13,6 +13,8 @@ import pytest
 
 from support.programs import environment, ranks_of
 
+pytestmark = pytest.mark.slow
+
 LIMIT_S = 30
 SCRIPT = """
 import os, signal, sys, time

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import velodrome
+from support.forked import Script
 from support.programs import environment
 from velodrome.callbacks.base import Callback
 from velodrome.errors import RefusedError
@@ -23,7 +24,7 @@ from velodrome.record import run_lock, shared_locks
 from velodrome.record.run_directory import RunDirectory
 from velodrome.record.run_lock import Holder, RunLock, find_holder
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and flock")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="signals and flock")]
 
 SOURCE = str(Path(velodrome.__file__).parents[1])
 SLOW = """
@@ -57,25 +58,30 @@ print("done", trainer.progress.steps_done, flush=True)
 def start(tmp_path, run, how, *arguments):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
+    if how != "wait" and not arguments:  # a signal's exit code, and workers, are those of an interpreter of its own
+        forked = Script(script, [str(run), how, *arguments], tmp_path)
+        if how != "go":
+            forked.wait_for("under way\n")
+        return forked
     command = [sys.executable, str(script), str(run), how, *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
     )
-    if how != "go":
-        assert process.stdout is not None
-        assert process.stdout.readline() == "under way\n", process.communicate()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "under way\n", process.communicate()
     return process
 
 
 def end_of(process):
-    process.communicate(timeout=60)
-    return process.returncode
+    if isinstance(process, subprocess.Popen):
+        process.communicate(timeout=60)
+        return process.returncode
+    return process.wait(timeout=60)
 
 
 def finish(tmp_path, run):
     process = start(tmp_path, run, "go")
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    return process.wait(timeout=60), process.out.read_text(), process.err.read_text()
 
 
 def trainer_for(run, **arguments):

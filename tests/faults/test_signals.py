@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(22, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (22,), generator=torch.Generator().manual_seed(1))
 VAL = (X[:10] * 1.1, Y[:10])

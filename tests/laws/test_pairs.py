@@ -168,10 +168,8 @@ def test_one_process(row, tmp_path):
     run_row(row, str(tmp_path))
 
 
-def test_two_processes(tmp_path):
-    from velodrome.testing.worlds import run_in_processes
-
+def test_two_processes(two, tmp_path):
     rows = [row for row in ROWS if row["processes"] == 2]
-    by_rank = run_in_processes(run_rows, 2, rows, str(tmp_path), timeout_s=240)
+    by_rank = two.run(run_rows, rows, str(tmp_path), timeout_s=240)
     for row, first, second in zip(rows, *by_rank, strict=True):
         assert first == second, name_of(row)

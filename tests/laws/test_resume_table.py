@@ -23,6 +23,8 @@ import velodrome as vd
 from support.pairwise import covering_rows, missing_pairs, name_of
 from velodrome.checkpoint.read import read_state, read_tensors
 
+pytestmark = pytest.mark.slow
+
 SAMPLES, BATCH, EPOCHS = 22, 6, 3  # batches of 6, 6, 6 and 4: windows of two are whole
 X = torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (SAMPLES,), generator=torch.Generator().manual_seed(1))

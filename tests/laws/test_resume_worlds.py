@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 SAMPLES, BATCH, EPOCHS = 22, 6, 3
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-13}
 X = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 import velodrome as vd
 from velodrome.testing.torchvision_cpu import import_torchvision
 
+pytestmark = pytest.mark.slow
+
 BATCH = 3  # no multiple of either world, and smaller than one process's share would need
 WORLDS = ["two", "three"]
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-13}

@@ -76,7 +76,7 @@ def plot_history(history: Sequence[Mapping[str, object]], path: str | os.PathLik
     if num_left_out:
         figure.supxlabel(f"epoch   ({num_left_out} more metrics are in metrics.csv)", fontsize=9, color=_FAINT)
     if path is not None:
-        _save(figure, Path(path))
+        save_figure(figure, Path(path))
     return figure
 
 
@@ -150,7 +150,7 @@ def _style(axes: Axes, metric: Metric, epochs: set[float]) -> None:
     axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=_INK, handlelength=2.4)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure in one move: whoever looks while a run goes on sees a whole picture."""
     image = io.BytesIO()
     kwargs: dict[str, Any] = {"format": path.suffix[1:].lower()} if path.suffix else {"format": "png"}

@@ -42,8 +42,12 @@ def switches(loaded):
 @pytest.mark.parametrize("name", builtin_names())
 def test_recipe_passes_on_what_it_switches_on_and_nothing_else(name):
     loaded = load_recipe(name)
-    schedules = {"mnist-cnn": "cosine", "fashion-mnist-speedrun": "one_cycle", "mnist-speedrun": "one_cycle"}
-    assert switches(loaded) == ({"scheduler": schedules[name]} if name in schedules else {})
+    expected = {
+        "mnist-cnn": {"scheduler": "cosine"},
+        "fashion-mnist-speedrun": {"scheduler": "one_cycle", "precision": "bf16"},
+        "mnist-speedrun": {"scheduler": "one_cycle"},
+    }
+    assert switches(loaded) == expected.get(name, {})
     assert early_stopping(loaded.recipe) == []
 
 

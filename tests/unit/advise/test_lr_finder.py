@@ -1,0 +1,263 @@
+"""The range test: what the curve says, and that everything is as it was afterwards."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import velodrome as vd
+from velodrome.advise.lr_finder import LRCurve
+from velodrome.errors import ArgumentError, DataError
+from velodrome.testing.tiny import tiny_classification, tiny_cnn, tiny_mlp
+
+
+def model_with_everything():
+    """Buffers that move (batch norm) and numbers that are drawn (dropout)."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 3))
+
+
+def state_of(model, optimizer, loader):
+    """Return all that a test could move, as flat lists of comparable things."""
+    found = {f"model {name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        found |= {f"optimizer {index} {name}": torch.as_tensor(value).clone() for name, value in values.items()}
+    for index, group in enumerate(optimizer.state_dict()["param_groups"]):
+        found[f"lr {index}"] = torch.as_tensor(group["lr"])
+    found["torch rng"] = torch.get_rng_state()
+    found["python rng"] = torch.tensor(random.getstate()[1])
+    found["numpy rng"] = torch.from_numpy(numpy.random.get_state()[1].astype(numpy.int64))
+    found |= {f"data {key}": torch.as_tensor(value) for key, value in loader.state_dict().items() if value is not None}
+    found["training"] = torch.tensor(model.training)
+    return found
+
+
+def different(before, after):
+    assert before.keys() == after.keys()
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+def trained_a_little():
+    """A model, its Adam with moments, and a loader that stands within an epoch."""
+    model, data = model_with_everything(), tiny_classification()
+    optimizer = torch.optim.Adam(
+        [{"params": model[0].parameters(), "lr": 1e-3}, {"params": [*model[1].parameters(), *model[4].parameters()]}],
+        lr=2e-3,
+    )
+    loader = vd.DataLoader(data, 16, shuffle=True, seed=3)
+    vd.fit(model, loader, optimizer=optimizer, loss="cross_entropy", steps=4, seed=5, progress=False)
+    batches = iter(loader)
+    next(batches)
+    return model, optimizer, loader, batches
+
+
+def test_weights_optimizer_random_numbers_and_position_are_put_back_exactly():
+    model, optimizer, loader, batches = trained_a_little()
+    before = state_of(model, optimizer, loader)
+    curve = vd.find_lr(model, loader, optimizer=optimizer, loss="cross_entropy", steps=30, seed=1)
+    assert len(curve.rates) > 5
+    assert different(before, state_of(model, optimizer, loader)) == []
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert len(list(batches)) == 5  # 96 samples in batches of 16, one of which was taken
+
+
+def test_without_putting_back_the_same_test_moves_nearly_everything():
+    """The negative control: the comparison above would see it."""
+    model, optimizer, loader, _ = trained_a_little()
+    before = state_of(model, optimizer, loader)
+    vd.fit(model, loader, optimizer=optimizer, loss="cross_entropy", steps=8, seed=1, progress=False)
+    moved = different(before, state_of(model, optimizer, loader))
+    for name in ("model 0.weight", "model 1.running_mean", "optimizer 0 exp_avg", "torch rng"):
+        assert name in moved
+    assert any(name.startswith("data ") for name in moved)
+
+
+def test_a_run_after_the_test_is_the_run_without_it():
+    data = tiny_classification()
+    results = []
+    for tests_first in (False, True):
+        model = model_with_everything()
+        if tests_first:
+            vd.find_lr(model, data, optimizer="adam", loss="cross_entropy", steps=20, batch_size=16)
+        vd.fit(model, data, optimizer="adam", loss="cross_entropy", epochs=2, batch_size=16, seed=0, progress=False)
+        results.append([parameter.clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *results))
+
+
+def test_the_callback_leaves_its_trainer_as_it_was():
+    model, data, finder = tiny_mlp(), tiny_classification(), vd.LRFinder(steps=15, highest=1.0)
+    before = copy.deepcopy(model.state_dict())
+    trainer = vd.Trainer(model, "sgd", lr=0.1, loss="cross_entropy", callbacks=[finder], progress=False, seed=0)
+    trainer.fit(data, steps=finder.steps, batch_size=16)
+    assert len(finder.result.rates) == 15
+    assert trainer.progress.steps_done == 0
+    assert trainer.result.history == []
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert "step" not in vars(trainer)
+
+
+def test_rates_rise_by_the_same_factor_and_losses_are_those_before_each_update():
+    data, model = tiny_classification(num_samples=16), tiny_mlp()
+    curve = vd.find_lr(
+        model, data, optimizer="sgd", loss="cross_entropy", lowest=1e-4, highest=1.0, steps=13, batch_size=16
+    )
+    assert curve.rates[0] == pytest.approx(1e-4)
+    assert [b / a for a, b in zip(curve.rates, curve.rates[1:], strict=False)] == pytest.approx([10 ** (1 / 3)] * 12)
+    by_hand, x, y = tiny_mlp(), *data
+    for rate, loss in zip(curve.rates, curve.losses, strict=True):
+        expected = nn.functional.cross_entropy(by_hand(x), y)
+        assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+        by_hand.zero_grad()
+        expected.backward()
+        with torch.no_grad():
+            for parameter in by_hand.parameters():
+                parameter -= rate * parameter.grad
+
+
+def test_losses_are_smoothed_and_corrected_for_the_beginning():
+    curve = vd.find_lr(
+        tiny_mlp(), tiny_classification(), optimizer="sgd", loss="cross_entropy", highest=0.1, steps=10, batch_size=32
+    )
+    mean, expected = 0.0, []
+    for count, loss in enumerate(curve.losses, 1):
+        mean = 0.95 * mean + 0.05 * loss
+        expected.append(mean / (1 - 0.95**count))
+    assert curve.smoothed == pytest.approx(expected)
+    assert curve.smoothed[0] == pytest.approx(curve.losses[0])
+
+
+def test_the_sweep_ends_when_the_loss_diverges():
+    data = torch.randn(64, 4), torch.randn(64, 1)
+    curve = vd.find_lr(nn.Linear(4, 1), data, optimizer="sgd", loss="mse", highest=1e6, steps=100, batch_size=64)
+    assert curve.has_diverged
+    assert len(curve.rates) < 100
+    assert curve.rates[-1] > 0.5  # of a quadratic with curvature about 2, steps beyond 1 grow
+    assert all(numpy.isfinite(curve.smoothed))
+
+
+def test_the_suggestion_is_where_the_loss_falls_fastest():
+    rates = tuple(10.0**exponent for exponent in range(-6, 2))
+    losses = (5.0, 5.0, 5.0, 4.8, 3.0, 2.5, 2.4, 9.0)
+    curve = LRCurve(rates, losses, losses)
+    # Central differences: 4.8 -> 2.5 around 1e-2 is the steepest (2.3 over two decades), 5.0 -> 3.0 around 1e-3 is 2.0.
+    assert curve.suggestion == curve.steepest == pytest.approx(1e-2)
+    assert curve.lowest_tenth == pytest.approx(0.1)  # the lowest, 2.4, is at 1
+    assert "0.01" in curve.sentence
+
+
+def test_a_loss_that_never_falls_gives_no_suggestion():
+    curve = LRCurve((1e-3, 1e-2, 1e-1), (1.0, 2.0, 3.0), (1.0, 2.0, 3.0))
+    assert curve.suggestion is None
+    assert curve.lowest_tenth is None
+    assert "never fell" in curve.sentence
+
+
+def test_parameter_groups_keep_their_proportions():
+    model, seen = tiny_mlp(), []
+
+    class Watch(vd.Callback):
+        def on_step_end(self, trainer):
+            seen.append([group["lr"] for group in trainer.optimizer.param_groups])
+
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), "lr": 0.2}]
+    )
+    finder = vd.LRFinder(steps=10, lowest=1e-4, highest=1e-2)
+    trainer = vd.Trainer(model, optimizer, loss="cross_entropy", callbacks=[Watch(), finder], progress=False)
+    trainer.fit(tiny_classification(), steps=10, batch_size=16)
+    assert [second / first for first, second in seen] == pytest.approx([2.0] * 10)
+
+
+def test_the_curve_is_written_as_csv_and_as_a_picture(tmp_path):
+    curve = vd.find_lr(
+        tiny_mlp(), tiny_classification(), optimizer="sgd", loss="cross_entropy", steps=12, batch_size=16
+    )
+    curve.to_csv(tmp_path / "lr.csv")
+    rows = (tmp_path / "lr.csv").read_text().splitlines()
+    assert rows[0] == "lr,loss,smoothed_loss"
+    assert len(rows) == 1 + len(curve.rates)
+    assert [float(each) for each in rows[1].split(",")] == [curve.rates[0], curve.losses[0], curve.smoothed[0]]
+    pytest.importorskip("matplotlib")
+    curve.plot(tmp_path / "lr.png")
+    assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ArgumentError, match="nothing to draw"):
+        LRCurve((), (), ()).plot()
+
+
+def test_frozen_parameters_and_accumulation_are_as_they_were():
+    model = tiny_cnn()
+    data = torch.randn(32, 1, 8, 8), torch.arange(32) % 3
+    curve = vd.find_lr(
+        model,
+        data,
+        optimizer="adam",
+        loss="cross_entropy",
+        steps=10,
+        batch_size=8,
+        accumulate=2,
+        freeze=["0"],
+        highest=0.1,
+    )
+    assert len(curve.rates) == 10
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lowest": 1.0, "highest": 0.1}, "0 < lowest < highest"),
+        ({"lowest": 0}, "0 < lowest < highest"),
+        ({"steps": 5}, "at least 10"),
+        ({"run_dir": "runs/x"}, "writes nothing"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        vd.find_lr(tiny_mlp(), tiny_classification(), loss="cross_entropy", batch_size=16, **arguments)
+
+
+@pytest.mark.parametrize(("name", "value"), [("smoothing", 1.0), ("smoothing", -0.1), ("diverged_at", 1.0)])
+def test_wrong_settings_of_the_callback_are_refused(name, value):
+    with pytest.raises(ArgumentError, match=name):
+        vd.LRFinder(**{name: value})
+
+
+def test_an_iterator_is_refused_because_it_would_be_used_up():
+    batches = iter([tiny_classification()])
+    with pytest.raises(DataError, match="used? up"):
+        vd.find_lr(tiny_mlp(), batches, loss="cross_entropy")
+    assert next(batches) is not None
+
+
+def test_a_trainer_that_writes_or_schedules_is_refused(tmp_path):
+    data = tiny_classification()
+    trainer = vd.Trainer(
+        tiny_mlp(),
+        "sgd",
+        lr=0.1,
+        loss="cross_entropy",
+        callbacks=[vd.LRFinder()],
+        progress=False,
+        run_dir=tmp_path / "run",
+    )
+    with pytest.raises(ArgumentError, match="no run to keep"):
+        trainer.fit(data, steps=10, batch_size=16)
+    trainer = vd.Trainer(
+        tiny_mlp(), "sgd", lr=0.1, loss="cross_entropy", callbacks=[vd.LRFinder()], progress=False, scheduler="cosine"
+    )
+    with pytest.raises(ArgumentError, match="has a scheduler"):
+        trainer.fit(data, steps=10, batch_size=16)
+    a, b = tiny_mlp(), tiny_mlp()
+    both = {"a": torch.optim.SGD(a.parameters(), lr=0.1), "b": torch.optim.SGD(b.parameters(), lr=0.1)}
+    trainer = vd.Trainer(
+        nn.ModuleDict({"a": a, "b": b}), both, step_fn=lambda model, batch: model["a"](batch[0]).sum(),
+        callbacks=[vd.LRFinder()], progress=False,
+    )  # fmt: skip
+    with pytest.raises(ArgumentError, match="2 optimizers"):
+        trainer.fit(data, steps=10, batch_size=16)
