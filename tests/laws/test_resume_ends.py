@@ -63,17 +63,78 @@ class Epochs(vd.Callback):
         self.seen = list(state["seen"])
 
 
-def test_a_finished_run_has_its_best_weights_and_its_callbacks_as_they_were(tmp_path: Path) -> None:
-    def run() -> tuple[float, list[int]]:
-        epochs = Epochs()
-        callbacks = [vd.EarlyStopping("val/loss", patience=1, restore_best=True), epochs]
-        trainer = make(tmp_path / "run", optimizer="adam", lr=0.5, callbacks=callbacks)
-        trainer.fit((X, Y), (X, Y), batch_size=8, epochs=12)
-        return trainer.evaluate((X, Y), batch_size=8)["loss"], epochs.seen
+# 37 samples in batches of 8 are 5 steps an epoch: with "every 5 steps" each epoch's end finds a checkpoint of its step, made before the
+# evaluation.
+@pytest.mark.parametrize("checkpoint", ["every epoch", "every 5 steps", "every 1 step"])
+@pytest.mark.parametrize(
+    "limit", [1, 12]
+)  # 1: the first epoch is the best one; 12: stopped early, and the best is not the last
+def test_a_finished_run_has_its_best_weights_and_its_callbacks_as_they_were(
+    tmp_path: Path, checkpoint: str, limit: int
+) -> None:
+    def run() -> tuple[float, list[int], int]:
+        epochs, stopping = Epochs(), vd.EarlyStopping("val/loss", patience=1, restore_best=True)
+        trainer = make(tmp_path / "run", optimizer="adam", lr=0.5, callbacks=[stopping, epochs], checkpoint=checkpoint)
+        trainer.fit((X, Y), (X, Y), batch_size=8, epochs=limit)
+        return trainer.evaluate((X, Y), batch_size=8)["loss"], epochs.seen, stopping.best_epoch
 
     first, second = run(), run()
     assert first == second
-    assert len(first[1]) < 12  # it stopped early, so that the best weights are not the last
+    assert first[2] >= 1
+    assert limit == 1 or len(first[1]) < 12
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_best_checkpoint_holds_the_average_that_was_measured_though_its_step_had_been_saved(
+    tmp_path: Path, background: bool
+) -> None:
+    """A step's checkpoint is made before its epoch ends, and with it before SWA takes the epoch into its average."""
+    policy = vd.Checkpointing(every="every 5 steps", background=background)
+    trainer = make(tmp_path / "run", ema=vd.SWA(start=1), checkpoint=policy)
+    result = trainer.fit((X, Y), (X, Y), batch_size=8, epochs=3)
+    rows = {"last": result.history[-1], "best": result.best or {}}
+    for name, row in rows.items():
+        model = vd.load_model(tmp_path / "run", make(tmp_path / name).model, weights=name)
+        loss = vd.evaluate(model, (X, Y), batch_size=8, loss="cross_entropy")["loss"]
+        assert loss == pytest.approx(row["val/loss"], rel=1e-6), name  # before the last epoch is in it: off by 3%
+
+
+class FailsOnce(nn.Identity):
+    """Raises in its n-th forward pass."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.num_passes, self.at = 0, at
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_passes += 1
+        if self.num_passes == self.at:
+            raise RuntimeError("the machine had a bad moment")
+        return x
+
+
+def test_an_error_while_statistics_are_computed_leaves_no_half_of_them_to_go_on_from(tmp_path: Path) -> None:
+    """Two epochs of 8 batches, then the pass that gives the average its statistics: it fails at its third batch, the 19th in all."""
+
+    def run(folder: Path, *, fail_at: int = 0) -> dict[str, torch.Tensor]:
+        trainer = make(folder, ema=vd.SWA(start=1), checkpoint="every 3 steps")
+        trainer.model.append(FailsOnce(fail_at))
+        train, val = train_loader(), vd.DataLoader((X, Y), batch_size=16)
+        for epoch in trainer.epochs(2):
+            for x, y in epoch.train(train):
+                trainer.step(functional.cross_entropy(trainer.model(x), y))
+            if epoch.index == 1:
+                for x, y in epoch.evaluate(val):
+                    trainer.log(loss=functional.cross_entropy(trainer.model(x), y))
+        with trainer.averaging.applied():
+            return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+    straight = run(tmp_path / "straight")
+    with pytest.raises(RuntimeError, match="bad moment"):
+        run(tmp_path / "run", fail_at=19)
+    resumed = run(tmp_path / "run")
+    assert straight["1.num_batches_tracked"] == 8
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
 
 @pytest.mark.parametrize("kills", [True, False])

@@ -39,4 +39,8 @@ def _recompute(run: Run) -> None:
     as_in_training = training_mode(run.model), run.precision.around(run.model)
     with run.averaging.applied(), random_state_kept(run.trainer.device), as_in_training[0], as_in_training[1]:
         batches = (place(batch)[0] for batch in source)
-        recompute_statistics(run.model, batches, forward)
+        try:
+            recompute_statistics(run.model, batches, forward)
+        except BaseException:
+            run.position.is_in_batch = True  # the average has half of its statistics: nothing to go on from
+            raise

@@ -47,6 +47,7 @@ class CheckpointFiles:
         self._begun_step = -1  # saved, or being saved in the background
         self.is_resumable = False
         """whether a run can go on from that checkpoint"""
+        self._is_outdated = False
         self.syncs_later = False
         """a save in the background brings the journal to the disk itself"""
         self._lines: deque[str] = deque()  # warnings that come from the background, too
@@ -81,7 +82,15 @@ class CheckpointFiles:
         """
         if self._saver is None or progress.steps_done <= 0:
             return False
-        return progress.steps_done != self._begun_step or (is_resumable and not self.is_resumable)
+        is_richer = is_resumable and (self._is_outdated or not self.is_resumable)
+        return progress.steps_done != self._begun_step or is_richer
+
+    def outdate(self) -> None:
+        """The epoch came to its end: what was saved of its last step lacks what the end changes, and the next save replaces it.
+
+        An average of the weights takes the epoch in, callbacks hear of it, the row says which epoch was the best.
+        """
+        self._is_outdated = True
 
     def save(
         self,
@@ -120,7 +129,7 @@ class CheckpointFiles:
             return
         finally:
             self.syncs_later = False
-        self._begun_step, self.is_resumable = step, "resume" in saved.state
+        self._begun_step, self.is_resumable, self._is_outdated = step, "resume" in saved.state, False
         self._saver.save(
             content, keep=keep, before=self._sync_file if in_background else _nothing, in_background=in_background
         )
@@ -153,7 +162,7 @@ class CheckpointFiles:
             if outcome.path is not None:
                 self.saved_step, self._failures_in_a_row = outcome.step, 0
                 continue
-            self._begun_step = self.saved_step
+            self._begun_step, self._is_outdated = self.saved_step, True  # perhaps it was to replace that one
             self._failures_in_a_row += 1
             most = self._policy.max_failures
             count = (

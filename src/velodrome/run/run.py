@@ -262,6 +262,7 @@ class Run:
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
         self.saves.end()
+        self.files.checkpoints.outdate()
         # The clocks differ, and with them what is monitored, perhaps: rank 0 decides.
         if self.world.gather(verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress))[0]:
             self.saves.save(in_background=True)
