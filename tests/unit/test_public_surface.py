@@ -39,7 +39,7 @@ NAMES = {
 SIGNATURES = {
     "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics parameter_groups freeze"
     " gradient_checkpointing scheduler scheduler_args scheduler_every scheduler_monitor precision"
-    " scaler_args accumulate clip_norm clip_value compile engine grad_norms ema device strategy seed deterministic run_dir resume"
+    " scaler_args accumulate clip_norm clip_value compile engine channels_last grad_norms ema device strategy seed deterministic run_dir resume"
     " accept_changes checkpoint on_nonfinite"
     " callbacks loggers progress log_every on_oom stop_after",
     "Trainer.fit": "train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle",

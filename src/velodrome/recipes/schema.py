@@ -100,6 +100,7 @@ class TrainTable(Table):
     clip_value: PositiveFloat | None = None  # largest size of one number of a gradient
     compile: bool | CompileMode | None = None  # true is "default"
     engine: Literal["auto", "eager", "compiled", "captured"] | None = None  # what runs the steps
+    channels_last: bool | Literal["auto"] | None = None  # weights of convolutions in another order
     freeze: Names | None = None  # patterns of parameters that are not trained
     gradient_checkpointing: Names | None = None  # patterns of modules that compute again instead of remembering
     grad_norms: bool | None = None  # record the norm of each layer's gradient
