@@ -19,6 +19,8 @@ __all__ = [
     "MAX_JOURNAL_BYTES",
     "MAX_LINE_BYTES",
     "MAX_RECORD_BYTES",
+    "RUN_ENTRIES",
+    "check_counts",
     "find_links",
     "parse_strict",
     "read_limited",
@@ -34,7 +36,7 @@ MAX_LINE_BYTES = 1 << 24
 # What a run reads or writes below its own folder.
 RUN_ENTRIES = {
     "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "events.jsonl",
-    "tb", "curves.png", "report.html", "checkpoints", "nonfinite", "lock.json",
+    "tb", "curves.png", "report.html", "checkpoints", "nonfinite", "profile", "lock.json",
 }  # fmt: skip
 
 
@@ -138,7 +140,16 @@ def _check_record(record: object) -> None:
     for name in ("progress", "best", "budget"):
         if not isinstance(record.get(name), dict | None):
             raise ValueError(f"{name} is no table")
-    for name, value in (record.get("progress") or {}).items():
+    check_counts(record.get("progress") or {})
+
+
+def check_counts(progress: Mapping[str, object]) -> None:
+    """Compare the counters of a run with what one counts.
+
+    Raises:
+        ValueError: names the first that is no number, negative, or too large for a counter.
+    """
+    for name, value in progress.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 63:
             raise ValueError(f"progress.{name} is no count")
 

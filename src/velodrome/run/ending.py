@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import NumericsError
 from velodrome.loop.progress import StopReason
 from velodrome.nonfinite.checks import check_finite_weights
+from velodrome.report.findings import find
 from velodrome.run.phase import NO_PHASE
 from velodrome.run.rescue import save_aside
 
@@ -50,9 +51,9 @@ def end_run(run: Run, reason: StopReason) -> None:
 def _save_last(run: Run, reason: StopReason) -> BaseException | None:
     """Write the last checkpoint; return what failed, of a callback that is told of it, say: everything is closed all the same."""
     try:
-        run.files.wait_for_save()
+        run.files.checkpoints.wait()
         run.saves.end()
-        if run.progress.steps_done and not run.files.can_save(run.progress):
+        if run.progress.steps_done and not run.files.checkpoints.can_save(run.progress):
             check_finite_weights(run.model.named_parameters(), step=run.progress.steps_done)
         # A loop that was left, by `break` or by an error of the user's own, was perhaps left by this process only.
         run.saves.save(together=reason is not StopReason.LEFT)
@@ -68,7 +69,8 @@ def _finish(run: Run, reason: StopReason) -> None:
             "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
         )
     run.notices.of_whole_pace(run.consensus.pace)
-    run.files.record_bill(run.clock.end())
+    run.watchers.end()
+    run.files.record_bill(run.clock.end(), findings=find(run.clock.bill), waits=run.watchers.sentences)
     run.files.finish(reason, run.progress, run.keeping.best)
     for failure in _tell_each(run, "on_fit_end"):
         raise failure
@@ -79,6 +81,7 @@ def _fail(run: Run, error: BaseException) -> None:
     run.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
     failures = _tell_each(run, "on_exception", error)
     save_aside(run, error)
+    run.watchers.end()
     run.files.record_bill(run.clock.end())
     run.files.fail(run.stop_reason, error, run.progress)
     failures += _tell_each(run, "on_fit_end")
