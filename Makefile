@@ -66,6 +66,8 @@ bench: $(VENV)/.dev-stamp
 	@$(PY) benchmarks/startup.py
 	@echo "==> Cost added to a step (half a minute)"
 	@$(PY) benchmarks/overhead.py
+	@echo "==> Ways of data (two minutes)"
+	@$(PY) benchmarks/data_paths.py
 	@echo "==> Cost of a save (three minutes)"
 	@$(PY) benchmarks/saving.py
 	@echo "==> Against the tutorial loop (about eight minutes)"

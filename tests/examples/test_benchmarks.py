@@ -75,6 +75,15 @@ def test_saving_compares_arms_whose_checkpoints_load_the_same_weights(tmp_path: 
     assert set(results["stall_ms"]) == set(results["added_ms_per_save"]) | {"no save"}
 
 
+def test_data_paths_hand_out_the_same_batches(tmp_path: Path) -> None:
+    record = run_benchmark("data_paths", tmp_path, "--samples", "640", "--rounds", "1")
+
+    results = record["results"]
+    assert set(results) == {"fixed", "augmented", "slow dataset"}
+    assert {bits for group in results.values() for bits in group["equal_bits"].values()} == {True}
+    assert set(results["augmented"]["speedup"]) == {"by batch, in memory", "by batch, read one by one"}
+
+
 def test_the_tutorial_benchmark_names_the_missing_files(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "tutorial_loop.py"), "--data-root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

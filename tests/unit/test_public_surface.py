@@ -56,7 +56,7 @@ SIGNATURES = {
     "evaluate": "model data loss metrics step_fn batch_size device progress",
     "predict": "model data batch_size device progress",
     "replay": "bundle model loss loss_args step_fn precision device",
-    "DataLoader": "dataset batch_size shuffle drop_last num_workers transform seed sampler batch_sampler collate_fn"
+    "DataLoader": "dataset batch_size shuffle drop_last num_workers transform resident seed sampler batch_sampler collate_fn"
     " generator torch_arguments",
     "load_model": "path model weights kind",
     "EMA": "decay every start warmup evaluate",
