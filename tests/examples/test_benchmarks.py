@@ -122,3 +122,12 @@ def test_tuning_compares_what_tune_finds_with_what_is_set_by_hand(tmp_path: Path
     assert len(one["combinations"]) == 1
     assert one["accuracy"]["key"] == "val/accuracy"
     assert set(one["accepted"]) == {"speed", "time", "accuracy"}
+
+
+def test_step_switches_measures_steps_that_end_at_the_same_loss(tmp_path: Path) -> None:
+    record = run_benchmark("step_switches", tmp_path, "--rounds", "1", "--steps", "2")
+
+    for name, arms in record["results"].items():
+        assert {"loop", "fused", "bf16 autocast", "bf16 copies"} <= set(arms), name
+        losses = [row["loss"] for row in arms.values()]
+        assert max(losses) - min(losses) < 0.02, name
