@@ -45,7 +45,7 @@ def test_a_short_time_says_what_was_not_tried_and_leaves_nothing(project, velodr
     assert not (project / "runs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_tune_writes_is_faster_and_trains(project, velodrome):
     with (project / "shelf_for_cli_tests.py").open("a") as module:
         module.write(SLOW)
@@ -55,7 +55,7 @@ def test_what_tune_writes_is_faster_and_trains(project, velodrome):
     )
     assert answer.code == 0, answer.err
     assert answer.json["written"] == "mine.tuned.toml"
-    assert answer.json["best"]["train.num_workers"] > 0
+    assert answer.json["best"]["train.num_workers"] in (1, 2, "auto")
     trained = velodrome("train", "mine.tuned.toml", "--quiet", "--json")
     assert trained.code == 0, trained.err
     assert not [path for path in project.iterdir() if path.name.startswith(".")]
@@ -80,7 +80,7 @@ def test_wrong_arguments_are_usage_errors(project, velodrome):
 
 def test_a_recipe_that_cannot_be_built_says_why(project, velodrome):
     answer = velodrome("tune", "mine.toml", "data.name=shelf_for_cli_tests:failing")
-    assert answer.code != 0
+    assert answer.code == 2
     assert "the user's own mistake" in answer.err
 
 

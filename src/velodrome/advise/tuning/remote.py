@@ -29,7 +29,11 @@ _GRACE_S = 2.0
 
 
 class TrialError(VelodromeError):
-    """A configuration cannot run here, or does not come to an end in time."""
+    """A configuration cannot run here, or does not come to an end in time; with the exit code of the error behind it."""
+
+    def __init__(self, message: str, *, kind: str, code: int = VelodromeError.exit_code) -> None:
+        super().__init__(message, kind=kind)
+        self.exit_code = code  # pyright: ignore[reportAttributeAccessIssue, reportIncompatibleVariableOverride]
 
 
 class RemoteBench:
@@ -95,7 +99,7 @@ class RemoteBench:
     def _answer(self) -> dict[str, Any]:
         answer = json.loads(self._read_line())
         if "error" in answer:
-            raise TrialError(answer["error"], kind=answer["kind"])
+            raise TrialError(answer["error"], kind=answer["kind"], code=answer["exit_code"])
         return answer["answer"]
 
     def _read_line(self) -> bytes:

@@ -44,7 +44,8 @@ def serve(calls: Iterable[str], answers: Any) -> None:  # Any: a text stream
                         rehearse(_setup(call["setup"]), steps=call["steps"], val_samples=call["val_samples"])
                     )
         except Exception as error:  # whatever it is, the process that tunes has to know, and to go on without this one
-            answer = json.dumps({"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__})
+            kind, code = type(error).__name__, getattr(error, "exit_code", 1)
+            answer = json.dumps({"error": f"{kind}: {error}", "kind": kind, "exit_code": code})
         gc.collect()
         answers.write(answer + "\n")
         answers.flush()
