@@ -129,7 +129,7 @@ class GoingOn:
             return
         run.files.go_back(saved.state["journal_bytes"], step=step)
         self._share_history()
-        sources.go_on_with(saved.state["order_seed"])
+        sources.go_on_with(saved.state["order_seed"], were_read=run.progress.epochs_done > 0)
         run.files.say(f"Going on from the checkpoint of step {step:,}, epoch {run.progress.epoch}.")
 
     def begin(self) -> None:
