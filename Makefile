@@ -66,6 +66,8 @@ bench: $(VENV)/.dev-stamp
 	@$(PY) benchmarks/startup.py
 	@echo "==> Cost added to a step (half a minute)"
 	@$(PY) benchmarks/overhead.py
+	@echo "==> Ways of data (two minutes)"
+	@$(PY) benchmarks/data_paths.py
 	@echo "==> Cost of a save (three minutes)"
 	@$(PY) benchmarks/saving.py
 	@echo "==> Against the tutorial loop (about eight minutes)"
@@ -76,14 +78,14 @@ bench: $(VENV)/.dev-stamp
 	@$(PY) benchmarks/recipe_jobs.py --job gpt
 	@$(MAKE) --no-print-directory tables
 
-## bench-peers: against other trainers: cost of a step, the tutorial's job, start-up, memory (25 minutes, on an idle machine)
+## bench-peers: against other trainers: cost of a step, the tutorial's job, start-up, memory (half an hour, on an idle machine)
 bench-peers:
 	@test -x .venv-peers/bin/python || { echo "==> Environment: making .venv-peers with the other trainers (minutes, about 2 GB)"; \
 	  $(PYTHON) -m venv .venv-peers; }
 	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r benchmarks/peers-requirements.txt
 	@echo "==> Cost added to a step (five minutes)"
 	@PYTHONPATH=src .venv-peers/bin/python benchmarks/peers.py
-	@echo "==> The tutorial's job end to end (about twelve minutes)"
+	@echo "==> The tutorial's job end to end (about fifteen minutes)"
 	@PYTHONPATH=src .venv-peers/bin/python benchmarks/end_to_end.py --data-root "$(DATA_ROOT)"
 	@echo "==> From the start of Python to the first update (four minutes)"
 	@PYTHONPATH=src .venv-peers/bin/python benchmarks/peers_startup.py
@@ -96,7 +98,7 @@ bench-gpu:
 	@echo "==> Steps on the CUDA device, eager and captured, then tests/gpu (about six minutes)"
 	@PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
 
-## speedruns: time to a stated accuracy over ten seeds (about 15 minutes, on an idle machine); DATA_ROOT holds the IDX files
+## speedruns: time to a stated accuracy over ten seeds (about a quarter of an hour, on an idle machine); DATA_ROOT holds the IDX files
 speedruns: $(VENV)/.dev-stamp
 	@$(PY) benchmarks/speedruns.py --data-root "$(DATA_ROOT)"
 	@$(MAKE) --no-print-directory tables

@@ -54,7 +54,7 @@ def main() -> None:
     """Time the arms, compare what they learned, write the record."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog="Takes about 12 minutes with every trainer, on two idle cores.",
+        epilog="Takes about 15 minutes with every trainer, on two idle cores.",
     )
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
     parser.add_argument("--epochs", type=int, default=5)

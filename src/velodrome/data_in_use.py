@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,8 @@ from velodrome.data.adopt import BatchIterable, adopt, needs_batch_size
 from velodrome.data.batches import move, num_samples
 from velodrome.data.bound import BoundLoader
 from velodrome.data.loader import DataLoader
+from velodrome.data.pinned import PinnedRing
+from velodrome.data.threads import limit_threads
 from velodrome.step.first_batch import check_columns
 
 if TYPE_CHECKING:
@@ -84,6 +87,7 @@ class DataInUse:
         self.order_seed = seed
         """the seed of the order, once there is one"""
         self._known: list[_Known] = []
+        self._ring: PinnedRing | None = None
         self._num_uses = 0
         self._were_read = False
         self._said: dict[str, str] = {}
@@ -129,6 +133,7 @@ class DataInUse:
             source = BoundLoader(
                 source, seed=self._order_seed(role), device=self._device, rank=self._rank, size=self._size
             )
+            source.loader.say = partial(self._say_about, role)
         elif self._size > 1:
             source.deal_out(rank=self._rank, size=self._size, seed=self._order_seed(role))
         self._skip_what_was_drawn(source)
@@ -136,11 +141,17 @@ class DataInUse:
             self._keep(key, data, source, batch_size, shuffle)
         if is_prediction:
             source = source.in_own_order()
+        line = limit_threads(num_workers=source.num_workers_in_use, is_on_cpu=self._device.type == "cpu")
+        if line:
+            self._say(line)
         line = f"{role}: {source.describe()}"
         if self._said.get(role) != line:
             self._said[role] = line
             self._say(line)
         return source
+
+    def _say_about(self, role: str, line: str) -> None:
+        self._say(f"{role}: {line}")
 
     def go_on_with(self, seed: int | None, *, were_read: bool) -> None:
         """Take the seed of the run that goes on here, for data that are in use already too.
@@ -183,6 +194,9 @@ class DataInUse:
         device = self._device
         if device.type == "cpu" or (isinstance(source, BoundLoader) and source.gives_placed_batches):
             return lambda batch: (batch, num_samples(batch))
+        if device.type == "cuda":
+            ring = self._ring = self._ring or PinnedRing(device)
+            return lambda batch: (ring(batch), num_samples(batch))
         return lambda batch: (move(batch, device), num_samples(batch))
 
     def _keep(

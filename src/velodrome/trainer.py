@@ -41,6 +41,7 @@ from velodrome.step.determinism import resolve_determinism
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.first_batch import FirstBatch
 from velodrome.step.guard import NonFinite
+from velodrome.step.layout import use_channels_last
 from velodrome.step.losses import Loss, resolve_loss
 from velodrome.step.memory import is_out_of_memory
 from velodrome.step.parameters import freeze as freeze_parameters
@@ -101,6 +102,7 @@ class Trainer:
             batch is run without; cost and break-even are said after the first few steps.
         engine: what runs the steps: "eager"; "compiled", which is compile=True; "captured", CUDA graphs of whole steps in `fit`, checked against
             eager before they are trusted; "auto" chooses, and `explain` says why.
+        channels_last: store the weights of convolutions in the order that most devices are fastest with; "auto" where that pays.
         ema: an average of the weights to keep, evaluate and save beside them: a decay such as 0.999, an `EMA` or an `SWA`. With
             several optimizers the updates of the first one count.
         grad_norms: record the norm of the gradients layer by layer too; in total they are recorded wherever they are clipped.
@@ -154,6 +156,7 @@ class Trainer:
         clip_value: float | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         engine: str = "auto",
+        channels_last: bool | str = False,
         grad_norms: bool = False,
         ema: EMA | SWA | float | None = None,
         device: str | torch.device = "auto",
@@ -207,6 +210,7 @@ class Trainer:
         if gradient_checkpointing:
             recompute_activations(self.model, gradient_checkpointing)
         self._precision = resolve_precision(precision, self.device, map_tensors)
+        use_channels_last(self.model, channels_last, device=self.device, precision=self._precision)
         optimization = Optimization(
             optimizer=optimizer,
             lr=lr,
@@ -299,6 +303,8 @@ class Trainer:
             stop_after_s=stop_after_s,
         )
         self._engine.line = choice.line
+        if self._precision.note:
+            self.say(self._precision.note)
         if choice.is_news:
             (self._run.warn if choice.is_warning else self.say)(choice.line)
         if average is not None:

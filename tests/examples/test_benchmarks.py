@@ -24,9 +24,11 @@ def test_overhead_compares_loops_that_train_the_same_weights(tmp_path: Path) -> 
         "raw": 0,
         "raw_again": 0,
         "fit": 0,
+        "fit_metrics": 0,
+        "fit_recorded": 0,
         "explicit": 0,
     }
-    assert set(record["results"]["added_us"]) == {"raw_again", "fit", "explicit"}
+    assert set(record["results"]["added_us"]) == {"raw_again", "fit", "fit_metrics", "fit_recorded", "explicit"}
     assert record["environment"]["versions"]["torch"]
 
 
@@ -42,6 +44,22 @@ def test_peers_that_are_not_installed_are_left_out_and_said(tmp_path: Path) -> N
     assert "Lightning" in record["results"]["left_out"]
 
 
+def test_a_recipes_job_runs_every_arm_in_a_process_of_its_own(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog, and " * 196, encoding="utf-8")
+    small = ["model.width=16", "model.num_heads=2", "model.num_layers=1", "data.window=32", f'data.path="{text}"']
+    command = [sys.executable, str(ROOT / "benchmarks" / "recipe_jobs.py"), "--job", "gpt", "--records", str(tmp_path)]
+    command += ["--rounds", "1", "--threads", "1", "--only", "fit", "--change", *small]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "char_gpt.json").read_text(encoding="utf-8"))
+    assert record["environment"]["threads"] == 1
+    assert set(record["results"]["arms"]) == {"tutorial", "fit"}
+    assert record["results"]["arms"]["fit"]["weights_equal"]
+
+
 def test_startup_times_whole_processes(tmp_path: Path) -> None:
     record = run_benchmark("startup", tmp_path, "--rounds", "1")
 
@@ -55,6 +73,15 @@ def test_saving_compares_arms_whose_checkpoints_load_the_same_weights(tmp_path: 
     assert set(results["loads_the_same_weights"].values()) == {True}
     assert results["num_weights"] == 16 * 8 + 8 + 8 * 4 + 4
     assert set(results["stall_ms"]) == set(results["added_ms_per_save"]) | {"no save"}
+
+
+def test_data_paths_hand_out_the_same_batches(tmp_path: Path) -> None:
+    record = run_benchmark("data_paths", tmp_path, "--samples", "640", "--rounds", "1")
+
+    results = record["results"]
+    assert set(results) == {"fixed", "augmented", "slow dataset"}
+    assert {bits for group in results.values() for bits in group["equal_bits"].values()} == {True}
+    assert set(results["augmented"]["speedup"]) == {"by batch, in memory", "by batch, read one by one"}
 
 
 def test_the_tutorial_benchmark_names_the_missing_files(tmp_path: Path) -> None:

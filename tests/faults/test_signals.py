@@ -315,7 +315,7 @@ def saves_with(trainer: vd.Trainer, files: Files) -> vd.Trainer:
 
     class UseFiles(vd.Callback):
         def on_fit_start(self, trainer: vd.Trainer) -> None:
-            trainer._run.files._saver._store._files = files
+            trainer._run.files.checkpoints._saver._store._files = files
 
     trainer._run.callbacks.append(UseFiles())
     return trainer

@@ -118,7 +118,9 @@ def test_convolutions(precision):
     data = torch.randn(NUM, 16, generator=generator), torch.randint(0, CLASSES, (NUM,), generator=generator)
     trainers = []
     for engine in ("captured", "eager"):
-        trainers.append(make_trainer(engine, build=build, precision=precision, optimizer="sgd", lr=0.05))
+        trainers.append(
+            make_trainer(engine, build=build, precision=precision, optimizer="sgd", lr=0.05, channels_last="auto")
+        )
         trainers[-1].fit(data, batch_size=BATCH, epochs=3)
     assert is_captured(trainers[0]), trainers[0]._engine.reason
     assert_close(*trainers, tolerance=1e-3 if precision == "fp32" else 0.05)
@@ -295,3 +297,44 @@ def test_what_a_callback_changes_is_recorded_anew(change):
     captured, eager = fit("captured", callbacks=[change()]), fit("eager", callbacks=[change()])
     assert is_captured(captured), captured._engine.reason
     assert_close(captured, eager)
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """CUDA graphs, counted: what the trainer says of itself is not enough to know that evaluation was replayed."""
+
+    def __init__(self):
+        from velodrome.step.recorder import CudaGraphs
+
+        self.inner = CudaGraphs(torch.device("cuda"))
+        self.num_recorded = self.num_replayed = 0
+        self.on_side, self.noting_waits = self.inner.on_side, self.inner.noting_waits
+
+    def record(self, work):
+        self.num_recorded += 1
+        inner = self.inner.record(work)
+
+        def replay():
+            self.num_replayed += 1
+            inner()
+
+        return replay
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"ema": 0.9}, {"precision": "bf16"}, {"build": lambda: mlp(norm=True, dropout=True)}]
+)
+def test_evaluation_batches_are_replayed_too(arguments):
+    recorder = Counting()
+    trainers = []
+    for engine in (recorder, "eager"):
+        trainers.append(make_trainer(engine, **arguments))
+        trainers[-1].fit(make_data(), make_data(1005), batch_size=BATCH, eval_batch_size=100, epochs=3)
+    assert recorder.num_recorded == 2
+    # 33 steps: 3 of warm-up, 3 odd last ones, 27 replays and 3 compared; evaluation: 1 compared, 10 in each of 2 epochs.
+    assert recorder.num_replayed == 27 + 3 + 1 + 20
+    for one, other in zip(trainers[0].result.history, trainers[1].result.history, strict=True):
+        assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-2 if arguments.get("precision") else 1e-4)
+        assert one["val/accuracy"] == pytest.approx(other["val/accuracy"], abs=0.01)

@@ -201,7 +201,7 @@ def test_background_save_that_fails_is_told_within_a_step_and_the_next_one_tries
 
     def look(trainer: vd.Trainer) -> None:
         if trainer.progress.steps_done in (2, 3):
-            trainer._run.files._saver.wait()  # whatever the disk does, it has done it before this batch is over
+            trainer._run.files.checkpoints._saver.wait()  # whatever the disk does, it has done it before this batch is over
         said.append((trainer.progress.steps_done, capsys.readouterr().err))
 
     policy = vd.Checkpointing(every="2 steps", keep_last=50, background=True)

@@ -39,7 +39,7 @@ NAMES = {
 SIGNATURES = {
     "Trainer": "model optimizer lr optimizer_args loss loss_args step_fn metrics parameter_groups freeze"
     " gradient_checkpointing scheduler scheduler_args scheduler_every scheduler_monitor precision"
-    " scaler_args accumulate clip_norm clip_value compile engine grad_norms ema device strategy seed deterministic run_dir resume"
+    " scaler_args accumulate clip_norm clip_value compile engine channels_last grad_norms ema device strategy seed deterministic run_dir resume"
     " accept_changes checkpoint on_nonfinite"
     " callbacks loggers progress log_every on_oom stop_after",
     "Trainer.fit": "train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle",
@@ -56,7 +56,7 @@ SIGNATURES = {
     "evaluate": "model data loss metrics step_fn batch_size device progress",
     "predict": "model data batch_size device progress",
     "replay": "bundle model loss loss_args step_fn precision device",
-    "DataLoader": "dataset batch_size shuffle drop_last num_workers transform seed sampler batch_sampler collate_fn"
+    "DataLoader": "dataset batch_size shuffle drop_last num_workers transform resident seed sampler batch_sampler collate_fn"
     " generator torch_arguments",
     "load_model": "path model weights kind",
     "EMA": "decay every start warmup evaluate",

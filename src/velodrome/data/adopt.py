@@ -157,6 +157,12 @@ class BatchIterable:
         """Whether worker processes draw numbers that are not a function of seed, epoch and sample: those that persist go on drawing."""
         return getattr(self.data, "persistent_workers", False) is True
 
+    @property
+    def num_workers_in_use(self) -> int:
+        """How many processes of PyTorch's loader fetch samples while the loop computes."""
+        workers = getattr(self.data, "num_workers", 0)
+        return workers if isinstance(workers, int) else 0
+
     def use_seed(self, seed: int) -> None:
         """Take another seed: that of the run that goes on here."""
         self._seed = seed

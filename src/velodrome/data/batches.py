@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["map_tensors", "move", "named_tensors", "num_samples", "tensors_from_arrays"]
+__all__ = ["map_tensors", "move", "moves_itself", "named_tensors", "num_samples", "tensors_from_arrays"]
 
 
 def move(batch: Any, device: torch.device) -> Any:
@@ -25,7 +25,7 @@ def move(batch: Any, device: torch.device) -> Any:
     return map_tensors(
         batch,
         lambda tensor: tensor.to(device, non_blocking=is_copied_beside),
-        lambda other: other.to(device) if _moves_itself(other) else other,
+        lambda other: other.to(device) if moves_itself(other) else other,
     )
 
 
@@ -125,7 +125,8 @@ def _map_pack(pack: PackedSequence, function: Callable[[Tensor], Tensor]) -> Pac
     return PackedSequence(data, pack.batch_sizes, *order)
 
 
-def _moves_itself(batch: Any) -> bool:
+def moves_itself(batch: Any) -> bool:
+    """Return whether an object of a batch has a `.to(device)` of its own."""
     # Not a class, whose `to` is no method yet, and not a model, which would be moved in place.
     return callable(getattr(batch, "to", None)) and not isinstance(batch, (type, nn.Module))
 

@@ -50,13 +50,15 @@ class BoundLoader:
         self._placed: Columns | None = None
         self._printed: Columns | None = None
         self._fingerprint = ""
+        self._note = ""
 
     @property
     def columns(self) -> Columns | None:
         """The whole data when they lie in memory, on the device when they fit there."""
         read = self.loader.columns
         if read is not self._read:
-            self._read, self._placed = read, None if read is None else _place(read, self._device)
+            placed, note = (None, "") if read is None else _place(read, self._device, self.loader.resident)
+            self._read, self._placed, self._note = read, placed, note
         return self._placed
 
     @property
@@ -69,7 +71,7 @@ class BoundLoader:
     def describe(self) -> str:
         """Say in one line how the data are read."""
         columns = self.columns
-        line = self.loader.describe(device=None if columns is None else columns.device)
+        line = self.loader.describe(device=None if columns is None else columns.device) + self._note
         if self._is_sharded:
             return f"{line}, {describe_sharded(self.loader)}"
         if self._share.size == 1:
@@ -87,7 +89,7 @@ class BoundLoader:
         if loader is self.loader:
             return self.whole()
         view = BoundLoader(loader, seed=self._seed, device=self._device)
-        view._read, view._placed = self._read, self._placed
+        view._read, view._placed, view._note = self._read, self._placed, self._note
         return view
 
     def whole(self) -> BoundLoader:
@@ -95,7 +97,7 @@ class BoundLoader:
         if self._share.size == 1:
             return self
         view = BoundLoader(self.loader, seed=self._seed, device=self._device)
-        view._read, view._placed = self._read, self._placed
+        view._read, view._placed, view._note = self._read, self._placed, self._note
         return view
 
     def set_epoch(self, epoch: int) -> None:
@@ -141,7 +143,12 @@ class BoundLoader:
     @property
     def draws_in_workers(self) -> bool:
         """Whether worker processes draw numbers that are not a function of seed, epoch and sample."""
-        return self.loader.num_workers > 0 and not self.loader.is_seeded
+        return self.loader.num_workers_in_use > 0 and not self.loader.is_seeded
+
+    @property
+    def num_workers_in_use(self) -> int:
+        """How many processes fetch samples while the loop computes."""
+        return self.loader.num_workers_in_use
 
     def use_seed(self, seed: int) -> None:
         """Take another seed for the order: that of the run that goes on here."""
@@ -151,8 +158,8 @@ class BoundLoader:
         """Return what must be the same when a run goes on: how many samples, in which batches and order, and what is in memory."""
         loader = self.loader
         facts = {"samples": loader.num_samples, "batch size": loader.batch_size, "shuffle": loader.shuffle}
-        if loader.num_workers and isinstance(loader.dataset, IterableDataset):
-            facts["workers"] = loader.num_workers  # each reads a part of its own, so they decide the order
+        if loader.num_workers_in_use and isinstance(loader.dataset, IterableDataset):
+            facts["workers"] = loader.num_workers_in_use  # each reads a part of its own, so they decide the order
         columns = loader.columns
         if columns is None:
             return facts
@@ -182,9 +189,29 @@ class BoundLoader:
         return self.loader.iterate(seed=self._seed, columns=self.columns, share=self._share)
 
 
-def _place(columns: Columns, device: torch.device) -> Columns:
-    """Return the columns on the device, or as they are when they take too much of its free memory."""
-    if columns.device == device:
-        return columns
-    fits = device.type == "cpu" or columns.nbytes < _RESIDENT_FRACTION * available_bytes(device)
-    return columns.to(device) if fits else columns
+def _place(columns: Columns, device: torch.device, resident: bool | str) -> tuple[Columns, str]:
+    """Return the columns on the device, or as they are when they take too much of its free memory; and a note that says why.
+
+    Raises:
+        DataError: they must be there and do not fit.
+    """
+    if columns.device == device or device.type == "cpu":
+        return columns if columns.device == device else columns.to(device), ""
+    if resident is False:
+        return columns, f", moved to {device} batch by batch"
+    free = available_bytes(device)
+    fits = columns.nbytes < _RESIDENT_FRACTION * free
+    numbers = f"{columns.nbytes / 2**20:,.1f} MiB of the {free / 2**20:,.1f} MiB that are free there"
+    if fits:
+        return columns.to(device), f", resident ({numbers})"
+    if resident is True:
+        raise DataError(
+            f"The data cannot be resident on {device}: they would take {numbers}, and at most {_RESIDENT_FRACTION:.0%} are given to data, for the "
+            f"model and its activations need the rest. Leave resident=True out: they are moved batch by batch then.",
+            nbytes=columns.nbytes,
+            free=free,
+        )
+    return (
+        columns,
+        f", moved to {device} batch by batch ({numbers}, of which at most {_RESIDENT_FRACTION:.0%} are given to data)",
+    )

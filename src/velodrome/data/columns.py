@@ -15,6 +15,8 @@ from velodrome.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from velodrome.data.transforms.base import Transform
+
 __all__ = ["Columns", "available_bytes", "columns_from"]
 
 # One gather for several batches, then views of it: 15 instead of 26 microseconds a batch of 64 MNIST images (two cores).
@@ -28,6 +30,7 @@ class Columns:
         tensors: a tensor, a tuple of tensors or a dict of tensors; the first dimension is the sample.
         name: how to speak of them in messages.
         as_list: hand a batch of several tensors out as a list, as PyTorch's loader does for datasets, not as a tuple.
+        transform: what makes the dataset's samples of those that are kept here, where a dataset was recognised; a batched transform.
     Raises:
         DataError: no tensor, a tensor without dimensions, or lengths that differ.
     """
@@ -38,8 +41,10 @@ class Columns:
         *,
         name: str = "data",
         as_list: bool = False,
+        transform: Transform | None = None,
     ) -> None:
         self.tensors = tensors
+        self.transform = transform
         self._as_list = as_list
         flat = _flat(tensors)
         if not flat:
@@ -125,7 +130,7 @@ class Columns:
         return _map(self.tensors, lambda tensor: tensor[index])
 
     def _with(self, function: Callable[[Tensor], Tensor]) -> Columns:
-        return Columns(_map(self.tensors, function), as_list=self._as_list)
+        return Columns(_map(self.tensors, function), as_list=self._as_list, transform=self.transform)
 
 
 def columns_from(data: Any) -> Columns | None:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
 from velodrome.data.arguments import check_combination, check_names
 from velodrome.data.augmenting import Augmentation
+from velodrome.data.choosing import WorkerChoice
 from velodrome.data.columns import Columns, columns_from
 from velodrome.data.order import epoch_order
 from velodrome.data.own_order import check_own_order
@@ -19,12 +20,13 @@ from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.data.share import EMPTY, WHOLE, Share
 from velodrome.data.transforming import BatchTransform
-from velodrome.data.transforms.base import Transform
+from velodrome.data.transforms.base import Compose, Transform
 from velodrome.errors import ArgumentError, DataError
 from velodrome.seeding import check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Literal
 
 __all__ = ["DataLoader"]
 
@@ -41,9 +43,12 @@ class DataLoader:
         batch_size: samples a batch; None hands the dataset's own items through.
         shuffle: draw a new order every epoch.
         drop_last: leave out the last batch when it is short; off by default, so that every sample counts.
-        num_workers: processes that fetch samples; not used for data in memory.
+        num_workers: processes that fetch samples; not used for data in memory. "auto" measures the first batches and takes as many as
+            pay, or none; see `choosing`.
         transform: applied to each batch's input (a tuple's first element; the whole batch otherwise) after it was gathered: one of
             `velodrome.transforms`, whose random numbers belong to the samples, or any function, whose random numbers belong to the batch.
+        resident: keep data in memory on the GPU of the trainer that runs the loader: "auto" does where they take less than 40% of its free memory,
+            True refuses where they do not, False moves every batch.
         seed: of the order; without one it is the seed of the trainer that runs the loader, or PyTorch's initial seed.
         timeout: seconds to wait for a batch of the workers before their stacks are shown and they are ended: ten minutes where it is
             left out, 0 without an end.
@@ -62,8 +67,9 @@ class DataLoader:
         *,
         shuffle: bool | None = False,
         drop_last: bool = False,
-        num_workers: int = 0,
-        transform: Callable[[Any], Any] | None = None,
+        num_workers: int | Literal["auto"] = 0,
+        transform: Callable[[Any], Any] | Transform | None = None,
+        resident: bool | Literal["auto"] = "auto",
         seed: int | None = None,
         sampler: Sampler[Any] | Iterable[Any] | None = None,
         batch_sampler: Sampler[list[int]] | Iterable[list[int]] | None = None,
@@ -77,6 +83,12 @@ class DataLoader:
             raise ArgumentError(
                 f"batch_size={batch_size!r} is not a batch size. It must be a whole number of at least 1."
             )
+        if isinstance(num_workers, str) and num_workers != "auto":
+            raise ArgumentError(
+                f'num_workers={num_workers!r} is not a number of processes. Give one, 0 for none, or "auto" to have it measured.'
+            )
+        if not isinstance(resident, bool) and resident != "auto":
+            raise ArgumentError(f'resident={resident!r} is not known. It must be True, False or "auto".')
         check_names(torch_arguments, own=DataLoader.__init__.__kwdefaults__ or {})
         if seed is not None:
             check_seed(seed)
@@ -98,6 +110,7 @@ class DataLoader:
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.transform = transform
+        self.resident = resident
         self.seed = seed
         self.sampler = sampler
         self.batch_sampler = batch_sampler
@@ -115,10 +128,13 @@ class DataLoader:
         self._is_plain = sampler is None and batch_sampler is None and collate_fn is None and batch_size is not None
         self._make_sample_path = partial(
             SamplePath, batch_size=batch_size, sampler=sampler, batch_sampler=batch_sampler, drop_last=drop_last,
-            num_workers=num_workers, collate_fn=collate_fn, generator=generator, **torch_arguments,
+            num_workers=0 if num_workers == "auto" else num_workers, collate_fn=collate_fn, generator=generator, **torch_arguments,
         )  # fmt: skip
+        self._choice: WorkerChoice | None = None
+        self.say: Callable[[str], None] = _say_nothing
+        """is told what was measured to choose the workers; a trainer shows it"""
         self._columns: Columns | None = None
-        self._samples: SamplePath | None = None
+        self._own_samples: SamplePath | None = None
         self._watched: list[tuple[Any, int]] = []
         self._read_dataset()
 
@@ -141,10 +157,29 @@ class DataLoader:
                 f"{', '.join(columns.tensors)}. Give (inputs, targets), or a function of the whole dict as transform."
             )
         if columns is None:
-            self._columns, self._samples = None, self._make_sample_path(dataset)
+            self._columns, self._own_samples, self._choice = None, *self._make_samples(dataset)
         else:
-            self._columns, self._samples = columns, None
+            self._columns, self._own_samples, self._choice = columns, None, None
         self._check_size()
+
+    def _make_samples(self, dataset: Any) -> tuple[SamplePath | None, WorkerChoice | None]:
+        if self.num_workers != "auto":
+            return self._make_sample_path(dataset), None
+        # Each worker of an iterable dataset reads a part of its own: their number would decide the order.
+        without = partial(self._make_sample_path, dataset, **_WITHOUT_WORKERS)
+        if isinstance(dataset, IterableDataset):
+            return without(), None
+        return None, WorkerChoice(without, partial(self._make_sample_path, dataset, persistent_workers=True))
+
+    @property
+    def _samples(self) -> SamplePath | None:
+        """The way of samples that are read one by one; None where the data lie in memory."""
+        return self._own_samples if self._choice is None else self._choice.current
+
+    @property
+    def num_workers_in_use(self) -> int:
+        """How many processes fetch samples now."""
+        return 0 if self._samples is None else self._samples.num_workers
 
     def _read_again_if_changed(self) -> None:
         """See to it that what was changed in the dataset after the columns were made from it is seen, as PyTorch's loader would."""
@@ -202,6 +237,10 @@ class DataLoader:
             else "in the sampler's order"
         )
         workers = f", {self.num_workers} workers" if self.num_workers and self._samples is not None else ""
+        if self.num_workers == "auto" and self._samples is not None:
+            workers = ", without workers, whose number would decide the order"
+            if self._choice is not None:
+                workers = f", {self._choice.line}" if self._choice.is_made else ", workers as measured"
         if device is None and self._columns is not None:
             device = self._columns.device
         place = "" if device is None or device.type == "cpu" else f", on {device}"
@@ -331,6 +370,8 @@ class DataLoader:
             share: the slice of each batch that is wanted; the position goes on counting all samples. `EMPTY` where it has none.
         """
         self._read_again_if_changed()
+        if self._choice is not None:
+            self._choice.begin_epoch()
         if seed is not None:
             self._bound_seed = seed
         if self._is_iterating:  # the last iteration was left early: its epoch is over
@@ -342,12 +383,15 @@ class DataLoader:
             torch.empty((), dtype=torch.int64).random_()
         columns, order_seed = self._columns if columns is None else columns, self._order_seed()
         transform = change = None
-        if isinstance(self.transform, Transform):
-            augmentation = Augmentation(self.transform, seed=order_seed, epoch=self._epoch)
+        steps = [None if columns is None else columns.transform, self.transform]
+        steps = [step for step in steps if isinstance(step, Transform)]
+        if steps:
+            step = steps[0] if len(steps) == 1 else Compose(steps)
+            augmentation = Augmentation(step, seed=order_seed, epoch=self._epoch)
             change = augmentation.of_rows
             if columns is None:
                 transform = partial(self._augment, augmentation, share)
-        elif self.transform is not None:
+        if self.transform is not None and not isinstance(self.transform, Transform):
             transform = BatchTransform(
                 self.transform,
                 seed=order_seed,
@@ -406,7 +450,17 @@ class DataLoader:
         """Yield (number of samples, batch) from sample `start` of the epoch on; with a share, its part of the batch."""
         if columns is None:
             assert self._samples is not None
-            yield from self._samples.batches(seed=seed, epoch=epoch, shuffle=self.shuffle, start=start, share=share)
+            what: dict[str, Any] = {
+                "seed": seed,
+                "epoch": epoch,
+                "shuffle": self.shuffle,
+                "start": start,
+                "share": share,
+            }
+            if self._choice is None or self._choice.is_made:
+                yield from self._samples.batches(**what)
+            else:
+                yield from self._choice.batches(say=self.say, **what)
             return
         size = self.batch_size
         assert size is not None
@@ -435,3 +489,16 @@ class DataLoader:
             if seed is not None:
                 return seed
         return torch.initial_seed()
+
+
+# What PyTorch's loader refuses where there are no workers.
+_WITHOUT_WORKERS: dict[str, Any] = {
+    "num_workers": 0,
+    "prefetch_factor": None,
+    "persistent_workers": False,
+    "multiprocessing_context": None,
+}
+
+
+def _say_nothing(line: str) -> None:
+    """Show nothing: a loader of its own has nobody to tell."""

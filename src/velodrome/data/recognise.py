@@ -1,27 +1,39 @@
 """Datasets that are known to be tensors in disguise, turned into columns only after a check item by item.
 
-`TensorDataset`, subsets of what is recognised, and torchvision's MNIST family with `ToTensor` (+ `Normalize`): the dataset
+`TensorDataset`, subsets of what is recognised, and torchvision's MNIST family and CIFAR with `ToTensor` (+ `Normalize`): the dataset
 makes every sample go tensor -> PIL image -> tensor, 30 to 60 microseconds each, to arrive at numbers that one division of
-the whole array gives bit for bit. Anything random or unknown stays on the per-sample path, and a line says so.
+the whole array gives bit for bit. Random crops and flips, which copy numbers, are made by batch: every outcome is one of the dataset's own,
+as likely, and other ones each epoch. Anything else that is random or unknown stays on the per-sample path, and a line says so.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from velodrome.data.columns import Columns, available_bytes
+from velodrome.data.randomness import GeneratorsKept
+from velodrome.data.transforms.base import Compose, Draws, Transform
+from velodrome.data.transforms.geometry import RandomCrop, RandomHorizontalFlip, RandomVerticalFlip
+from velodrome.data.transforms.values import Normalize, ToFloat
+from velodrome.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["recognise", "watch"]
 
-_MNIST_FAMILY = {"MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"}
+_IMAGE_SETS = {
+    "torchvision.datasets.mnist": {"MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"},
+    "torchvision.datasets.cifar": {"CIFAR10", "CIFAR100"},
+}
 _NUM_CHECKED = 64
+_NUM_CHECKED_AT_RANDOM = 16
+_MOST_OUTCOMES = 4096
 
 
 def recognise(dataset: Dataset[Any]) -> tuple[Columns | None, str]:
@@ -43,8 +55,8 @@ def recognise(dataset: Dataset[Any]) -> tuple[Columns | None, str]:
         if bool(((indices < -total) | (indices >= total)).any()):  # SYNC: on the CPU
             return None, f"sample by sample (Subset with an index outside of {total} samples)"
         return columns.select(indices.remainder(total)), f"{how}, subset"
-    if _is_mnist_family(dataset):
-        return _mnist_columns(dataset)
+    if _is_image_set(dataset):
+        return _image_columns(dataset)
     return None, f"sample by sample ({type(dataset).__name__} is not a known in-memory dataset)"
 
 
@@ -58,7 +70,7 @@ def watch(dataset: Any) -> list[tuple[Any, int]]:
         return [_with_version(tensor) for tensor in dataset.tensors]
     if type(dataset) is Subset:
         return [(dataset.indices, len(dataset.indices)), *watch(dataset.dataset)]
-    if _is_mnist_family(dataset):
+    if _is_image_set(dataset):
         parts: Any = dataset
         transform, steps = parts.transform, _steps(parts.transform)
         return [_with_version(part) for part in (parts.data, parts.targets, parts.target_transform, transform, *steps)]
@@ -69,18 +81,21 @@ def _with_version(part: Any) -> tuple[Any, int]:
     return part, part._version if isinstance(part, Tensor) and not part.is_inference() else 0
 
 
-def _is_mnist_family(dataset: Any) -> bool:
+def _is_image_set(dataset: Any) -> bool:
     kind = type(dataset)
-    return kind.__module__ == "torchvision.datasets.mnist" and kind.__name__ in _MNIST_FAMILY
+    return kind.__name__ in _IMAGE_SETS.get(kind.__module__, ())
 
 
-def _mnist_columns(dataset: Any) -> tuple[Columns | None, str]:
+def _image_columns(dataset: Any) -> tuple[Columns | None, str]:
     name = type(dataset).__name__
-    transform = _batched_transform(dataset.transform)
-    if transform is None or dataset.target_transform is not None:
-        which = dataset.target_transform if transform is not None else dataset.transform
-        return None, f"sample by sample ({name} with {_one_line(which)}, which is random or unknown)"
-    images, targets = dataset.data, dataset.targets
+    steps, num_random = _batched_steps(dataset.transform)
+    if not steps or dataset.target_transform is not None:
+        which = dataset.target_transform if steps else dataset.transform
+        return None, (
+            f"sample by sample ({name} with {_one_line(which)}, which is random or unknown; velodrome.transforms changes whole batches, "
+            f"much faster)"
+        )
+    images, targets = _images_and_targets(dataset)
     if (
         not isinstance(images, Tensor)
         or not isinstance(targets, Tensor)
@@ -90,37 +105,83 @@ def _mnist_columns(dataset: Any) -> tuple[Columns | None, str]:
         or targets.ndim != 1
     ):
         return None, f"sample by sample ({name} does not hold plain tensors)"
-    if images.numel() * 4 > available_bytes(torch.device("cpu")) // 2:
-        return None, f"sample by sample ({name} as float32 needs more than half of the free memory)"
+    transform = Compose(steps)
+    fits_as_floats = images.numel() * 4 <= available_bytes(torch.device("cpu")) // 2
     try:
-        columns = (transform(images.unsqueeze(1)), targets)
-    except RuntimeError:  # a Normalize that does not fit: its own error comes with the first sample
+        if num_random or not fits_as_floats:
+            columns = Columns((images, targets), as_list=True, transform=transform)
+        else:
+            columns = Columns((_in_place(images, steps), targets), as_list=True)
+        num_checked, differing = _first_difference(dataset, columns, num_random)
+    except (RuntimeError, ValueError, DataError):  # a step that does not fit: its own error comes with the first sample
         return None, f"sample by sample ({name} with {_one_line(dataset.transform)}, which does not fit its images)"
-    num_checked, differing = _first_difference(dataset, columns)
     if differing is not None:
         return None, f"sample by sample ({name} was recognised, but item {differing} is not what its tensors say)"
-    return Columns(columns, as_list=True), f"in memory ({name}, {num_checked} items checked against the dataset)"
+    how = f"in memory ({name}, {num_checked} items checked against the dataset"
+    if num_random:
+        how += f", {' and '.join(type(step).__name__ for step in steps if step.num_draws)} by batch"
+    return columns, f"{how}{'' if fits_as_floats or num_random else ', as bytes'})"
 
 
-def _batched_transform(transform: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return the same transform for a whole uint8 array (N, 1, H, W), or None when it is not a known deterministic one."""
-    steps = _steps(transform)
-    if (
-        not steps
-        or _kind(steps[0]) != "transforms.ToTensor"
-        or any(_kind(step) != "transforms.Normalize" for step in steps[1:])
-    ):
-        return None
+def _images_and_targets(dataset: Any) -> tuple[Any, Any]:
+    """Return the images as (N, channels, H, W) and the targets; what is no array of images comes as it is."""
+    images, targets = dataset.data, dataset.targets
+    if isinstance(images, Tensor) and images.ndim == 3:
+        return images.unsqueeze(1), targets
+    if isinstance(images, numpy.ndarray) and images.ndim == 4 and isinstance(targets, list):  # CIFAR
+        if not all(type(target) is int for target in targets):
+            return images, targets
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(targets)
+    return images, targets
 
-    def apply(images: Tensor) -> Tensor:
-        values = images.to(torch.get_default_dtype()).div_(255)
-        for step in steps[1:]:
-            mean = torch.as_tensor(step.mean, dtype=values.dtype).view(-1, 1, 1)
-            std = torch.as_tensor(step.std, dtype=values.dtype).view(-1, 1, 1)
-            values.sub_(mean).div_(std)
-        return values
 
-    return apply
+def _in_place(images: Tensor, steps: Sequence[Transform]) -> Tensor:
+    """Return all images changed by fixed steps, with as little memory as that takes."""
+    values = images.to(torch.get_default_dtype()).div_(255)
+    for step in steps[1:]:
+        assert isinstance(step, Normalize)
+        shape = (-1, 1, 1)
+        values.sub_(torch.tensor(step.mean, dtype=values.dtype).view(shape))
+        values.div_(torch.tensor(step.std, dtype=values.dtype).view(shape))
+    return values
+
+
+def _batched_steps(transform: Any) -> tuple[list[Transform], int]:
+    """Return the same steps for whole batches of uint8 images, and how many are random; no steps where one is not known.
+
+    Random ones are those that copy numbers, so that each outcome of torchvision's is one of ours, as likely, bit for bit.
+    """
+    found: list[Transform] = []
+    is_float = False
+    for step in _steps(transform):
+        kind = _kind(step)
+        if kind == "transforms.ToTensor" and not is_float:
+            found.append(ToFloat())
+            is_float = True
+        elif kind == "transforms.Normalize" and is_float:
+            try:
+                found.append(Normalize(_numbers(step.mean), _numbers(step.std)))
+            except (ArgumentError, TypeError, ValueError):
+                return [], 0
+        elif kind == "transforms.RandomHorizontalFlip":
+            found.append(RandomHorizontalFlip(step.p))
+        elif kind == "transforms.RandomVerticalFlip":
+            found.append(RandomVerticalFlip(step.p))
+        elif kind == "transforms.RandomCrop" and _is_plain_crop(step):
+            found.append(RandomCrop(tuple(step.size), padding=step.padding or 0))
+        else:
+            return [], 0
+    num_random = sum(step.num_draws > 0 for step in found)
+    return (found, num_random) if is_float else ([], 0)
+
+
+def _is_plain_crop(step: Any) -> bool:
+    has_plain_padding = step.padding is None or type(step.padding) is int
+    return has_plain_padding and step.fill == 0 and step.padding_mode == "constant" and not step.pad_if_needed
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in (values if isinstance(values, (list, tuple)) else [values]))
 
 
 def _steps(transform: Any) -> Sequence[Any]:
@@ -134,24 +195,51 @@ def _kind(transform: Any) -> str:
     return f"transforms.{kind.__name__}" if known else ""
 
 
-def _first_difference(dataset: Any, columns: tuple[Tensor, Tensor]) -> tuple[int, int | None]:
-    """Compare items with the columns; return how many were checked and the first index that differs."""
-    total = len(columns[0])
+def _first_difference(dataset: Any, columns: Columns, num_random: int) -> tuple[int, int | None]:
+    """Compare items with the columns; return how many were checked and the first index that differs.
+
+    An item that is changed at random must be one of the outcomes that the batched steps can have: all of them are tried.
+    """
+    images, targets = columns.tensors
+    assert isinstance(images, Tensor)
+    assert isinstance(targets, Tensor)
+    total = len(images)
     generator = torch.Generator().manual_seed(total)
-    drawn = torch.randint(total, (_NUM_CHECKED - 2,), generator=generator).tolist()  # SYNC: on the CPU
+    num_checked = _NUM_CHECKED_AT_RANDOM if num_random else _NUM_CHECKED
+    drawn = torch.randint(total, (num_checked - 2,), generator=generator).tolist()  # SYNC: on the CPU
     picked = {0, total - 1, *drawn}
+    transform = columns.transform
+    numbers = None if transform is None else _all_outcomes(transform, images)
+    if numbers is not None and len(numbers) > _MOST_OUTCOMES:
+        return 0, 0
     for index in sorted(picked):
-        image, target = dataset[index]
-        same_image = isinstance(image, Tensor) and image.dtype == columns[0].dtype
-        same_image = same_image and torch.equal(image, columns[0][index])  # SYNC: on the CPU
-        if (
-            not same_image
-            or type(target) is not int
-            or columns[1].dtype != torch.int64
-            or target != int(columns[1][index])
-        ):
+        with GeneratorsKept():  # what the dataset draws here was never drawn
+            image, target = dataset[index]
+        outcomes = images[index : index + 1]
+        if transform is not None and numbers is not None:
+            copies = outcomes.expand(len(numbers), *outcomes.shape[1:]).contiguous()
+            outcomes = transform(copies, Draws(torch.zeros(len(numbers), dtype=torch.int64), numbers))
+        same_image = isinstance(image, Tensor) and image.dtype == outcomes.dtype and image.shape == outcomes.shape[1:]
+        same_image = same_image and bool((outcomes == image).flatten(1).all(1).any())  # SYNC: on the CPU
+        if not same_image or type(target) is not int or targets.dtype != torch.int64 or target != int(targets[index]):
             return len(picked), index
     return len(picked), None
+
+
+def _all_outcomes(transform: Transform, images: Tensor) -> Tensor:
+    """Return random numbers that lead to every outcome of crops and flips, one row each."""
+    assert isinstance(transform, Compose)
+    height, width = images.shape[-2:]
+    choices: list[list[float]] = []
+    for step in transform.transforms:
+        if isinstance(step, RandomCrop):
+            for side, size in zip((height, width), step.size, strict=True):
+                places = max(1, side + 2 * step.padding - size + 1)
+                choices.append([(place + 0.5) / places for place in range(places)])
+            height, width = step.size
+        elif step.num_draws:
+            choices.append([0.0, 1 - 2.0**-24])  # mirrored and not, unless p is 0 or 1
+    return torch.cartesian_prod(*map(torch.tensor, choices)).view(-1, len(choices)) if choices else torch.zeros(1, 0)
 
 
 def _one_line(transform: Any) -> str:

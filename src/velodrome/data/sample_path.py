@@ -121,6 +121,15 @@ class SamplePath:
         return total // size if self._drop_last else -(-total // size)
 
     @property
+    def num_workers(self) -> int:
+        """How many processes fetch samples."""
+        return self._loader.num_workers
+
+    def end_workers(self) -> None:
+        """End the workers that persist."""
+        self._loader.end_workers(self._loader._iterator)
+
+    @property
     def has_own_order(self) -> bool:
         """Whether a sampler of the user's decides the order: it may draw from any generator."""
         return self._sampler is not None or self._batch_sampler is not None

@@ -29,6 +29,11 @@ class StopReason(Enum):
     def __str__(self) -> str:
         return self.value
 
+    @property
+    def is_end(self) -> bool:
+        """Whether the run came to the end that it was to have: "done", in its records."""
+        return self.name in ("EPOCHS", "STEPS", "SECONDS", "EARLY", "REQUESTED")
+
     @classmethod
     def of(cls, reason: StopReason | str) -> StopReason:
         """Return the reason itself, or the one of this name, in lower case.

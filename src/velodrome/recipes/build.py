@@ -18,6 +18,7 @@ from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
 from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches
+from velodrome.recipes.transforms import make_transform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -188,9 +189,9 @@ def build(
 
 def set_threads(threads: int) -> None:
     """Set the threads of this process: torch has one number for all that it computes on the CPU."""
-    import torch
+    from velodrome.data.threads import set_threads as set_as_asked
 
-    torch.set_num_threads(threads)
+    set_as_asked(threads)
 
 
 def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedData:
@@ -315,6 +316,12 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     from velodrome.data.loader import DataLoader
 
     if not is_indexed(data):
+        if training and recipe.data.transforms:
+            raise RecipeError(
+                f'data.transforms changes tensors and datasets, and data.name="{recipe.data.name}" gives a {type(data).__name__} of batches as '
+                f"they are. Leave it out, or give the loader its transform= yourself.",
+                problems=(),
+            )
         return data
     return DataLoader(
         data,
@@ -322,6 +329,7 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
         shuffle=training and recipe.train.shuffle,
         drop_last=training and recipe.train.drop_last,
         num_workers=recipe.train.num_workers,
+        transform=make_transform(recipe.data.transforms) if training else None,
     )
 
 

@@ -13,6 +13,7 @@ from velodrome.errors import ArgumentError, RecipeError, nearest
 from velodrome.recipes import registry
 from velodrome.recipes.problems import Origins, Problem, from_validation
 from velodrome.recipes.schema import NEVER
+from velodrome.recipes.transforms import check_transforms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +44,8 @@ def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code
         name = section.get("name", "adam" if table == "optimizer" else None)
         if not isinstance(name, str) or not name:
             continue  # the schema has said so
-        arguments = {key: value for key, value in section.items() if key not in ("name", "lr", "groups")}
+        own = ("name", "transforms") if table == "data" else ("name", "lr", "groups")
+        arguments = {key: value for key, value in section.items() if key not in own}
         try:
             if not registry.is_user_code(name):
                 problems += _check_known(table, name, arguments, origins)
@@ -57,6 +59,7 @@ def check_names(tables: Mapping[str, Any], origins: Origins, *, import_user_code
             for meant in get_close_matches(name.lower(), _known_names(table), n=1, cutoff=0.6):
                 problems += _check_known(table, meant, arguments, origins)
     problems += _check_groups(tables, origins)
+    problems += check_transforms(tables, origins)
     problems += _check_scheduler(tables, origins, import_user_code=import_user_code)
     problems += _check_objects(tables, origins)
     problems += _check_sparse(tables, origins)

@@ -54,6 +54,10 @@ class ModelTable(NamedTable):
 class DataTable(NamedTable):
     """Which data: "fashion-mnist", "mnist", "csv", "text" or "package.module:callable", and its arguments."""
 
+    transforms: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] | None = (
+        None  # of the training data, at random; Any: TOML
+    )
+
 
 class LossTable(NamedTable):
     """Which loss: a name such as "cross_entropy", or "package.module:callable", and its arguments."""
@@ -91,7 +95,7 @@ class TrainTable(Table):
     device: str = "auto"
     shuffle: bool = True
     drop_last: bool = False
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = 0  # "auto" measures whether worker processes pay
     threads: PositiveInt | None = None  # of the arithmetic on the CPU, in each process; left out: torch's own choice
     precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None  # of the arithmetic; weights stay fp32
     accumulate: PositiveInt | None = None  # batches an update
@@ -100,6 +104,7 @@ class TrainTable(Table):
     clip_value: PositiveFloat | None = None  # largest size of one number of a gradient
     compile: bool | CompileMode | None = None  # true is "default"
     engine: Literal["auto", "eager", "compiled", "captured"] | None = None  # what runs the steps
+    channels_last: bool | Literal["auto"] | None = None  # weights of convolutions in another order
     freeze: Names | None = None  # patterns of parameters that are not trained
     gradient_checkpointing: Names | None = None  # patterns of modules that compute again instead of remembering
     grad_norms: bool | None = None  # record the norm of each layer's gradient

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Fields of [train] that are arguments of the Trainer by the same name.
 _OF_TRAIN = (
-    "precision", "accumulate", "clip_norm", "clip_value", "compile", "engine", "freeze", "gradient_checkpointing", "grad_norms",
+    "precision", "accumulate", "clip_norm", "clip_value", "compile", "engine", "channels_last", "freeze", "gradient_checkpointing", "grad_norms",
     "on_oom",
     "on_nonfinite",
     "stop_after",

@@ -19,6 +19,8 @@ __all__ = [
     "MAX_JOURNAL_BYTES",
     "MAX_LINE_BYTES",
     "MAX_RECORD_BYTES",
+    "RUN_ENTRIES",
+    "check_counts",
     "find_links",
     "parse_strict",
     "read_limited",
@@ -138,7 +140,16 @@ def _check_record(record: object) -> None:
     for name in ("progress", "best", "budget"):
         if not isinstance(record.get(name), dict | None):
             raise ValueError(f"{name} is no table")
-    for name, value in (record.get("progress") or {}).items():
+    check_counts(record.get("progress") or {})
+
+
+def check_counts(progress: Mapping[str, object]) -> None:
+    """Compare the counters of a run with what one counts.
+
+    Raises:
+        ValueError: names the first that is no number, negative, or too large for a counter.
+    """
+    for name, value in progress.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 63:
             raise ValueError(f"progress.{name} is no count")
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GoingOn"]
 
-_ENDED = (StopReason.EPOCHS, StopReason.STEPS, StopReason.SECONDS, StopReason.EARLY, StopReason.REQUESTED)
+_ENDS = {str(each): each for each in StopReason if each.is_end}
 
 
 class GoingOn:
@@ -113,7 +113,7 @@ class GoingOn:
         for callback in run.callbacks:
             if isinstance(callback, EarlyStopping):
                 callback.restore_best_weights(run.trainer)
-        reason = next(each for each in _ENDED if str(each) == record["stop_reason"])
+        reason = _ENDS[record["stop_reason"]]
         run.stop_requested = reason
         run.files.say(
             f"The run in {run.files.path} is done already, after {run.progress.steps_done:,} steps: {reason} Nothing was trained; "
@@ -325,7 +325,7 @@ def batches_for_others(source: Any, done: int, *, then: int, now: int, warn: Cal
 def _had_ended(record: Mapping[str, Any], step: int) -> bool:
     """Return whether a run had come to its end, and this checkpoint is its last."""
     progress = record.get("progress")
-    ended = record.get("status") == "done" and record.get("stop_reason") in {str(each) for each in _ENDED}
+    ended = record.get("status") == "done" and record.get("stop_reason") in _ENDS
     return ended and isinstance(progress, dict) and progress.get("steps_done") == step
 
 

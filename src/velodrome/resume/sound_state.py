@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from velodrome.errors import CheckpointError, VelodromeError
+from velodrome.record.reading import check_counts
 from velodrome.seeding import random_state_kept, set_random_state
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def check_sound(saved: SavedState, whole: Mapping[str, Any]) -> None:
         ValueError: names the entry.
     """
     state = saved.state
-    for name, value in whole["progress"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 63:
-            raise ValueError(f"progress.{name} is no count")
+    check_counts(whole["progress"])
     _check_kinds(state, _KINDS)
     if (state.get("journal_bytes") or 0) < 0:
         raise ValueError(f"journal_bytes is {state['journal_bytes']}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from velodrome.callbacks.base import listeners
 from velodrome.errors import ArgumentError
 from velodrome.loop.progress import StopReason
+from velodrome.run.checkpoint_files import check_model
 from velodrome.run.room import estimate_room
 from velodrome.seeding import seed_everything
 
@@ -53,7 +54,8 @@ def begin_run(run: Run, budget: Budget) -> Budget:
         run.started_at = perf_counter() - run.progress.seconds
         run.keeping.count_from(run.progress)
         run.averaging.begin(epochs=budget.epochs, steps=budget.steps)
-        run.files.check_model(run.model)
+        if run.files.path is not None:
+            check_model(run.model)
         run.notices.of_parameters(run.model, run.windows)
         run.notices.watch_gradients(run.model, run.windows)
         if run.going_on.is_over:

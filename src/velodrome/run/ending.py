@@ -50,9 +50,9 @@ def end_run(run: Run, reason: StopReason) -> None:
 def _save_last(run: Run, reason: StopReason) -> BaseException | None:
     """Write the last checkpoint; return what failed, of a callback that is told of it, say: everything is closed all the same."""
     try:
-        run.files.wait_for_save()
+        run.files.checkpoints.wait()
         run.saves.end()
-        if run.progress.steps_done and not run.files.can_save(run.progress):
+        if run.progress.steps_done and not run.files.checkpoints.can_save(run.progress):
             check_finite_weights(run.model.named_parameters(), step=run.progress.steps_done)
         # A loop that was left, by `break` or by an error of the user's own, was perhaps left by this process only.
         run.saves.save(together=reason is not StopReason.LEFT)

@@ -37,7 +37,7 @@ def save_aside(run: Run, error: BaseException) -> Path | None:
     """
     files, progress = run.files, run.progress
     is_wanted = isinstance(error, Exception) and not isinstance(error, NumericsError)
-    if files.path is None or not is_wanted or not files.can_save(progress, is_resumable=False):
+    if files.path is None or not is_wanted or not files.checkpoints.can_save(progress, is_resumable=False):
         return None
     from velodrome.checkpoint.store import CheckpointStore
 

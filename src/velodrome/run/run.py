@@ -262,7 +262,7 @@ class Run:
         self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
         self.saves.end()
-        self.files.outdate()
+        self.files.checkpoints.outdate()
         # The clocks differ, and with them what is monitored, perhaps: rank 0 decides.
         if self.world.gather(verdict.is_wanted or self.keeping.is_due_after_epoch(self.progress))[0]:
             self.saves.save(in_background=True)
@@ -275,7 +275,7 @@ class Run:
     def after_epoch(self, row: dict[str, Any], verdict: Verdict) -> None:
         """Do what comes after the epoch's checkpoint; a run that goes on from it does it again."""
         if verdict.is_best and verdict.is_kept:
-            self.files.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
+            self.files.checkpoints.mark_best(self.progress.steps_done, monitor=verdict.monitor, value=verdict.value)
         self.tell("on_epoch_end", row)
         self.position.close_epoch()
 

@@ -39,7 +39,7 @@ class Saves:
         """what several processes do for one checkpoint"""
         self.waits_for_batch = False
         """a checkpoint is made when the batch is over"""
-        run.files.notify_of_save = self._hear
+        run.files.checkpoints.notify = self._hear
 
     def ask(self) -> Path | None:
         """Write a checkpoint now; several processes, of which perhaps only this one asks, write it when they next agree on anything."""
@@ -103,14 +103,14 @@ class Saves:
     def end(self) -> Path | None:
         """Tell of the saves that ended, and return where the last of them is; stop the run when too many failed."""
         run, path = self._run, None
-        for outcome in run.files.end_saves():
+        for outcome in run.files.checkpoints.end():
             path = outcome.path
             if path is None:
                 run.keeping.forget(outcome.step)
             else:
                 run.interruption.count_save(outcome.seconds)
                 run.tell("on_checkpoint", path)
-        if run.files.has_given_up and run.stop_requested is None:
+        if run.files.checkpoints.has_given_up and run.stop_requested is None:
             run.request_stop(StopReason.NOT_SAVED)
         return path
 
@@ -122,10 +122,10 @@ class Saves:
         It is looked at twice because what ends may change it: a save of this very step that failed, or a callback that is told of one
         and saves. In the background training waits for nothing that would not be followed by a save.
         """
-        files, progress = self._run.files, self._run.progress
+        files, progress = self._run.files.checkpoints, self._run.progress
         if in_background and not files.can_save(progress, is_resumable=is_resumable):
             return False
-        files.wait_for_save(is_a_stall=in_background)
+        files.wait(is_a_stall=in_background)
         self.end()
         return files.can_save(progress, is_resumable=is_resumable)
 
@@ -136,7 +136,7 @@ class Saves:
         with averaging.raw(), run.windows.evaluating():
             check_finite_weights(run.model.named_parameters(), step=step)
             check_finite_weights(averaging.named_parameters(), step=step, what="averaged weight")
-            run.files.save(
+            run.files.checkpoints.save(
                 run.model,
                 run.progress,
                 keep=run.keeping.kept_steps,

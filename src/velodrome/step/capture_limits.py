@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
 
-__all__ = ["layout_of", "reason_against"]
+__all__ = ["layout_of", "reason_against", "reason_against_modules"]
 
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -58,10 +58,11 @@ def reason_against(modules: Sequence[nn.Module], updates: Updates, precision: Pr
         return f"{name}.step is not torch's own: another library has replaced it"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return f"{name} has hooks, whose Python would not run in a replay"
-    return _reason_against_modules(modules, precision) or _reason_against_parameters(updates.parameters, device)
+    return reason_against_modules(modules, precision) or _reason_against_parameters(updates.parameters, device)
 
 
-def _reason_against_modules(modules: Sequence[nn.Module], precision: Precision) -> str:
+def reason_against_modules(modules: Sequence[nn.Module], precision: Precision) -> str:
+    """Return which hooks are against it; those of the precision are plain arithmetic."""
     if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
         return "hooks are registered for all modules, whose Python would not run in a replay"
     for root in modules:

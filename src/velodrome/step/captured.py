@@ -22,7 +22,6 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, "Whole-network cap
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +29,12 @@ from torch import Tensor, nn
 
 from velodrome.step.bare import BareStep
 from velodrome.step.capture_limits import layout_of, reason_against
+from velodrome.step.captured_evaluation import CapturedEvaluation
 from velodrome.step.compiled import NotCompiled
 from velodrome.step.device_rates import DeviceRates, RatedStep
 from velodrome.step.eager import EagerEngine, Outcome
+from velodrome.step.recording import CannotRecord, Recording, Results, make_recording
 from velodrome.step.rehearsal import Kept, PythonSide, difference, named_state
-from velodrome.step.ring import Ring
 from velodrome.step.static_batch import StaticBatch, flatten
 from velodrome.step.updates import Updates
 
@@ -56,66 +56,6 @@ NUM_COMPARED = 3
 _MAX_RECORDINGS = 4  # shapes of batches
 _MAX_CHANGES = 3  # of the optimizer's options, or of its state, before recording is given up
 _TIMES_IN_A_ROW = 3  # that another shape of batch comes before it is worth a recording of its own
-_LOSS_SLOTS = 1024  # twice what the guard holds before it sums up
-_HELD_NUMBERS = 1 << 18  # outputs that the metrics hold at most, see metrics/metric_set.py
-_HELD_BATCHES = 64
-
-
-class CannotRecord(Exception):
-    """Steps of this model cannot be recorded; says why."""
-
-
-@dataclass(kw_only=True)
-class _Results:
-    """What one step gave, as tensors that a recording writes anew each time."""
-
-    loss: Tensor
-    items: Tensor | float | None
-    output: Any
-    target: Any
-    norms: dict[str, Tensor]
-
-
-@dataclass(kw_only=True)
-class _Recording:
-    """A recorded step for batches of one shape."""
-
-    static: StaticBatch
-    loss: Ring
-    items: Ring | None = None
-    num_items: float | None = None
-    """what the loss is a mean over, where that is a number"""
-    output: Ring | None = None
-    target: Ring | None = None
-    target_place: int | None = None
-    """which of the batch's tensors the target is"""
-    norms: dict[str, Ring] = field(default_factory=dict)
-    replay: Callable[[], None] = lambda: None
-    outcome_loss: Tensor | None = None
-
-    @property
-    def rings(self) -> list[Ring]:
-        """All of them."""
-        found = [self.loss, self.items, self.output, self.target, *self.norms.values()]
-        return [ring for ring in found if ring is not None]
-
-    def write(self, results: _Results) -> None:
-        """Keep what a step gave: recorded with it."""
-        self.loss.write(results.loss)
-        for ring, value in ((self.items, results.items), (self.output, results.output), (self.target, results.target)):
-            if ring is not None and isinstance(value, Tensor):
-                ring.write(value)
-        for name, ring in self.norms.items():
-            ring.write(results.norms[name])
-
-    def outcome(self, tensors: list[Tensor]) -> Outcome:
-        """Return what the next replay will have filled in."""
-        loss = self.outcome_loss = self.loss.peek()
-        target = self.target.peek() if self.target is not None else None
-        if self.target_place is not None:
-            target = tensors[self.target_place]
-        output = None if self.output is None else self.output.peek()
-        return Outcome(loss, output, target, self.num_items if self.items is None else self.items.peek())
 
 
 class CapturedEngine(EagerEngine):
@@ -168,9 +108,12 @@ class CapturedEngine(EagerEngine):
         self._modules = [engine.model, *([function] if isinstance(function, nn.Module) else [])]
         self._rates = DeviceRates(updates.optimizer, device)
         self._rated: RatedStep | None = None
+        self._evaluation = CapturedEvaluation(
+            engine, self._modules, precision, recorder, device=device, say=say, keeps_outputs=keeps_outputs
+        )
         self._is_driven = False
         self._must_look = True
-        self._recordings: list[_Recording] = []
+        self._recordings: list[Recording] = []
         self._layout: Any = None
         self._options: list[dict[str, Any]] = []
         self._state: Any = None
@@ -178,8 +121,8 @@ class CapturedEngine(EagerEngine):
         self._in_a_row = 0
         self._other: StaticBatch | None = None
         self._tensors: list[Tensor] = []
-        self._staged: _Recording | None = None
-        self._made: _Recording | None = None
+        self._staged: Recording | None = None
+        self._made: Recording | None = None
         self._eager: Outcome | None = None
         self._has_said = False
 
@@ -202,8 +145,10 @@ class CapturedEngine(EagerEngine):
 
     def forward(self, batch: Any) -> Outcome:
         """Return the outcome of a batch; in a driven loop over training batches the numbers are there after `step`."""
-        if not self._is_driven or not torch.is_grad_enabled():
+        if not self._is_driven:
             return self._engine.forward(batch)
+        if not torch.is_grad_enabled():
+            return self._evaluation.forward(batch)
         recording = self._find(batch)
         if recording is None:
             self._eager = outcome = self._engine.forward(batch)
@@ -244,6 +189,7 @@ class CapturedEngine(EagerEngine):
     def look_again(self) -> None:
         """A loop begins: whatever was done in between, compare everything before the next step."""
         self._must_look = True
+        self._evaluation.look_again()
 
     # -- a step -----------------------------------------------------------------------------------------------------
 
@@ -251,7 +197,7 @@ class CapturedEngine(EagerEngine):
     def _is_warming_up(self) -> bool:
         return self._steps_done() < NUM_WARM_UPS
 
-    def _find(self, batch: Any) -> _Recording | None:
+    def _find(self, batch: Any) -> Recording | None:
         """Return the recording of steps with such a batch, with the batch copied in; None where the step is to be eager."""
         if self._must_look or self._is_watched:
             self._must_look = False
@@ -308,8 +254,7 @@ class CapturedEngine(EagerEngine):
             Updates.update(self._updates)
             return
         self._updates.count_update({name: ring.peek() for name, ring in recording.norms.items()})
-        for ring in recording.rings:
-            ring.advance()
+        recording.advance()
 
     def _make_step(self, optimizer: torch.optim.Optimizer) -> RatedStep:
         """Return what updates eagerly, with the arithmetic of a replay."""
@@ -372,7 +317,7 @@ class CapturedEngine(EagerEngine):
 
     # -- recording --------------------------------------------------------------------------------------------------
 
-    def _record(self, batch: Any, tensors: list[Tensor], nesting: Hashable) -> _Recording | None:
+    def _record(self, batch: Any, tensors: list[Tensor], nesting: Hashable) -> Recording | None:
         self._layout = layout_of(self._changed_by_a_step().values(), self._modules)
         self._read_options()
         try:
@@ -394,7 +339,7 @@ class CapturedEngine(EagerEngine):
             )
         return recording
 
-    def _try_steps(self, static: StaticBatch) -> tuple[_Recording, float]:
+    def _try_steps(self, static: StaticBatch) -> tuple[Recording, float]:
         """Record a step and compare replays of it with the eager engine; nothing of that counts.
 
         Raises:
@@ -415,7 +360,7 @@ class CapturedEngine(EagerEngine):
                 self._recorder.on_side(work)
             trusted = {**kept.read(), "loss": recording.loss.written(NUM_COMPARED).clone()}
             kept.put_back()
-            self._rewind(recording)
+            recording.rewind()
             recording.replay = self._record_work(work)
             for _ in range(NUM_COMPARED):
                 recording.replay()
@@ -423,16 +368,16 @@ class CapturedEngine(EagerEngine):
         finally:
             kept.put_back()
             python.put_back()
-        self._rewind(recording)
+        recording.rewind()
         start = {**kept.copies, "loss": torch.zeros_like(trusted["loss"])}
         differs, largest = difference(found, trusted, start)
         if differs:
             raise CannotRecord(f"{NUM_COMPARED} steps made both ways do not agree: {differs}")
         return recording, largest
 
-    def _try_one(self, static: StaticBatch, python: PythonSide) -> _Recording:
+    def _try_one(self, static: StaticBatch, python: PythonSide) -> Recording:
         """Make one step and watch it; return a recording with room for its results, that has no replay yet."""
-        found: list[_Results] = []
+        found: list[Results] = []
         self._rates.refresh()
         with self._recorder.noting_waits() as waits:
             self._recorder.on_side(lambda: found.append(self._step(static.batch)))
@@ -441,28 +386,9 @@ class CapturedEngine(EagerEngine):
             raise CannotRecord(f"a step waits for the device ({waits[0]})")
         if changed:
             raise CannotRecord(changed)
-        results = found[0]
-        recording = _Recording(static=static, loss=Ring(results.loss, _LOSS_SLOTS))
-        recording.norms = {name: Ring(norm, _LOSS_SLOTS) for name, norm in results.norms.items()}
-        if isinstance(results.items, Tensor):
-            recording.items = Ring(results.items, _LOSS_SLOTS)
-        else:
-            recording.num_items = results.items
-        if self._keeps_outputs and results.output is not None:
-            if not isinstance(results.output, Tensor):
-                raise CannotRecord(f"the metrics want the model's output, which is a {type(results.output).__name__}")
-            slots = max(1, min(_HELD_BATCHES, _HELD_NUMBERS // max(1, results.output.numel()) + 2))
-            recording.output = Ring(results.output, slots)
-            places = [place for place, own in enumerate(static.tensors) if own is results.target]
-            if places:
-                recording.target_place = places[0]
-            elif isinstance(results.target, Tensor):
-                recording.target = Ring(results.target, slots)
-            elif results.target is not None:
-                raise CannotRecord(f"the metrics want the target, which is a {type(results.target).__name__}")
-        return recording
+        return make_recording(static, found[0], keeps_outputs=self._keeps_outputs)
 
-    def _step(self, batch: Any) -> _Results:
+    def _step(self, batch: Any) -> Results:
         """Make a whole step on the device."""
         has_cache = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(
@@ -475,7 +401,7 @@ class CapturedEngine(EagerEngine):
         finally:
             torch.set_autocast_cache_enabled(has_cache)
         output = outcome.output.detach() if isinstance(outcome.output, Tensor) else outcome.output
-        return _Results(loss=loss, items=outcome.items, output=output, target=outcome.target, norms=norms)
+        return Results(loss=loss, items=outcome.items, output=output, target=outcome.target, norms=norms)
 
     def _record_work(self, work: Callable[[], None]) -> Callable[[], None]:
         rated = self._rated
@@ -486,10 +412,6 @@ class CapturedEngine(EagerEngine):
             return self._recorder.record(work)
         finally:
             rated.is_recorded = False
-
-    def _rewind(self, recording: _Recording) -> None:
-        for ring in recording.rings:
-            ring.rewind()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -511,6 +433,7 @@ class CapturedEngine(EagerEngine):
             updates.__dict__.pop(name, None)
         updates.make_step = BareStep
         self._recordings.clear()
+        self._evaluation.forget()
         self._staged = self._made = self._eager = None
         self._layout = None
 

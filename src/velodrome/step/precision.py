@@ -44,6 +44,8 @@ class Precision:
     """whether gradients and updates need no context of their own"""
     needs_scaler = False
     """whether gradients may underflow, so that the loss must be scaled"""
+    note = ""
+    """what people should know about it on this machine"""
 
     def around(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return the context in which batches go through the model."""
@@ -121,6 +123,7 @@ class Autocast(Precision):
         self._device_type = device.type
         self._map_tensors = map_tensors
         self._hooked: set[int] = set()
+        self.note = _why_slow(name) if device.type == "cpu" else ""
 
     @contextmanager
     def _around(self, model: nn.Module) -> Iterator[None]:
@@ -236,6 +239,20 @@ def make_scaler(precision: Precision, device: torch.device, arguments: Mapping[s
         return torch.amp.GradScaler(device.type, enabled=precision.needs_scaler, **arguments)
     except (TypeError, AssertionError, ValueError) as error:
         raise ArgumentError(f"torch.amp.GradScaler refused scaler_args: {error}") from error
+
+
+def _why_slow(name: str) -> str:
+    """Say where a CPU has no instructions for these numbers: then they cost more than they save."""
+    has: Mapping[str, Any] = torch.cpu.get_capabilities()
+    if has.get("architecture") != "x86_64":
+        return ""
+    wanted = ("amx_bf16", "avx512_bf16") if name == "bf16" else ("amx_fp16", "avx512_fp16")
+    if any(has.get(each) for each in wanted):
+        return ""
+    return (
+        f'precision="{name}" will not pay here: this CPU has neither {" nor ".join(wanted)}, so that each number is widened to be '
+        f'computed with. "fp32" is faster.'
+    )
 
 
 def _roots(model: nn.Module) -> list[nn.Module]:

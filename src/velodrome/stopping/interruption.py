@@ -193,11 +193,11 @@ class Interruption:
         )
         if files.path is None:
             return f"{where}. Nothing was saved: the trainer has no run_dir."
-        if files.saved_step < 0:
+        if files.checkpoints.saved_step < 0:
             return f"{where}. There is no checkpoint in {files.path} yet."
-        if files.saved_step != step:
-            return f"{where}; the newest checkpoint in {files.path} is of step {files.saved_step:,}."
-        if not files.saved_is_resumable:
+        if files.checkpoints.saved_step != step:
+            return f"{where}; the newest checkpoint in {files.path} is of step {files.checkpoints.saved_step:,}."
+        if not files.checkpoints.is_resumable:
             return f"{where}; its weights are saved in {files.path}, and no run can go on from them."
         return f"{where}; saved in {files.path}."
 

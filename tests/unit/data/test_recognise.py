@@ -4,6 +4,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
 import velodrome
+from velodrome import DataLoader as VelodromeLoader
+from velodrome import transforms
 from velodrome.data.adopt import adopt
 from velodrome.data.recognise import recognise
 from velodrome.errors import FetchError
@@ -62,12 +64,14 @@ def test_qmnist_whose_targets_have_eight_columns_is_read_by_sample(mnist):
 
 def test_random_transform_stays_by_sample_and_the_line_names_it(mnist, torchvision):
     t = torchvision.transforms
-    dataset = mnist(t.Compose([t.RandomHorizontalFlip(), t.ToTensor()]))
+    dataset = mnist(t.Compose([t.ColorJitter(0.5), t.ToTensor()]))
     line = adopt(DataLoader(dataset, 4))[1]
-    assert (
-        "sample by sample (MNIST with Compose( RandomHorizontalFlip(p=0.5) ToTensor() ), which is random or unknown)"
-        in line
-    )
+    assert "sample by sample (MNIST with Compose( ColorJitter(" in line
+    assert "which is random or unknown; velodrome.transforms changes whole batches, much faster)" in line
+    assert_epochs_differ(dataset)
+
+
+def assert_epochs_differ(dataset):
     loader = adopt(DataLoader(dataset, 4))[0]
     epochs = []
     for epoch in (0, 0, 1):
@@ -75,6 +79,120 @@ def test_random_transform_stays_by_sample_and_the_line_names_it(mnist, torchvisi
         epochs.append(torch.cat([batch[0] for batch in loader]))
     assert torch.equal(epochs[0], epochs[1])
     assert not torch.equal(epochs[0], epochs[2])
+
+
+@pytest.fixture
+def cifar(torchvision, tmp_path):
+    """CIFAR-10 in its own files, of ten random images in each."""
+    import hashlib
+    import pickle
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = numpy.random.default_rng(0)
+    kind = torchvision.datasets.CIFAR10
+    files = {}
+    for name in ["data_batch_1", "test_batch"]:
+        pixels = generator.integers(0, 256, (10, 3072), dtype=numpy.uint8)
+        files[name] = pickle.dumps({"data": pixels, "labels": generator.integers(0, 10, 10).tolist()})
+    files["batches.meta"] = pickle.dumps({"label_names": [str(n) for n in range(10)]})
+    sums = {}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        sums[name] = hashlib.md5(content).hexdigest()
+
+    def make(transform, monkeypatch):
+        monkeypatch.setattr(kind, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+        monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
+        monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["batches.meta"]})
+        return kind(tmp_path, train=True, download=False, transform=transform)
+
+    return make
+
+
+def test_cifar_with_fixed_transforms_is_bit_equal(cifar, torchvision, monkeypatch):
+    t = torchvision.transforms
+    dataset = cifar(t.Compose([t.ToTensor(), t.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]), monkeypatch)
+    assert "in memory (CIFAR10, 10 items checked against the dataset)" in assert_same_batches(dataset)
+
+
+def test_random_crops_and_flips_are_made_by_batch_with_every_outcome_of_the_datasets_own(
+    cifar, torchvision, monkeypatch
+):
+    t = torchvision.transforms
+    crop, flip, rest = t.RandomCrop(32, padding=2), t.RandomHorizontalFlip(), [t.ToTensor(), t.Normalize(0.5, 0.25)]
+    dataset = cifar(t.Compose([crop, flip, *rest]), monkeypatch)
+    line = adopt(DataLoader(dataset, 4, shuffle=True))[1]
+    assert (
+        "in memory (CIFAR10, 8 items checked against the dataset, RandomCrop and RandomHorizontalFlip by batch)" in line
+    )
+    assert_epochs_differ(dataset)
+    # Image 3 of 400 epochs: the 50 outcomes that torchvision's own can have, each about 8 times (5 * 5 places, flipped or not).
+    padded = torch.nn.functional.pad(t.ToTensor()(dataset.data[3]), (2, 2, 2, 2))
+    normal = rest[1]
+    outcomes = [normal(padded[:, y : y + 32, x : x + 32]) for y in range(5) for x in range(5)]
+    outcomes = torch.stack([*outcomes, *[image.flip(-1) for image in outcomes]]).flatten(1)
+    counts = torch.zeros(50)
+    in_order = adopt(DataLoader(dataset, 10))[0]
+    for epoch in range(400):
+        in_order.set_epoch(epoch)
+        (image,) = [batch[0][3] for batch in in_order]
+        (place,) = (outcomes == image.flatten()).all(1).nonzero().flatten().tolist()
+        counts[place] += 1
+    assert counts.sum() == 400
+    assert ((counts - 8) ** 2 / 8).sum() < 49 + 4 * (2 * 49) ** 0.5  # chi-squared of 49 degrees of freedom
+
+
+def test_recognising_random_transforms_draws_nothing(cifar, torchvision, monkeypatch):
+    t = torchvision.transforms
+    dataset = cifar(t.Compose([t.RandomCrop(32, padding=4), t.ToTensor()]), monkeypatch)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert "by batch" in recognise(dataset)[1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_transforms_that_would_be_another_thing_stay_by_sample(cifar, torchvision, monkeypatch):
+    t = torchvision.transforms
+    for step in (
+        t.RandomCrop(32, padding=4, padding_mode="reflect"),
+        t.RandomCrop(32, padding=(1, 2)),
+        t.RandomRotation(5),
+    ):
+        assert recognise(cifar(t.Compose([step, t.ToTensor()]), monkeypatch))[0] is None
+    assert recognise(cifar(t.Compose([t.RandomCrop(40), t.ToTensor()]), monkeypatch))[1].endswith(
+        "which does not fit its images)"
+    )
+
+    class Cropped(t.RandomCrop):
+        pass
+
+    assert recognise(cifar(t.Compose([Cropped(28), t.ToTensor()]), monkeypatch))[0] is None
+
+
+def test_a_dataset_that_changes_what_a_random_step_gives_is_seen(cifar, torchvision, monkeypatch):
+    t = torchvision.transforms
+    dataset = cifar(t.Compose([t.RandomHorizontalFlip(), t.ToTensor()]), monkeypatch)
+    monkeypatch.setattr(t.RandomHorizontalFlip, "forward", lambda self, image: image.rotate(90))
+    assert "is not what its tensors say" in recognise(dataset)[1]
+
+
+def test_images_too_large_as_floats_are_kept_as_bytes_and_are_bit_equal(mnist, torchvision, monkeypatch):
+    t = torchvision.transforms
+    dataset = mnist(t.Compose([t.ToTensor(), t.Normalize((0.1307,), (0.3081,))]))
+    monkeypatch.setattr("velodrome.data.recognise.available_bytes", lambda device: 10 * 28 * 28 * 4)
+    assert "10 items checked against the dataset, as bytes)" in assert_same_batches(dataset)
+    part = Subset(dataset, [3, 1])
+    assert "as bytes), subset" in assert_same_batches(part)
+
+
+def test_a_loaders_own_transform_comes_after_what_was_recognised(mnist, torchvision, monkeypatch):
+    monkeypatch.setattr("velodrome.data.recognise.available_bytes", lambda device: 10)
+    (batch,) = VelodromeLoader(mnist(), 10, transform=transforms.Normalize(0.5, 0.5))
+    (by_function,) = VelodromeLoader(mnist(), 10, transform=lambda images: (images - 0.5) / 0.5)
+    expected = torch.stack([image for image, _ in mnist()]).sub(0.5).div(0.5)
+    assert torch.equal(batch[0], expected)
+    assert torch.equal(by_function[0], expected)
 
 
 def test_v2_lambda_targets_no_transform_and_subclasses_stay_by_sample(mnist, torchvision):

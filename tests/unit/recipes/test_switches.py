@@ -56,6 +56,8 @@ def test_recipe_passes_on_what_it_switches_on_and_nothing_else(name):
     [
         ("train.precision=bf16", {"precision": "bf16"}),
         ("train.accumulate=4", {"accumulate": 4}),
+        ("train.engine=eager", {"engine": "eager"}),
+        ("train.channels_last=auto", {"channels_last": "auto"}),
         ("train.clip_norm=1", {"clip_norm": 1.0}),
         ("train.clip_value=0.5", {"clip_value": 0.5}),
         ("train.compile=true", {"compile": True}),

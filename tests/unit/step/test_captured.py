@@ -466,3 +466,60 @@ def test_graphs_of_eager_steps_are_let_go():
     assert len(kept) == 6
     assert [outcome.loss.grad_fn for outcome in kept] == [None] * 6
     assert [outcome.output.grad_fn for outcome in kept] == [None] * 6
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def evaluated(engine, *, model=None, **arguments):
+    """Two epochs with 10 evaluation batches of 9 and one of 5 each."""
+    trainer = make_trainer(engine, model=model, **arguments)
+    trainer.fit(make_data(), make_data(95), batch_size=BATCH, eval_batch_size=9, epochs=2)
+    return trainer
+
+
+@pytest.mark.parametrize("arguments", [{}, {"ema": 0.5}, {"precision": "bf16"}, {"metrics": []}])
+def test_evaluation_batches_are_replayed_too(arguments):
+    recorder = Replayer()
+    captured, eager = evaluated(recorder, **arguments), evaluated("eager", **arguments)
+    for one, other in zip(captured.result.history, eager.result.history, strict=True):
+        for value in ("val/loss", "val/accuracy"):
+            assert one.get(value, 0.0) == pytest.approx(other.get(value, 0.0), rel=1e-4), value
+    assert recorder.num_recorded == 2
+    # 7 steps and 3 for their comparison; the 10th evaluation batch is compared once, those of the second epoch are replayed.
+    assert recorder.num_replayed == 7 + 3 + 1 + 10
+
+
+class CountsInABuffer(Net):
+    """Evaluation changes what comes next; in place, so that it can be recorded, and the comparison must not be counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return super().forward(x) * (1 + 0.1 * self.seen)
+
+
+def test_what_evaluation_changes_in_place_goes_on():
+    recorder = Replayer()
+    captured, eager = evaluated(recorder, model=CountsInABuffer), evaluated("eager", model=CountsInABuffer)
+    assert recorder.num_recorded == 2
+    assert captured.model.seen == eager.model.seen == 12 + 22
+    assert captured.result.metrics["val/loss"] == pytest.approx(eager.result.metrics["val/loss"], rel=1e-4)
+
+
+class CountsInEvaluation(Counts):
+    def forward(self, x):
+        self.calls += not self.training
+        return Net.forward(self, x) * self.calls
+
+
+def test_evaluation_that_cannot_be_recorded_is_eager(tmp_path):
+    captured = evaluated(Replayer(), model=CountsInEvaluation, run_dir=tmp_path / "run", loggers=())
+    eager = evaluated("eager", model=CountsInEvaluation)
+    line = "engine: evaluation is eager instead of captured: a forward pass assigns CountsInEvaluation.calls"
+    assert line in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert captured.result.metrics["val/loss"] == pytest.approx(eager.result.metrics["val/loss"], rel=1e-4)
+    assert captured.model.calls == eager.model.calls == 22

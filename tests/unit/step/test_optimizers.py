@@ -79,6 +79,43 @@ def test_frozen_parameters_are_left_out_and_stay():
     assert torch.equal(model.bias, before)
 
 
+FUSED_BOUND = {"sgd": 0, "adam": 8, "adamw": 8, "adagrad": 8}  # units in the last place of a weight, in one update
+
+
+@pytest.mark.parametrize("name", FUSED_BOUND)
+def test_a_fused_update_is_the_plain_one_within_a_bound(name):
+    arguments = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    worst = 0.0
+    torch.manual_seed(0)
+    one, other = nn.Linear(40, 50, bias=False), nn.Linear(40, 50, bias=False)
+    fused = resolve_optimizer(name, one, lr=0.01, arguments=dict(arguments))
+    plain = resolve_optimizer(name, other, lr=0.01, arguments={**arguments, "fused": False, "foreach": False})
+    assert fused.param_groups[0]["fused"] is True
+    for _ in range(50):
+        with torch.no_grad():
+            other.weight.copy_(one.weight)
+            size = one.weight.abs()
+        one.weight.grad = torch.randn(50, 40)
+        other.weight.grad = one.weight.grad.clone()
+        fused.step()
+        plain.step()
+        size = torch.maximum(size, other.weight.detach().abs())
+        unit = torch.nextafter(size, torch.tensor(torch.inf)) - size
+        worst = max(worst, ((one.weight - other.weight).detach().abs() / unit).max().item())
+    assert worst <= FUSED_BOUND[name]
+
+
+def test_an_instance_is_left_as_it_is():
+    model = nn.Linear(4, 2)
+    assert not resolve_optimizer(torch.optim.Adam(model.parameters()), model).param_groups[0]["fused"]
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_parameters_that_no_fused_kernel_takes_get_the_plain_optimizer():
+    model = nn.Linear(4, 2).to(torch.complex64)
+    assert not resolve_optimizer("adam", model).param_groups[0].get("fused")
+
+
 def test_factory_over_another_model_is_refused():
     other = nn.Linear(4, 2)
     with pytest.raises(ArgumentError, match="none of them a trainable parameter of this Linear"):

@@ -245,3 +245,30 @@ def test_an_epoch_in_which_every_update_overflowed_is_told_to_everybody(capsys):
     vd.fit(tiny_mlp(), batches(64, 16), epochs=1, loss=Overflowing(at=range(100)), optimizer="sgd", lr=0.5, precision="fp16",
            device="cpu", progress=False)  # fmt: skip
     assert "all 4 updates of epoch 1 overflowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("has", "says"),
+    [
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "x86_64", "avx512_bf16": True}, False),
+        ({"architecture": "x86_64", "avx512_f": True}, True),
+        ({"architecture": "aarch64"}, False),  # not known, so nothing is said
+    ],
+)
+def test_a_cpu_without_instructions_for_bf16_is_told_so(monkeypatch, tmp_path, has, says):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    trainer = vd.Trainer(
+        tiny_mlp(),
+        "sgd",
+        lr=0.1,
+        loss="cross_entropy",
+        precision="bf16",
+        device="cpu",
+        progress=False,
+        run_dir=tmp_path / "run",
+        loggers=(),
+    )
+    trainer.fit(tiny_classification(num_samples=8), batch_size=4, epochs=1)
+    log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert ('precision="bf16" will not pay here: this CPU has neither amx_bf16 nor avx512_bf16' in log) is says

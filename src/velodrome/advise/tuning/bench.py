@@ -170,7 +170,7 @@ class Bench:
     def round(self, seconds: float) -> Round:
         """Train for about so long by the clock, and evaluate for at most about as long."""
         with _aside(self._setup):
-            workers = getattr(self.ready.train, "num_workers", 0)
+            workers = getattr(self.ready.train, "num_workers_in_use", 0)
             steps = max(_LEAST_STEPS, round(seconds / max(self._step_s, 1e-6)))
             turn_s = self._train(lead=2 + _PREFETCHED * workers, steps=steps)
             per_epoch = _steps_per_epoch(self.ready)
@@ -244,7 +244,7 @@ class Bench:
             total_steps=_total_steps(ready, per_epoch),
             num_train_samples=num_samples(ready.data.train),
             num_val_samples=None if ready.data.val is None else num_samples(ready.data.val),
-            num_workers=getattr(ready.train, "num_workers", 0),
+            num_workers=getattr(ready.train, "num_workers_in_use", 0),
             is_in_memory=columns is not None,
             is_indexed=columns is None and num_samples(ready.data.train) is not None,
             has_validation=ready.val is not None,

@@ -50,6 +50,9 @@ def check_can_be_ejected(recipe: Recipe) -> None:
         is_off = value is None or value == type(recipe.train).model_fields[name].default
         if not is_off and name not in _TRAIN | _CHANGES_NO_LOSS:
             raise refusal(f"train.{name}", value, _REASONS.get(f"train.{name}", ""))
+    if recipe.data.transforms:
+        reason = "A plain script has no batched transforms whose random numbers belong to the samples. Leave it out."
+        raise refusal("data.transforms", list(recipe.data.transforms), reason)
     for name in type(recipe.optimizer).model_fields:
         value = getattr(recipe.optimizer, name)
         if value is not None and name not in _OPTIMIZER:
