@@ -30,6 +30,7 @@ from velodrome.nonfinite.answers import check_policy
 from velodrome.optimization import Optimization
 from velodrome.out_of_memory import OnOutOfMemory
 from velodrome.record.progress import make_progress
+from velodrome.record.watch import make_watchers, parse_batches
 from velodrome.resume.finding import find_together
 from velodrome.run.files import RunFiles
 from velodrome.run.keeping import Keeping
@@ -124,6 +125,8 @@ class Trainer:
         on_oom: what to do when a batch does not fit into memory: "stop" with an error that says what to change, or "split": run it in halves,
             quarters, ... with unchanged gradients, and remember the size.
         log_every: how often the training loss is read and recorded; nothing else waits for the device within an epoch.
+        profile: True, a number of training batches or "FIRST:LAST": a trace of these by torch's profiler, in `run_dir`/profile.
+        find_syncs: the same: in these batches look which lines make the loop wait for the device, and say so.
         stop_after: a time, such as "50 minutes", after which `fit` has saved and ended, wherever it is; `resume` goes on from there.
     Raises:
         ArgumentError: an argument is wrong or unknown; nothing was written.
@@ -174,6 +177,8 @@ class Trainer:
         log_every: str | Duration = "50 steps",
         on_oom: str = "stop",
         stop_after: str | Duration | None = None,
+        profile: bool | int | str | None = None,
+        find_syncs: bool | int | str = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentError(
@@ -191,6 +196,10 @@ class Trainer:
                 f'log_every={str(log_every)!r} is in {interval.unit}. It must be in steps, such as "50 steps".'
             )
         stop_after_s = parse_stop_after(stop_after)
+        traced = parse_batches(profile, name="profile")
+        searched = parse_batches(find_syncs, name="find_syncs")
+        if traced is not None and run_dir is None:
+            raise ArgumentError("profile= writes a trace into the run's folder, and there is none. Give run_dir.")
         policy = checkpoint if isinstance(checkpoint, Checkpointing) else Checkpointing(every=checkpoint)
         keeping = Keeping(policy, [each for each in other_callbacks if isinstance(each, BestCheckpoint)])
         if seed is not None:
@@ -307,6 +316,13 @@ class Trainer:
             self.say(self._precision.note)
         if choice.is_news:
             (self._run.warn if choice.is_warning else self.say)(choice.line)
+        self._run.watchers = make_watchers(
+            profile=traced,
+            waits=searched if world.is_main else None,
+            run_dir=self._files.path,
+            device=self.device,
+            say=self.say,
+        )
         if average is not None:
             averaging = self._run.averaging = Averaging(self.model, average, self._run.progress)
             if average.steps_between is not None:  # with fp16, being told of each update waits for the device
@@ -548,6 +564,7 @@ class Trainer:
             best=run.keeping.best,
             run_dir=self._files.path,
             bill=run.clock.bill,
+            waits=tuple(run.watchers.sentences),
         )
 
     @property

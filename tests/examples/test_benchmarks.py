@@ -105,3 +105,12 @@ def test_recipes_below_their_target_are_said_to_be(tmp_path: Path) -> None:
     assert results["mean"] == sum(run["last"] for run in results["runs"]) / 2
     assert 2.4 < results["target"] < 2.5 < results["min"]  # the bigram model's loss
     assert not results["reached"]
+
+
+def test_step_switches_measures_steps_that_end_at_the_same_loss(tmp_path: Path) -> None:
+    record = run_benchmark("step_switches", tmp_path, "--rounds", "1", "--steps", "2")
+
+    for name, arms in record["results"].items():
+        assert {"loop", "fused", "bf16 autocast", "bf16 copies"} <= set(arms), name
+        losses = [row["loss"] for row in arms.values()]
+        assert max(losses) - min(losses) < 0.02, name

@@ -221,19 +221,32 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(216, SIZE), torch.nn.Dropout(0.2))
 
 
-def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopped(tmp_path: Path) -> None:
-    def run(folder: Path | None, steps: int, model: torch.nn.Module) -> None:
+class FailsAt(vd.Callback):
+    """Ends a run by an error after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, trainer: vd.Trainer) -> None:
+        if trainer.progress.steps_done == self.step:
+            raise RuntimeError("planted")
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopped(tmp_path: Path, step: int) -> None:
+    def run(folder: Path | None, model: torch.nn.Module, *callbacks: vd.Callback) -> None:
         data = vd.DataLoader((IMAGES, LABELS), 8, shuffle=True, transform=EVERY["all"])
         trainer = vd.Trainer(
             model, optimizer="sgd", lr=0.01, loss="cross_entropy", seed=0, progress=False, run_dir=folder, loggers=(),
-            resume="auto" if folder else "never", checkpoint="every 3 steps" if folder else None,
+            resume="auto" if folder else "never", checkpoint="every step" if folder else None, callbacks=callbacks,
         )  # fmt: skip
-        trainer.fit(data, steps=steps)
+        trainer.fit(data, steps=14)
 
     straight, cut, after = network(), network(), network()
-    run(None, 14, straight)
-    run(tmp_path / "run", 9, cut)
-    run(tmp_path / "run", 14, after)
+    run(None, straight)
+    with pytest.raises(RuntimeError, match="planted"):
+        run(tmp_path / "run", cut, FailsAt(step))
+    run(tmp_path / "run", after)
     for a, b in zip(straight.parameters(), after.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -41,7 +41,7 @@ SIGNATURES = {
     " gradient_checkpointing scheduler scheduler_args scheduler_every scheduler_monitor precision"
     " scaler_args accumulate clip_norm clip_value compile engine channels_last grad_norms ema device strategy seed deterministic run_dir resume"
     " accept_changes checkpoint on_nonfinite"
-    " callbacks loggers progress log_every on_oom stop_after",
+    " callbacks loggers progress log_every on_oom stop_after profile find_syncs",
     "Trainer.fit": "train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle",
     "Trainer.evaluate": "data batch_size",
     "Trainer.predict": "data batch_size",

@@ -26,6 +26,19 @@ StopAfter = Annotated[
         metavar="TIME",
     ),
 ]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Trace a few training batches with torch's profiler, into the run's profile/.")
+]
+ProfileSteps = Annotated[
+    str | None,
+    typer.Option("--profile-steps", help="Trace these batches instead: a number, or FIRST:LAST.", metavar="STEPS"),
+]
+FindSyncs = Annotated[
+    bool,
+    typer.Option(
+        "--find-syncs", help="Name the lines of your code that make the loop wait for the device, in a few batches."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, such as optimizer.lr=0.01.", metavar="KEY=VALUE"),

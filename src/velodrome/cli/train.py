@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, RecipeOption, StopAfter, Verbose
+from velodrome.cli.options import (
+    Device,
+    FindSyncs,
+    Json,
+    Overrides,
+    Processes,
+    Profile,
+    ProfileSteps,
+    Quiet,
+    RecipeOption,
+    StopAfter,
+    Verbose,
+)
 from velodrome.cli.processes import is_main, main_first, run_verb
 from velodrome.cli.run_names import choose_run_dir, find_run_dir, num_processes_of
 from velodrome.cli.saved import SavedWeights, find_saved_weights
@@ -48,6 +60,9 @@ def train(
         typer.Option("--weights", help="Start from these: a .safetensors file or a run.", metavar="FILE"),
     ] = None,
     stop_after: StopAfter = None,
+    profile: Profile = False,
+    profile_steps: ProfileSteps = None,
+    find_syncs: FindSyncs = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -86,8 +101,12 @@ def train(
             *(["--name", name] if name else []),
             *(["--device", device] if device else []),
             *(["--stop-after", stop_after] if stop_after else []),
+            *(["--profile-steps", profile_steps] if profile_steps else []),
         ]
-        switches = [flag for flag, on in (("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on]
+        watching = (("--profile", profile), ("--find-syncs", find_syncs))
+        switches = [
+            flag for flag, on in (*watching, ("--json", json), ("--quiet", quiet), ("--verbose", verbose)) if on
+        ]
         run_verb(["train", recipe, *(overrides or []), *options, *switches], processes=processes)
         return
     # One process writes; for the others only whether anything is written matters.
@@ -110,7 +129,9 @@ def train(
     del trial
     # In several processes all ask for the same, and rank 0 finds out whether there is a run.
     how = "never" if resume == "never" or (found is None and "RANK" not in os.environ) else "auto"
-    limits = {"stop_after": stop_after} if stop_after else {}
+    limits: dict[str, Any] = {"stop_after": stop_after} if stop_after else {}
+    limits |= {"profile": profile_steps or True} if profile or profile_steps else {}
+    limits |= {"find_syncs": True} if find_syncs else {}
     _run(ready, run_dir, recipe, screen, changed=bool(overrides), speaks=speaks, resume=how, **limits)
 
 
@@ -297,6 +318,9 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
         rows.append(("Best epoch", f"{result.best.get('epoch')}: {show_metrics(best)}".rstrip(": ")))
     if result.bill.batches:
         rows.append(("Time", result.bill.line().removeprefix("Time ")))
+    rows += [("Speed", line) for line in result.findings]
+    if (run_dir / "profile").is_dir():
+        rows.append(("Trace", str(run_dir / "profile")))
     rows.append(("Run directory", str(run_dir)))
     if weights.best is not None:
         rows.append(("Best weights", str(weights.best)))
@@ -321,6 +345,7 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
             "best": result.best,
             "problems": list(weights.problems),
             "bill": result.bill.to_dict(),
+            "findings": result.findings,
             "files": {key: str(path) for key, path in files.items()},
         },
     )

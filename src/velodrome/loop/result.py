@@ -28,6 +28,16 @@ class FitResult:
     bill: Any = field(default=None, repr=False)
     """Where the wall time went: a `velodrome.record.bill.Bill`, with `parts`, `share(part)`, `line()` and `table()`."""
 
+    waits: tuple[str, ...] = field(default=(), repr=False)
+    """The lines that `find_syncs` saw waiting for the device, in words."""
+
+    @property
+    def findings(self) -> list[str]:
+        """What stands out about the run's speed, in words: what takes the time, and what to try."""
+        from velodrome.report.findings import find
+
+        return [] if self.bill is None else find(self.bill, self.waits)
+
     @property
     def metrics(self) -> dict[str, Any]:
         """The last row of the history, or an empty one when no epoch has ended."""

@@ -17,7 +17,7 @@ from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
-from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches
+from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches, watched
 from velodrome.recipes.transforms import make_transform
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Ready:
         arguments = {**self.trainer_arguments, **changes}
         if run_dir is None:
             arguments |= {"checkpoint": None, "loggers": ()}
+            arguments.pop("profile", None)
         else:
             own.append(SaveRecipe(self))
         return Trainer(self.model, run_dir=run_dir, callbacks=[*own, *self.callbacks, *callbacks], **arguments)
@@ -286,6 +287,7 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         "loggers": loggers,
         "log_every": recipe.logging.every,
         "progress": recipe.logging.progress,
+        **watched(recipe),
         **training_switches(recipe),
     }
 

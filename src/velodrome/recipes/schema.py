@@ -198,6 +198,8 @@ class LoggingTable(Table):
     tensorboard: bool = True
     curves: bool = True
     progress: bool = True
+    profile: bool | PositiveInt | str | None = None  # batches to trace: true, a number, or "FIRST:LAST"
+    find_syncs: bool | PositiveInt | str | None = None  # the same, to find the lines that wait for the device
 
 
 class Recipe(Table):

@@ -48,6 +48,12 @@ def training_switches(recipe: Recipe) -> dict[str, Any]:  # Any: what a Trainer 
     return found
 
 
+def watched(recipe: Recipe) -> dict[str, Any]:
+    """Return the Trainer's arguments for batches that are looked at closely."""
+    names = ("profile", "find_syncs")
+    return {name: getattr(recipe.logging, name) for name in names if getattr(recipe.logging, name) is not None}
+
+
 def early_stopping(recipe: Recipe) -> list[Any]:  # Any: an EarlyStopping, imported only when it is asked for
     """Return the callback that `[early_stopping]` asks for, or none."""
     return [] if recipe.early_stopping is None else [make_early_stopping(recipe.early_stopping)]

@@ -27,7 +27,7 @@ class Bill:
     """Where the time of a run went, or of an epoch; `parts` sum to `wall_s`.
 
     Everything outside of the batches of training is timed each time. The time of those batches is known as a whole, and divided as it
-    was in some of them: all where a batch takes longer than 4 ms, at random one of up to 16 where they are shorter. In a loop of your
+    was in some of them: all where a batch takes longer than 10 ms, at random one of up to 64 where they are shorter. In a loop of your
     own "forward" is all of your code between two batches that is not one of the trainer's methods.
     """
 

@@ -36,9 +36,9 @@ _PAUSED = ""
 """part of a timed batch that was counted on its own: a row, a save, a callback"""
 _LEAST_SAMPLES = 8
 """timed batches from which the time of all those around them is divided"""
-_DEAREST_S = 4e-6
+_DEAREST_S = 1e-5
 """what timing a batch costs, generously: every batch is timed where that is at most a thousandth of it"""
-_RAREST = 32
+_RAREST = 64
 """one batch of so many is timed where batches are short"""
 
 Method = TypeVar("Method", bound="Callable[..., Any]")

@@ -36,7 +36,7 @@ MAX_LINE_BYTES = 1 << 24
 # What a run reads or writes below its own folder.
 RUN_ENTRIES = {
     "run.json", "recipe.toml", "preprocessing.json", "log.txt", "metrics.jsonl", "metrics.cut.jsonl", "metrics.csv", "events.jsonl",
-    "tb", "curves.png", "report.html", "checkpoints", "nonfinite", "lock.json",
+    "tb", "curves.png", "report.html", "checkpoints", "nonfinite", "profile", "lock.json",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import NumericsError
 from velodrome.loop.progress import StopReason
 from velodrome.nonfinite.checks import check_finite_weights
+from velodrome.report.findings import find
 from velodrome.run.phase import NO_PHASE
 from velodrome.run.rescue import save_aside
 
@@ -68,7 +69,8 @@ def _finish(run: Run, reason: StopReason) -> None:
             "The run ended before its weights were averaged once. Give a smaller start, or a longer run."
         )
     run.notices.of_whole_pace(run.consensus.pace)
-    run.files.record_bill(run.clock.end())
+    run.watchers.end()
+    run.files.record_bill(run.clock.end(), findings=find(run.clock.bill), waits=run.watchers.sentences)
     run.files.finish(reason, run.progress, run.keeping.best)
     for failure in _tell_each(run, "on_fit_end"):
         raise failure
@@ -79,6 +81,7 @@ def _fail(run: Run, error: BaseException) -> None:
     run.stop_reason = StopReason.INTERRUPTED if isinstance(error, KeyboardInterrupt) else StopReason.FAILED
     failures = _tell_each(run, "on_exception", error)
     save_aside(run, error)
+    run.watchers.end()
     run.files.record_bill(run.clock.end())
     run.files.fail(run.stop_reason, error, run.progress)
     failures += _tell_each(run, "on_fit_end")

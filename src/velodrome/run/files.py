@@ -170,16 +170,31 @@ class RunFiles:
         if row["kind"] == "epoch":
             self.history.append({key: value for key, value in row.items() if key != "kind"})
 
-    def record_bill(self, bill: Bill, *, epoch: int | None = None) -> None:
-        """Record where the time went, in `events.jsonl`: so far, at the end of an epoch; or of the whole run, which is said, too, if it was not short."""
+    def record_bill(
+        self, bill: Bill, *, epoch: int | None = None, findings: Sequence[str] = (), waits: Sequence[str] = ()
+    ) -> None:
+        """Record where the time went, in `events.jsonl`.
+
+        Args:
+            bill: so far, at the end of an epoch; or of the whole run, which is said, too, if it was not short.
+            epoch: or None for the whole run.
+            findings: what it means.
+            waits: the lines that were seen waiting, and said already.
+        """
         if not bill.batches:
             return
         if self._directory is not None and self._journal is not None and not self._is_discarded:
             self._directory.add_event(
-                {"event": "bill", **({} if epoch is None else {"epoch": epoch}), **bill.to_dict()}
+                {
+                    "event": "bill",
+                    **({} if epoch is None else {"epoch": epoch}),
+                    **bill.to_dict(),
+                    **({"findings": [*findings, *waits]} if epoch is None else {}),
+                }
             )
         if epoch is None and bill.wall_s >= _WORTH_SAYING_S:
-            self.say(bill.line())
+            for line in (bill.line(), *findings):
+                self.say(line)
 
     def finish(self, reason: StopReason, progress: Progress, best: Mapping[str, Any] | None) -> None:
         """Close the records with the reason of the end."""

@@ -30,6 +30,7 @@ from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.nonfinite.answers import make_answer
 from velodrome.record.clock import Clock, billed
 from velodrome.record.marks import make_marks
+from velodrome.record.watch import NOBODY
 from velodrome.resume.going_on import GoingOn
 from velodrome.resume.settings import settings_of
 from velodrome.run.averaged_statistics import average_epoch
@@ -153,6 +154,7 @@ class Run:
 
         self.progress = Progress()
         self.clock = Clock(make_marks(trainer.device))
+        self.watchers = NOBODY
         self.budget = Budget()
         self.started_at = 0.0
         """when the run would have begun, had it never been interrupted"""
@@ -341,7 +343,7 @@ class Run:
         points: list[tuple[object, str, str]] = [(self, name, part) for name, part in _POINTS_OF_RUN.items()]
         for updates in self.windows.by_name.values():
             points += [(updates, name, part) for name, part in _POINTS_OF_UPDATES.items()]
-        return self.clock.batches(batches, place, points)
+        return self.watchers.watch(self.clock.batches(batches, place, points), self.clock.spending)
 
     def check_lengths(self, source: Any, budget: Budget) -> None:
         """Refuse schedules and averages that a run of this length would not fit, without running it."""

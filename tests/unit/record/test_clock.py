@@ -110,8 +110,8 @@ def test_short_batches_are_timed_now_and_then_and_the_parts_are_the_whole(time):
         "data_wait": 0.4, "transfer": 0.1, "forward": 0.5, "backward": 0.3, "optimizer": 0.2
     }  # fmt: skip
     assert sum(bill.parts.values()) == pytest.approx(bill.wall_s)
-    # Nine marks a timed batch, and about 10,000 / 32 of these: 2,812.
-    assert len(readings) < 4000
+    # Nine marks a timed batch, and about 10,000 / 64 of these: 1,406.
+    assert len(readings) < 2000
 
 
 def test_what_happens_in_every_second_batch_is_not_missed_or_counted_twice(time):

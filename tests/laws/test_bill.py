@@ -1,0 +1,245 @@
+"""The bill: its parts sum to the wall time of the run, whatever goes on in it; what is slow is named."""
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from velodrome import Callback, Checkpointing, DataLoader, Trainer, fit
+from velodrome.errors import ArgumentError
+
+X, LABELS = torch.randn(240, 4), torch.randint(0, 3, (240,))
+NAP_S = 0.002
+
+
+class SlowScans(Dataset):
+    """Gives a sample after a while."""
+
+    def __init__(self, seconds=NAP_S):
+        self.seconds = seconds
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        return X[index], LABELS[index]
+
+
+class Uploads(Callback):
+    """Takes its time after every step."""
+
+    def on_step_end(self, trainer):
+        time.sleep(NAP_S)
+
+
+def train(data=(X, LABELS), val=None, *, epochs=2, batch_size=8, **arguments):
+    model = nn.Linear(4, 3)
+    arguments = {"loss": "cross_entropy", "metrics": ["accuracy"], "progress": False, "device": "cpu"} | arguments
+    if "step_fn" in arguments:
+        arguments |= {"loss": None, "metrics": []}
+    size = {} if isinstance(data, DataLoader) else {"batch_size": batch_size}
+    return fit(model, data, val, epochs=epochs, optimizer="sgd", lr=0.1, **size, **arguments)
+
+
+def check_sum(result):
+    bill = result.bill
+    assert sum(bill.parts.values()) == pytest.approx(bill.wall_s, rel=1e-6)
+    # The records' own clock, read when the last row was written: what comes after it is the last save and the end.
+    assert bill.wall_s >= result.metrics["seconds"] * 0.99
+    assert min(bill.parts.values()) >= 0
+    return bill
+
+
+def test_parts_sum_to_the_wall_time_that_a_stopwatch_shows():
+    began = time.perf_counter()
+    result = train(SlowScans(), (X, LABELS), callbacks=[Uploads()])
+    measured = time.perf_counter() - began
+    bill = check_sum(result)
+    # 96 samples at 2 ms and 12 steps at 2 ms are known; making the trainer is not the run's time.
+    assert bill.parts["data_wait"] >= 0.95 * 96 * NAP_S
+    assert bill.callbacks["Uploads"] >= 0.95 * 12 * NAP_S
+    assert 96 * NAP_S + 12 * NAP_S < bill.wall_s <= measured
+
+
+def test_parts_sum_with_saves_accumulation_evaluation_and_a_log_point_every_step(tmp_path):
+    result = train(
+        SlowScans(0.0005), (X, LABELS), accumulate=4, run_dir=tmp_path / "run", log_every="1 steps",
+        checkpoint=Checkpointing(every="every 2 steps"),
+    )  # fmt: skip
+    bill = check_sum(result)
+    assert bill.batches == 12
+    assert all(
+        bill.parts[part] > 0
+        for part in ("data_wait", "forward", "backward", "optimizer", "logging", "saving", "evaluation")
+    )
+
+
+def test_parts_sum_with_workers():
+    bill = check_sum(train(DataLoader(SlowScans(), batch_size=8, num_workers=2)))
+    assert bill.facts["workers"] == 2
+    assert bill.parts["data_wait"] > 0
+
+
+def test_in_a_loop_of_ones_own_the_users_code_is_forward():
+    model = nn.Linear(4, 3)
+    trainer = Trainer(model, "sgd", lr=0.1, progress=False, device="cpu")
+    for epoch in trainer.epochs(2):
+        for x, y in epoch.train((X, LABELS), batch_size=40):
+            time.sleep(NAP_S)
+            trainer.step(nn.functional.cross_entropy(model(x), y))
+        for _ in epoch.evaluate((X, LABELS), batch_size=40):
+            time.sleep(NAP_S)
+        time.sleep(5 * NAP_S)
+    bill = check_sum(trainer.result)
+    # 12 batches of training, 12 of evaluation, and twice something between the loops
+    assert bill.parts["forward"] >= 0.8 * 12 * NAP_S
+    assert bill.parts["evaluation"] >= 0.95 * 12 * NAP_S
+    assert bill.parts["other"] >= 0.95 * 10 * NAP_S
+
+
+def test_a_loop_that_is_left_and_an_evaluation_from_a_callback_are_counted_once():
+    class Evaluates(Callback):
+        def on_step_end(self, trainer):
+            if trainer.progress.steps_done == 2:
+                time.sleep(NAP_S)
+                trainer.evaluate((X, LABELS), batch_size=40)
+
+    trainer = Trainer(
+        nn.Linear(4, 3), "sgd", lr=0.1, loss="cross_entropy", callbacks=[Evaluates()], progress=False, device="cpu"
+    )
+    for epoch in trainer.epochs(2):
+        for batch in epoch.train((X, LABELS), batch_size=40):
+            trainer.step(trainer.forward(batch).loss)
+            if trainer.progress.steps_in_epoch == 3:
+                break
+    bill = check_sum(trainer.result)
+    assert bill.parts["evaluation"] > 0
+    assert bill.callbacks["Evaluates"] >= 0.95 * NAP_S
+    assert bill.batches == 6
+
+
+def test_several_runs_of_a_trainer_have_a_bill_each():
+    trainer = Trainer(nn.Linear(4, 3), "sgd", lr=0.1, loss="cross_entropy", progress=False, device="cpu")
+    first = trainer.fit((X, LABELS), batch_size=40, epochs=1).bill
+    second = trainer.fit((X, LABELS), batch_size=40, epochs=3).bill
+    assert (first.batches, second.batches) == (6, 12)
+
+
+def test_a_slow_dataset_is_named_and_more_workers_are_proposed():
+    (line, *_) = train(SlowScans()).findings
+    assert "of the time is waiting for data: SlowScans lets the loop wait" in line
+    assert "num_workers" in line or "one core" in line
+
+
+def test_a_slow_callback_is_named_by_its_class():
+    (line, *_) = train(callbacks=[Uploads()]).findings
+    assert "of the time is the callback Uploads" in line
+
+
+def test_negative_control_nothing_is_named_that_is_not_slow():
+    def step_fn(model, batch):
+        time.sleep(5 * NAP_S)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    text = " ".join(train(step_fn=step_fn, find_syncs=True).findings)
+    assert "data" not in text
+    assert "callback" not in text
+    assert "reads" not in text
+
+
+def test_an_item_in_the_users_code_is_named_with_line_source_and_cost():
+    def step_fn(model, batch):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        step_fn.shown = loss.item()
+        return loss
+
+    result = train(step_fn=step_fn, find_syncs=True)
+    (line,) = result.waits
+    assert result.findings[-1] == line
+    assert "test_bill.py:" in line
+    assert "reads a tensor's values: `step_fn.shown = loss.item()` (item, 1 times a batch, " in line
+    assert "On a CPU that costs next to nothing; on an accelerator each of these waits" in line
+
+
+@pytest.mark.parametrize(
+    ("read", "call"),
+    [
+        (lambda t: float(t.detach().sum()), "__float__"),
+        (lambda t: bool(t.sum() > 0), "__bool__"),
+        (lambda t: t.tolist(), "tolist"),
+        (lambda t: t.detach().numpy(), "numpy"),
+        (lambda t: t.detach().cpu(), "cpu"),
+        (lambda t: t[t > 0], "__getitem__"),
+        (lambda t: torch.nonzero(t), "nonzero"),
+        (lambda t: f"{t.detach().sum():.2f}", "__format__"),
+    ],
+)
+def test_every_way_to_read_is_found_in_a_callback_too(read, call):
+    class Reads(Callback):
+        def on_step_end(self, trainer):
+            read(trainer.model.weight)
+
+    (line,) = train(callbacks=[Reads()], find_syncs="2:4").findings[-1:]
+    assert f"({call}, 1 times a batch" in line
+
+
+def test_a_loop_that_reads_nothing_is_said_to_wait_nowhere(tmp_path):
+    result = train(find_syncs=3, run_dir=tmp_path / "run")
+    assert result.waits == ()
+    assert "No line waited for the device in 3 batches of training." in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_watching_and_timing_change_no_number():
+    def weights(**arguments):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        fit(model, (X, LABELS), batch_size=8, epochs=2, optimizer="sgd", lr=0.1, loss="cross_entropy", seed=1, progress=False, device="cpu", **arguments)  # fmt: skip
+        return model.weight
+
+    assert torch.equal(weights(), weights(find_syncs=True))
+
+
+def test_bill_and_findings_are_in_the_records(tmp_path):
+    result = train(SlowScans(), run_dir=tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [(event["event"], event.get("epoch")) for event in events] == [("bill", 1), ("bill", 2), ("bill", None)]
+    assert sum(events[-1]["parts_s"].values()) == pytest.approx(events[-1]["wall_s"])
+    assert events[-1]["parts_s"] == result.bill.parts
+    assert any("SlowScans" in line for line in events[-1]["findings"])
+
+
+def test_profile_writes_a_trace_of_the_batches_and_says_what_took_the_time(tmp_path):
+    train(run_dir=tmp_path / "run", profile="3:4", epochs=1)
+    trace = json.loads((tmp_path / "run" / "profile" / "batches-3-4.pt.trace.json").read_text())
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert any(name.startswith("aten::addmm") for name in names)
+    assert {name for name in names if name.startswith("ProfilerStep")}
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "Trace of 2 batches: profile/batches-3-4.pt.trace.json" in log
+    assert "operation, time on the CPU" in log
+
+
+def test_profile_of_batches_that_never_come_says_so(tmp_path):
+    train(run_dir=tmp_path / "run", profile="1000:1001", epochs=1)
+    assert "Nothing was traced: the run had fewer than 1000 batches." in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_profile_ends_with_a_run_that_is_shorter_than_asked(tmp_path):
+    train(run_dir=tmp_path / "run", profile="29:40", epochs=1)  # 240 / 8 = 30 batches
+    assert (tmp_path / "run" / "profile" / "batches-29-30.pt.trace.json").exists()
+
+
+@pytest.mark.parametrize("value", ["x", 0, "5:3", "0:3", -2, "a:b"])
+def test_batches_that_cannot_be_read_are_refused_before_anything_is_written(tmp_path, value):
+    with pytest.raises(ArgumentError, match='says not which batches. Give a number of batches, "FIRST:LAST"'):
+        train(run_dir=tmp_path / "run", profile=value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_profile_without_a_folder_is_refused():
+    with pytest.raises(ArgumentError, match="Give run_dir"):
+        train(profile=True)

@@ -1,0 +1,62 @@
+"""What a bill means in words."""
+
+import pytest
+
+from velodrome.record.bill import Bill
+from velodrome.report.findings import find
+
+
+def bill(*, wall_s=10.0, callbacks=None, batches=100, facts=None, **parts):
+    rest = wall_s - sum(parts.values())
+    facts = {"workers": 0, "in_memory": False, "cores": 4} | (facts or {})
+    return Bill(
+        wall_s=wall_s, parts={"forward": rest, **parts}, callbacks=callbacks or {}, batches=batches, dataset="Scans", facts=facts
+    )  # fmt: skip
+
+
+def test_waiting_for_data_names_the_dataset_the_time_and_what_to_try():
+    (line,) = find(bill(data_wait=6.2))
+    # 6.2 of 10 s; 6.2 s / 100 batches
+    assert line.startswith("62% of the time is waiting for data: Scans lets the loop wait 62 ms a batch. ")
+    assert line.endswith("try num_workers=4, or keep the samples in memory as tensors.")
+
+
+@pytest.mark.parametrize(
+    ("facts", "advice"),
+    [
+        ({"workers": 1}, "Try num_workers=2 instead of 1"),
+        ({"workers": 4}, "4 workers share 4 cores: do less for each sample"),
+        ({"cores": 1}, "There is one core only"),
+        ({"in_memory": True}, "in memory already: try larger batches"),
+    ],
+)
+def test_what_to_try_depends_on_how_the_data_are_read(facts, advice):
+    assert advice in find(bill(data_wait=6.2, facts=facts))[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("transfer", "30% of the time is moving batches of Scans to the device, 30 ms a batch. Try pin_memory=True"),
+        ("optimizer", "30% of the time is the optimizer. Try it by name"),
+        ("saving", "30% of the time is saving checkpoints. Try Checkpointing(background=True)"),
+        ("logging", "30% of the time is logging and metrics. Try a larger log_every"),
+    ],
+)
+def test_each_part_has_a_sentence(part, words):
+    assert find(bill(**{part: 3.0}))[0].startswith(words)
+    assert find(bill(**{part: 0.4})) == []
+
+
+def test_evaluation_has_a_sentence():
+    assert find(bill(evaluation=5.0))[0].startswith("50% of the time is evaluation. Try a larger eval_batch_size")
+
+
+def test_the_most_expensive_comes_first_and_lines_that_wait_last():
+    lines = find(bill(data_wait=2.5, callbacks={"Uploads": 4.0, "Quick": 0.1}, logging=0.0), ["a.py:3 waits."])
+    assert [line.split()[0] for line in lines] == ["40%", "25%", "a.py:3"]
+    assert "the callback Uploads, 4 s" in lines[0]
+
+
+def test_a_run_without_batches_says_nothing():
+    assert find(Bill(wall_s=0.0)) == []
