@@ -103,6 +103,13 @@ class Case:
         return trainer.fit((X, Y), VAL, batch_size=4, epochs=self.epochs)
 
 
+class Steps(Case):
+    """A budget of steps, whose last is in the middle of an epoch."""
+
+    def train(self, trainer: vd.Trainer) -> vd.FitResult:
+        return trainer.fit((X, Y), VAL, batch_size=4, steps=9)
+
+
 class TwoOptimizers(Case):
     """An explicit loop with two optimizers that take turns within a batch, and a window that is longer for one of them."""
 
@@ -144,6 +151,7 @@ CASES = [
     Case("bf16", {"precision": "bf16"}),
     Case("fp16", {"precision": "fp16", "scaler_args": {"init_scale": 2.0**40, "growth_interval": 3}}),
     TwoOptimizers("two optimizers"),
+    Steps("steps"),
 ]
 
 

@@ -230,6 +230,14 @@ class GoingOn:
         self._restore_random(saved)
         return iterator
 
+    def pass_over_data(self) -> None:
+        """Have the generators as they were when the run was interrupted, in a loop of which nothing is left to read."""
+        if self._is_random_pending:
+            saved, self._saved, self._is_random_pending = self._saved, None, False
+            assert saved is not None
+            self._run.position.loop_start = self._own(saved).get("loop_start")
+            self._restore_random(saved)
+
     # -- a checkpoint -----------------------------------------------------------------------------------------------
 
     def collect(self) -> SavedState:
