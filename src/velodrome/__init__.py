@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from velodrome import errors, transforms
+    from velodrome.advise.batch_size import BatchSizes, find_batch_size
+    from velodrome.advise.lr_finder import LRCurve, LRFinder, find_lr
     from velodrome.api import evaluate, fit, predict
     from velodrome.averages import EMA, SWA
     from velodrome.callbacks.base import Callback
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "BatchSizes": "velodrome.advise.batch_size",
     "EMA": "velodrome.averages",
     "SWA": "velodrome.averages",
     "BestCheckpoint": "velodrome.callbacks.best_checkpoint",
@@ -48,6 +51,7 @@ _HOMES = {
     "Trainer": "velodrome.trainer",
     "errors": "velodrome.errors",
     "evaluate": "velodrome.api",
+    "find_batch_size": "velodrome.advise.batch_size",
     "find_lr": "velodrome.advise.lr_finder",
     "fit": "velodrome.api",
     "load_model": "velodrome.recipes.loading",
@@ -60,6 +64,7 @@ _HOMES = {
 __all__ = [
     "EMA",
     "SWA",
+    "BatchSizes",
     "BestCheckpoint",
     "Callback",
     "Checkpointing",
@@ -73,6 +78,7 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate",
+    "find_batch_size",
     "find_lr",
     "fit",
     "load_model",

@@ -99,3 +99,36 @@ def test_ctrl_c_shows_what_is_known_and_writes_nothing(project):
     assert process.returncode == 130, err
     assert "interrupted" in out
     assert [path.name for path in project.iterdir() if path.suffix == ".toml"] == ["mine.toml"]
+
+
+def test_lr_suggests_and_writes_a_table(project, velodrome):
+    answer = velodrome("tune", "mine.toml", "--lr", "--out", "lr.csv", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["recipe_lr"] == 0.01
+    assert len(answer.json["rates"]) == len(answer.json["losses"])
+    assert (project / "lr.csv").read_text().startswith("lr,loss,smoothed_loss\n")
+    again = velodrome("tune", "mine.toml", "--lr", "--out", "lr.csv")
+    assert again.code == 3
+    assert "--overwrite" in again.err
+    wrong = velodrome("tune", "mine.toml", "--lr", "--out", "lr.toml")
+    assert wrong.code == 2
+    assert ".csv" in wrong.err
+
+
+def test_lr_says_what_to_try(project, velodrome):
+    answer = velodrome("tune", "mine.toml", "--lr")
+    assert answer.code == 0, answer.err
+    assert "The recipe has lr 0.01." in answer.out
+    assert "falls fastest" in answer.out or "never fell" in answer.out
+    assert [path.name for path in project.iterdir() if path.suffix != ".py" and path.name != "__pycache__"] == [
+        "mine.toml"
+    ]
+
+
+def test_largest_batch_is_that_of_the_data_here(project, velodrome):
+    answer = velodrome("tune", "mine.toml", "--largest-batch", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["largest"] == 64  # 100 samples
+    assert answer.json["recipe_batch_size"] == 32
+    assert answer.json["fastest"] in [each["batch_size"] for each in answer.json["measured"]]
+    assert velodrome("tune", "mine.toml", "--largest-batch", "--lr").code == 2

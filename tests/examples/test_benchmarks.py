@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -105,6 +107,21 @@ def test_recipes_below_their_target_are_said_to_be(tmp_path: Path) -> None:
     assert results["mean"] == sum(run["last"] for run in results["runs"]) / 2
     assert 2.4 < results["target"] < 2.5 < results["min"]  # the bigram model's loss
     assert not results["reached"]
+
+
+@pytest.mark.slow
+def test_tuning_compares_what_tune_finds_with_what_is_set_by_hand(tmp_path: Path) -> None:
+    small = ["--set", "train.epochs=1", "data.source=embedded", "--seeds", "0", "--combinations", "1"]
+    command = ["mnist-mlp", "--minutes", "0.02", "--seconds", "0.05", "--rounds", "1", *small]
+    script = [sys.executable, str(ROOT / "benchmarks" / "tuning.py"), "--records", str(tmp_path), *command]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or "Not reached" in done.stderr, done.stderr  # no time is judged here
+
+    one = json.loads((tmp_path / "tuning.json").read_text(encoding="utf-8"))["results"]["mnist-mlp"]
+    assert one["tune"]["budget_s"] == 1.2
+    assert len(one["combinations"]) == 1
+    assert one["accuracy"]["key"] == "val/accuracy"
+    assert set(one["accepted"]) == {"speed", "time", "accuracy"}
 
 
 def test_step_switches_measures_steps_that_end_at_the_same_loss(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LRCurve", "LRFinder", "find_lr", "position_kept"]
 
-_LEFT_OUT = (
+LEFT_OUT = (
     "scheduler",
     "scheduler_args",
     "scheduler_every",
@@ -52,7 +52,7 @@ _LEFT_OUT = (
     "stop_after",
     "callbacks",
 )
-_WRITES = ("run_dir", "resume", "checkpoint", "loggers")
+WRITES = ("run_dir", "resume", "checkpoint", "loggers")
 _SKIPPED = 0.1  # of the sweep: the first losses say how the weights began, not what the learning rate does
 
 
@@ -342,12 +342,12 @@ def find_lr(
     """
     from velodrome.trainer import Trainer
 
-    for name in _WRITES:
+    for name in WRITES:
         if trainer_arguments.get(name) is not None:
             raise ArgumentError(
                 f"{name}={trainer_arguments[name]!r} was given, and a range test writes nothing. Leave it out."
             )
-    own = {name: value for name, value in trainer_arguments.items() if name not in (*_LEFT_OUT, "progress")}
+    own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
     finder = LRFinder(lowest=lowest, highest=highest, steps=steps)
     trains = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with position_kept(train), random_state_kept(resolve_device(own.get("device", "auto"))):

@@ -48,6 +48,12 @@ def tune(
     batch_size: Annotated[
         bool, typer.Option("--batch-size", help="Try larger batches too, which is another training.")
     ] = False,
+    lr: Annotated[
+        bool, typer.Option("--lr", help="Only look for a learning rate; --out takes a .csv file or a picture.")
+    ] = False,
+    largest_batch: Annotated[
+        bool, typer.Option("--largest-batch", help="Only look for the largest and the fastest batch size.")
+    ] = False,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -63,12 +69,21 @@ def tune(
     from velodrome.advise.tuning.search import Search
     from velodrome.advise.tuning.setup import Setup
     from velodrome.advise.tuning.writing import choose_path, write_tuned_recipe
+    from velodrome.cli.tune_one import find_largest_batch, find_learning_rate
     from velodrome.errors import ArgumentError
     from velodrome.recipes.read import load_recipe
 
     screen = Screen(as_json=json, quiet=quiet)
     changes = (*(overrides or []), *([f"train.device={device}"] if device else []))
     loaded = load_recipe(recipe, changes)
+    if lr and largest_batch:
+        raise ArgumentError("--lr and --largest-batch are two questions. Ask them one after the other.")
+    if lr:
+        find_learning_rate(loaded, screen, out, overwrite=overwrite)
+        return
+    if largest_batch:
+        find_largest_batch(loaded, screen)
+        return
     if not minutes > 0:
         raise ArgumentError(f"--minutes {minutes:g} leaves no time for a trial. Give a number above 0, such as 3.")
     path = choose_path(recipe, out, overwrite=overwrite)

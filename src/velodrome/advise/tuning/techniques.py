@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.advise.tuning.setup import Change
-from velodrome.recipes.schema import KNOWN_FIELDS
+from velodrome.recipes.schema import KNOWN_FIELDS, TrainTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +75,20 @@ def has_field(field: str) -> bool:
     return key in KNOWN_FIELDS[table]
 
 
+def accepts(field: str, value: Any) -> bool:  # Any: what TOML holds
+    """Return whether a field of [train] takes a value."""
+    from pydantic import TypeAdapter, ValidationError
+
+    kind: Any = TrainTable.model_fields[
+        field.removeprefix("train.")
+    ].annotation  # Any: a type, however it is put together
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
 def _only(field: str, *values: Any) -> tuple[Change, ...]:  # Any: what TOML holds
     return tuple(Change(fields={field: value}) for value in values)
 
@@ -89,7 +103,10 @@ def _workers(recipe: Recipe, facts: Facts) -> Technique:
         )
     now, most = facts.num_workers, min(facts.cores, _MOST_WORKERS)
     counts = sorted({0, 1, 2, most // 2, most} - {now})
-    return Technique(name=name, choices=_only(field, *[count for count in counts if count <= most]))
+    found: list[Any] = [count for count in counts if count <= most]
+    if accepts(field, "auto") and recipe.train.num_workers != "auto":
+        found.append("auto")
+    return Technique(name=name, choices=_only(field, *found))
 
 
 def _in_memory(recipe: Recipe, facts: Facts) -> Technique:
@@ -115,7 +132,7 @@ def _pinned_memory(recipe: Recipe, facts: Facts) -> Technique:
         return Technique(name=name, why_not="batches come from memory, and on the device where they fit")
     if not has_field(field):
         return Technique(name=name, why_not="recipes have no field for it: the loader decides")
-    return Technique(name=name, choices=_only(field, not getattr(recipe.train, "pin_memory", False)))
+    return Technique(name=name, choices=_only(field, getattr(recipe.train, "pin_memory", None) is not True))
 
 
 def _threads(recipe: Recipe, facts: Facts) -> Technique:
@@ -167,7 +184,7 @@ def _channels_last(recipe: Recipe, facts: Facts) -> Technique:
     if not has_field(field):
         return Technique(name=name, why_not="recipes of this version have no field for it")
     return Technique(
-        name=name, choices=_only(field, not getattr(recipe.train, "channels_last", False)), numerics="close"
+        name=name, choices=_only(field, getattr(recipe.train, "channels_last", None) is not True), numerics="close"
     )
 
 
@@ -191,6 +208,8 @@ def _precision(recipe: Recipe, facts: Facts) -> Technique:
 def _compile(recipe: Recipe, facts: Facts) -> Technique:
     if recipe.train.compile:
         return Technique(name="compile", choices=_only("train.compile", False), numerics="close")
+    if getattr(recipe.train, "engine", None) in ("compiled", "captured"):
+        return Technique(name="compile", why_not=f'the recipe says engine="{getattr(recipe.train, "engine", "")}"')
     # Compiled dropout draws other numbers: the loss is that of another draw.
     limit = 0.2 if facts.has_dropout else 1e-3
     numerics: Numerics = "changed" if facts.has_dropout else "close"
