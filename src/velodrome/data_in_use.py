@@ -89,6 +89,7 @@ class DataInUse:
         self._known: list[_Known] = []
         self._ring: PinnedRing | None = None
         self._num_uses = 0
+        self._were_read = False
         self._said: dict[str, str] = {}
         """the last line about each role"""
 
@@ -135,6 +136,7 @@ class DataInUse:
             source.loader.say = partial(self._say_about, role)
         elif self._size > 1:
             source.deal_out(rank=self._rank, size=self._size, seed=self._order_seed(role))
+        self._skip_what_was_drawn(source)
         if keep:
             self._keep(key, data, source, batch_size, shuffle)
         if is_prediction:
@@ -151,13 +153,25 @@ class DataInUse:
     def _say_about(self, role: str, line: str) -> None:
         self._say(f"{role}: {line}")
 
-    def go_on_with(self, seed: int | None) -> None:
-        """Take the seed of the run that goes on here, for data that are in use already too."""
+    def go_on_with(self, seed: int | None, *, were_read: bool) -> None:
+        """Take the seed of the run that goes on here, for data that are in use already too.
+
+        Args:
+            seed: of the order, if there is one.
+            were_read: the run has read its data before, in another process: what is drawn once was drawn there.
+        """
+        self._were_read = were_read
+        for known in self._known:
+            self._skip_what_was_drawn(known.source)
         if seed is None:
             return
         self._seed = self.order_seed = seed
         for known in self._known:
             known.source.use_seed(seed)
+
+    def _skip_what_was_drawn(self, source: BoundLoader | BatchIterable) -> None:
+        if self._were_read and isinstance(source, BoundLoader):
+            source.loader.skip_single_torch_draw()
 
     def _order_seed(self, role: str) -> int:
         if self._seed is not None:

@@ -228,3 +228,38 @@ def test_a_trainer_that_was_stopped_says_that_its_next_fit_begins_the_epoch_anew
     trainer.fit(train_loader(), epochs=1)
     assert "Epoch 1 was stopped in its middle, and this trainer begins it anew" in capsys.readouterr().err
     assert trainer.progress.steps_done == 5 + 8
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_that_persist_draw_their_seed_once_a_run_whatever_process_goes_on(
+    tmp_path: Path, persistent: bool
+) -> None:
+    """PyTorch's loader draws from the generator that a sampler and dropout draw from too: in each epoch, or in the first alone."""
+
+    def train(folder: Path, epochs: int) -> torch.Tensor:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 3))
+        sampler = torch.utils.data.WeightedRandomSampler([1.0] * len(X), len(X))
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(X, Y), 8, sampler=sampler, num_workers=1, persistent_workers=persistent,
+            multiprocessing_context="fork",
+        )  # fmt: skip
+        trainer = vd.Trainer(
+            model,
+            "sgd",
+            lr=0.1,
+            loss="cross_entropy",
+            seed=1,
+            run_dir=folder,
+            resume="auto",
+            progress=False,
+            device="cpu",
+            loggers=(),
+        )
+        trainer.fit(loader, loader, epochs=epochs)
+        return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    straight = train(tmp_path / "straight", 3)
+    for epochs in (1, 2, 3):
+        gone_on = train(tmp_path / "again", epochs)
+    assert torch.equal(gone_on, straight)

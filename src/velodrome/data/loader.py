@@ -276,6 +276,11 @@ class DataLoader:
         """
         self._torch_draws_left = 1 if once else math.inf
 
+    def skip_single_torch_draw(self) -> None:
+        """Leave out what is drawn once, for the first epoch: a run that goes on in another process drew it in the one before."""
+        if self._torch_draws_left == 1:
+            self._torch_draws_left = 0
+
     def set_epoch(self, epoch: int, *, seed: int | None = None) -> None:
         """Make the next `iter()` give the order of this epoch, counted from 0.
 

@@ -108,6 +108,7 @@ class Epoch:
             self.is_whole = start == total
             if not start:
                 return
+            host.pass_over_data()
         next_draw = 0.0
         batches_done, batches_skipped = start, 0
         with suppress(LeftAtOnce), host.training(source) as phase, training_mode(host.model):

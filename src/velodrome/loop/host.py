@@ -194,6 +194,10 @@ class LoopHost(Protocol):
         """Return the iterator over the batches that are left."""
         ...
 
+    def pass_over_data(self) -> None:
+        """The batches that are left are not read: the run had all of its steps when it was interrupted."""
+        ...
+
     def watched(self, batches: Iterable[Any], place: Callable[[Any], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
         """Return the batches as `place` makes them; some of them are timed."""
         ...

@@ -129,7 +129,7 @@ class GoingOn:
             return
         run.files.go_back(saved.state["journal_bytes"], step=step)
         self._share_history()
-        sources.go_on_with(saved.state["order_seed"])
+        sources.go_on_with(saved.state["order_seed"], were_read=run.progress.epochs_done > 0)
         run.files.say(f"Going on from the checkpoint of step {step:,}, epoch {run.progress.epoch}.")
 
     def begin(self) -> None:
@@ -229,6 +229,14 @@ class GoingOn:
         source.skip(iterator, self._batches_to_skip)
         self._restore_random(saved)
         return iterator
+
+    def pass_over_data(self) -> None:
+        """Have the generators as they were when the run was interrupted, in a loop of which nothing is left to read."""
+        if self._is_random_pending:
+            saved, self._saved, self._is_random_pending = self._saved, None, False
+            assert saved is not None
+            self._run.position.loop_start = self._own(saved).get("loop_start")
+            self._restore_random(saved)
 
     # -- a checkpoint -----------------------------------------------------------------------------------------------
 

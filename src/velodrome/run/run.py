@@ -338,6 +338,10 @@ class Run:
         """Return the iterator over the batches that are left."""
         return self.going_on.batches(source)
 
+    def pass_over_data(self) -> None:
+        """The batches that are left are not read: the run had all of its steps when it was interrupted."""
+        self.going_on.pass_over_data()
+
     def watched(self, batches: Iterable[Any], place: Callable[[Any], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
         """Return the batches as `place` makes them, with the time of some of them taken apart for the bill."""
         points: list[tuple[object, str, str]] = [(self, name, part) for name, part in _POINTS_OF_RUN.items()]
