@@ -110,7 +110,7 @@ def test_several_batches_changed_at_once_are_those_of_single_ones(monkeypatch: p
         {"batch_size": 6},
         {"data": TensorDataset(IMAGES, LABELS)},
     ],
-    ids=str,
+    ids=["one process", "workers", "sampler", "other batches", "tensors"],
 )
 def test_data_read_sample_by_sample_are_changed_as_data_in_memory(arguments: dict[str, Any]) -> None:
     found = epochs_of(EVERY["all"], **{"data": OneByOne(), **arguments})
