@@ -53,6 +53,7 @@ class CheckpointFiles:
         self._lines: deque[str] = deque()  # warnings that come from the background, too
         self._failures_in_a_row = 0
         self._has_said_it_waits = False
+        self._sweep: Callable[[], None] = lambda: None
         self.notify: Callable[[], None] = lambda: None
         """called in the background when there is something for `end`"""
 
@@ -64,6 +65,7 @@ class CheckpointFiles:
         self._journal = run_dir / "metrics.jsonl"
         store = CheckpointStore(run_dir / "checkpoints", run_id=run_id, warn=self._lines.append)
         store.sweep()
+        self._sweep = store.sweep
         self._saver = Saver(
             store, keep_last=self._policy.keep_last, notify=lambda: self.notify(), warn=self._lines.append
         )
@@ -197,10 +199,14 @@ class CheckpointFiles:
             self._warn(f"warning: The weights of step {progress.steps_done} are NOT on the disk; {last}.")
 
     def close(self) -> None:
-        """Bring a save that is under way to its end; nobody but the records is told of it any more."""
+        """Bring a save that is under way to its end; nobody but the records is told of it any more.
+
+        What could not be removed when it was replaced is tried once more: a run that is done makes no other save that would do it.
+        """
         if self._saver is not None:
             self._saver.close()
             self.end()
+            self._sweep()
 
     def _tell_lines(self) -> None:
         while self._lines:
