@@ -302,6 +302,8 @@ def _next_recipe(ready: Ready, recipe: str, run_dir: Path, *, changed: bool) -> 
 
 def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: Screen) -> None:
     """Say how it ended and where everything is."""
+    from velodrome.run.files import WORTH_SAYING_S
+
     assert result.run_dir is not None  # the verb always gives one
     run_dir = _shortened(result.run_dir)
     files: dict[str, Path] = {"run_dir": run_dir, "metrics": run_dir / "metrics.jsonl"}
@@ -316,9 +318,9 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
     if result.best is not None:
         best = {k: v for k, v in result.best.items() if k.startswith("val/")}
         rows.append(("Best epoch", f"{result.best.get('epoch')}: {show_metrics(best)}".rstrip(": ")))
-    if result.bill.batches:
+    if result.bill.batches and result.bill.wall_s < WORTH_SAYING_S:  # of longer runs it was said when they ended
         rows.append(("Time", result.bill.line().removeprefix("Time ")))
-    rows += [("Speed", line) for line in result.findings]
+        rows += [("Speed", line) for line in result.findings]
     if (run_dir / "profile").is_dir():
         rows.append(("Trace", str(run_dir / "profile")))
     rows.append(("Run directory", str(run_dir)))

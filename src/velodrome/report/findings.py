@@ -12,6 +12,7 @@ __all__ = ["find"]
 # Fractions of the wall time from which a part is worth a sentence.
 _DATA, _TRANSFER, _OPTIMIZER, _EVALUATION = 0.2, 0.15, 0.25, 0.4
 _CALLBACK, _LOGGING, _SAVING = 0.05, 0.1, 0.1
+_FUSE = "Try it by name, which makes it fused where torch can, or larger batches."
 
 
 class BillLike(Protocol):
@@ -66,10 +67,9 @@ def _of_the_batches(bill: BillLike) -> Iterator[tuple[float, str]]:
         )
     share = bill.share("optimizer")
     if share >= _OPTIMIZER:
-        yield (
-            share,
-            f"{share:.0%} of the time is the optimizer. Try it by name, which makes it fused where torch can, or larger batches.",
-        )
+        is_fused = bill.facts.get("fused_optimizer")
+        remedy = "It is fused already: try larger batches, which need fewer updates." if is_fused else _FUSE
+        yield share, f"{share:.0%} of the time is the optimizer. {remedy}"
 
 
 def _of_the_rest(bill: BillLike) -> Iterator[tuple[float, str]]:

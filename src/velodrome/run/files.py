@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from velodrome.record.progress import ProgressView
     from velodrome.record.sink import Sink
 
-__all__ = ["RunFiles"]
+__all__ = ["WORTH_SAYING_S", "RunFiles"]
 
 _LOGGERS = ("csv", "tensorboard", "curves")
-_WORTH_SAYING_S = 5.0
+WORTH_SAYING_S = 5.0
 """how long a run takes whose bill is said unasked"""
 
 
@@ -192,7 +192,7 @@ class RunFiles:
                     **({"findings": [*findings, *waits]} if epoch is None else {}),
                 }
             )
-        if epoch is None and bill.wall_s >= _WORTH_SAYING_S:
+        if epoch is None and bill.wall_s >= WORTH_SAYING_S:
             for line in (bill.line(), *findings):
                 self.say(line)
 

@@ -330,6 +330,8 @@ class Run:
             self.consensus.check_data(source)
         self.train_source = source
         self.clock.dataset, self.clock.facts = describe_origin(source)
+        groups = [group for updates in self.windows.by_name.values() for group in updates.optimizer.param_groups]
+        self.clock.facts["fused_optimizer"] = all(group.get("fused") for group in groups)
         self.schedule_lengths.begin(source)
         self.nonfinite.enter_loop()
         return self.going_on.enter_data(source, epoch)

@@ -48,6 +48,13 @@ def test_each_part_has_a_sentence(part, words):
     assert find(bill(**{part: 0.4})) == []
 
 
+def test_an_optimizer_that_is_fused_is_not_told_to_be():
+    (line,) = find(bill(optimizer=3.0, facts={"fused_optimizer": True}))
+    assert (
+        line == "30% of the time is the optimizer. It is fused already: try larger batches, which need fewer updates."
+    )
+
+
 def test_evaluation_has_a_sentence():
     assert find(bill(evaluation=5.0))[0].startswith("50% of the time is evaluation. Try a larger eval_batch_size")
 
