@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from velodrome import FitResult
+
 # Every one is read once, when its library starts: they have to be set before the process does.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -41,6 +43,16 @@ class Outcome:
     notes: dict[str, Any] = field(default_factory=dict)  # numbers of this benchmark alone
     rss_before_bytes: int = 0  # resident memory when the arm began: libraries and data
     peak_rss_bytes: int = 0  # the most that was resident by the end
+
+    @classmethod
+    def of_fit(cls, result: FitResult, model: nn.Module, *, seconds: float) -> Outcome:
+        """Return what a run of `velodrome.fit` did."""
+        return cls(
+            seconds=seconds,
+            losses=[row["val/loss"] for row in result.history],
+            accuracies=[row["val/accuracy"] for row in result.history],
+            weights=flat_weights(model),
+        )
 
 
 def add_child_options(parser: argparse.ArgumentParser, *, threads: int) -> None:

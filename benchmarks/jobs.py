@@ -223,9 +223,4 @@ def _fit(job: Job, model: nn.Module, train: Any, val: Any, **arguments: Any) -> 
         **arguments,
     )
     seconds = perf_counter() - start
-    return Outcome(
-        seconds=seconds,
-        losses=[row["val/loss"] for row in result.history],
-        accuracies=[row["val/accuracy"] for row in result.history],
-        weights=flat_weights(model),
-    )
+    return Outcome.of_fit(result, model, seconds=seconds)

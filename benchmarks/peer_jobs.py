@@ -144,12 +144,7 @@ def velodrome_fit(job: TensorJob, **switches: Any) -> Outcome:
         progress=False,
         **switches,
     )
-    return Outcome(
-        seconds=perf_counter() - start,
-        losses=[row["val/loss"] for row in result.history],
-        accuracies=[row["val/accuracy"] for row in result.history],
-        weights=flat_weights(model),
-    )
+    return Outcome.of_fit(result, model, seconds=perf_counter() - start)
 
 
 def lightning_fit(job: TensorJob) -> Outcome:

@@ -142,12 +142,7 @@ def velodrome_fit(root: Path, epochs: int) -> Outcome:
     )
 
     seconds = perf_counter() - start
-    return Outcome(
-        seconds=seconds,
-        losses=[row["val/loss"] for row in result.history],
-        accuracies=[row["val/accuracy"] for row in result.history],
-        weights=flat_weights(model),
-    )
+    return Outcome.of_fit(result, model, seconds=seconds)
 
 
 def velodrome_recipe(root: Path, epochs: int, switches: Sequence[str] = ()) -> Outcome:
@@ -160,12 +155,7 @@ def velodrome_recipe(root: Path, epochs: int, switches: Sequence[str] = ()) -> O
             assert torch.equal(own, first)
     result = ready.make_trainer().fit(ready.train, ready.val, **ready.fit_arguments)
     seconds = perf_counter() - start
-    return Outcome(
-        seconds=seconds,
-        losses=[row["val/loss"] for row in result.history],
-        accuracies=[row["val/accuracy"] for row in result.history],
-        weights=flat_weights(ready.model),
-    )
+    return Outcome.of_fit(result, ready.model, seconds=seconds)
 
 
 def new_model() -> NeuralNetwork:

@@ -86,14 +86,11 @@ class RandomTranslate(Transform):
         return _crop(batch, draws.numbers, (height, width), self.pixels, self.fill, self.padding_mode)
 
 
-class RandomHorizontalFlip(Transform):
-    """Mirror an image, left to right, with some probability.
-
-    Args:
-        p: the probability.
-    """
+class _RandomFlip(Transform):
+    """Mirrors an image along one dimension, with some probability."""
 
     num_draws = 1
+    dim: int
 
     def __init__(self, p: float = 0.5) -> None:
         self.p = check_probability("p", p)
@@ -101,25 +98,27 @@ class RandomHorizontalFlip(Transform):
     def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
         """Return the images, some of them mirrored."""
         check_images(batch, self)
-        return torch.where(per_sample(draws.numbers[:, 0] < self.p, batch), batch.flip(-1), batch)
+        return torch.where(per_sample(draws.numbers[:, 0] < self.p, batch), batch.flip(self.dim), batch)
 
 
-class RandomVerticalFlip(Transform):
+class RandomHorizontalFlip(_RandomFlip):
+    """Mirror an image, left to right, with some probability.
+
+    Args:
+        p: the probability.
+    """
+
+    dim = -1
+
+
+class RandomVerticalFlip(_RandomFlip):
     """Turn an image upside down, as in a mirror below it, with some probability.
 
     Args:
         p: the probability.
     """
 
-    num_draws = 1
-
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = check_probability("p", p)
-
-    def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
-        """Return the images, some of them upside down."""
-        check_images(batch, self)
-        return torch.where(per_sample(draws.numbers[:, 0] < self.p, batch), batch.flip(-2), batch)
+    dim = -2
 
 
 def _check_mode(mode: str) -> None:
