@@ -8,8 +8,8 @@ files. Beside the times: loss and accuracy of every epoch, how far the final wei
 
 The floor is the bare eager step on one ready batch, as often as the job has steps: no data, no evaluation.
 
-The trainers live in an environment of their own (`make bench-peers` makes it); one that is not installed is left out, and the
-record says so.
+The arm with switches has the optimizer by name, which is fused, and what `--switches` says; all others step with the same plain
+`torch.optim.SGD`. Trainers that are not installed are left out.
 
     python benchmarks/end_to_end.py --data-root data --epochs 5 --rounds 3
 """
@@ -28,12 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import harness
 import velodrome as vd
-from fresh import Outcome, add_child_options, differences, is_child, run_fresh, serve
+from fresh import CHILDREN, Outcome, add_child_options, differences, is_child, run_fresh, serve
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
-from peer_jobs import PEERS, TensorJob, floor, installed_peers, raw, velodrome_fit
-from peers import PACKAGES
+from peer_jobs import PEERS, TensorJob, floor, raw, velodrome_fit, velodrome_switched
+from trainers import PACKAGES, installed, trainer_of
 from velodrome.data.sources import load_fashion_mnist
 
 if TYPE_CHECKING:
@@ -45,9 +44,9 @@ OWN_ARMS: dict[str, Callable[..., Outcome]] = {
     f"{REFERENCE} again": raw,
     FLOOR: floor,
     OURS: velodrome_fit,
-    SWITCHED: velodrome_fit,
+    SWITCHED: velodrome_switched,
 }
-ARMS = {**OWN_ARMS, **{name: arm for name, (_, arm) in PEERS.items()}}
+ARMS = {**OWN_ARMS, **PEERS}
 
 
 def main() -> None:
@@ -67,18 +66,18 @@ def main() -> None:
         run_arm(options)
         return
 
-    installed = installed_peers()
-    wanted = [*OWN_ARMS, *(name for name in installed if name in (options.only or installed))]
+    wanted = [*OWN_ARMS, *installed(PEERS, options.only)]
     arguments = ["--data-root", str(options.data_root), "--epochs", str(options.epochs)]
     arguments += ["--samples", str(options.samples), "--switches", options.switches]
     arms = {name: partial(run_fresh, __file__, arguments, arm=name, threads=options.threads) for name in wanted}
-    harness.PACKAGES = (*harness.PACKAGES, *PACKAGES.values())
     facts = environment(
+        PACKAGES,
         threads=options.threads,
         epochs=options.epochs,
         samples=options.samples,
         rounds=options.rounds,
-        switches=json.loads(options.switches),
+        switches={"optimizer": "sgd", **json.loads(options.switches)},
+        children=CHILDREN,
     )
     runs = interleave(arms, rounds=options.rounds)
     results = compare(runs) | {"left_out": sorted(set(PEERS) - set(wanted))}
@@ -93,7 +92,7 @@ def run_arm(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     if options.arm in PEERS:
-        importlib.import_module(PEERS[options.arm][0])
+        importlib.import_module(trainer_of(options.arm).modules[0])
     else:
         _ = vd.Trainer  # `import velodrome` alone imports little
     data = load_fashion_mnist(options.data_root, source="local", say=lambda line: None)
