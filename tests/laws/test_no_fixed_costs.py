@@ -48,6 +48,15 @@ def test_a_run_that_is_saved_and_resumed_does_not_import_the_compiler() -> None:
     assert printed.split()[-1] == "False"
 
 
+def test_a_recipe_is_read_without_the_compiler_and_its_symbols() -> None:
+    printed = run("""
+        from velodrome.recipes.read import load_recipe
+        load_recipe("fashion-mnist-mlp")
+        print([name for name in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy") if name in sys.modules])
+    """)
+    assert printed.strip() == "[]"
+
+
 def test_torch_alone_imports_the_compiler_for_an_optimizer() -> None:
     """The control: when torch stops doing so, `without_compiler` can go."""
     printed = run("torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0); print('torch._dynamo' in sys.modules)")
