@@ -35,7 +35,7 @@ def main() -> None:
     add_common_options(parser, rounds=2)
     options = parser.parse_args()
 
-    own = [name for name in end_to_end.OWN_ARMS if name != end_to_end.FLOOR]
+    own = [name for name in end_to_end.OWN_ARMS if not name.startswith(end_to_end.FLOOR)]
     wanted = [*own, *installed(PEERS, options.only)]
     arguments = ["--data-root", str(options.data_root), "--epochs", "1", "--samples", str(options.samples)]
     arms = {

@@ -20,6 +20,7 @@ import trainers  # noqa: F401 - tells Keras its backend
 import velodrome as vd
 from fresh import Outcome, flat_weights
 from models import mlp
+from velodrome.step.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,12 +63,18 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=LR)
 
 
-def floor(job: TensorJob) -> Outcome:
+def floor(job: TensorJob, *, keep_freed: bool = False) -> Outcome:
     """The bare step of the eager engine, on one ready batch that stays in the cache, as often as the job has steps.
 
     No data are read and nothing is evaluated or recorded: less than this no loop of single eager steps can do.
     `notes` has the evaluation's floor, one ready batch as often as there are evaluation batches.
+
+    Args:
+        job: says how many steps.
+        keep_freed: keep the memory that a step frees, as a run of ours does.
     """
+    if keep_freed:
+        keep_freed_memory()
     model = job.make_model()
     optimizer = sgd(model)
     inputs, targets = (each[: job.batch_size].clone() for each in job.train)

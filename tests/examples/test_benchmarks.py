@@ -133,3 +133,12 @@ def test_step_switches_measures_steps_that_end_at_the_same_loss(tmp_path: Path) 
         assert {"loop", "fused", "bf16 autocast", "bf16 copies"} <= set(arms), name
         losses = [row["loss"] for row in arms.values()]
         assert max(losses) - min(losses) < 0.02, name
+
+
+def test_freed_memory_compares_processes_that_train_the_same_weights(tmp_path: Path) -> None:
+    record = run_benchmark("freed_memory", tmp_path, "--rounds", "1", "--steps", "2", "--jobs", "MLP, fp32")
+
+    arms = record["results"]["MLP, fp32"]
+    assert set(arms) == {"as glibc has it", "again", "kept"}
+    assert all(each["weights_equal"] for each in arms.values())
+    assert not arms["again"]["kept"]

@@ -105,6 +105,7 @@ def test_ratios_are_taken_within_a_round_and_name_best_and_median(script: Callab
             "raw over a loader": runs(6.0, 12.0),
             "raw over a loader again": runs(6.0, 12.0),
             "floor: bare steps": runs(1.6, 3.2, notes={"evaluation_s": 0.4}),
+            "floor: bare steps, freed memory kept": runs(1.0, 2.0, notes={"evaluation_s": 0.4}),
             "velodrome.fit": runs(2.0, 4.0),
             "velodrome.fit, switches": runs(1.0, 2.0),
             "Ignite": runs(3.0, 12.0),  # 1.5 and 3 times ours
@@ -116,6 +117,7 @@ def test_ratios_are_taken_within_a_round_and_name_best_and_median(script: Callab
     assert results["best_peer"]["median"] == 1.75  # (3/2 + 8/4) / 2
     assert results["median_peer"]["median"] == 2.5  # (4/2 + 12/4) / 2
     assert results["times_floor"]["median"] == 1.25  # 2/1.6
+    assert results["times_kept_floor"]["median"] == 2.0  # 2/1
     assert results["times_floor_with_evaluation"]["min"] == 1.0  # 2/(1.6 + 0.4)
     assert results["switches_speed"]["median"] == 2.0
     assert results["noise"]["median"] == 1.0
