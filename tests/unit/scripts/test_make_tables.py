@@ -219,7 +219,7 @@ def test_a_table_without_a_record_names_what_makes_it(
 
 def test_an_unknown_table_is_refused_with_the_known_names(make_tables: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match=r"no table 'speed'. Known: char_gpt, .*overhead, peers, .*startup, tutorial_loop"
+        SystemExit, match=r"no table 'speed'. Known: char_gpt, .*overhead, peers, .*startup, .*tutorial_loop"
     ):
         make_tables.filled(PAGE.replace("startup", "speed"), tmp_path)
 
