@@ -1,6 +1,7 @@
 """The bill: its parts sum to the wall time of the run, whatever goes on in it; what is slow is named."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -223,6 +224,79 @@ def test_an_item_in_the_users_code_is_named_with_line_source_and_cost():
     assert "test_bill.py:" in line
     assert "reads a tensor's values: `step_fn.shown = loss.item()` (item, 1 times a batch, " in line
     assert "On a CPU that costs next to nothing; on an accelerator each of these waits" in line
+
+
+def reads_in(when):
+    """Return a step that reads its loss in some batches, counted from 0."""
+    numbers = iter(range(10**6))
+
+    def step_fn(model, batch):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        if when(next(numbers)):
+            step_fn.shown = loss.item()
+        return loss
+
+    return step_fn
+
+
+def test_an_item_in_every_batch_is_named_unasked(tmp_path):
+    result = train(step_fn=reads_in(lambda number: True), run_dir=tmp_path / "run", epochs=1)
+    assert "test_bill.py:" in result.findings[-1]
+    assert "reads a tensor's values: `step_fn.shown = loss.item()` (item, 1 times a batch, " in result.findings[-1]
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["findings"][-1] == result.findings[-1]
+
+
+@pytest.mark.parametrize("when", [lambda number: False, lambda number: number % 10 == 3, lambda number: number < 2])
+def test_negative_control_what_is_read_now_and_then_is_not_named_unasked(when):
+    assert train(step_fn=reads_in(when), epochs=1).waits == ()
+
+
+def test_what_a_dataset_reads_on_the_cpu_is_no_wait():
+    class Reads(SlowScans):
+        def __getitem__(self, index):
+            return X[index] * X[index].sum().item(), LABELS[index]
+
+    assert train(Reads(0)).waits == ()
+
+
+def test_after_the_glance_python_and_the_loop_are_as_before():
+    hooks = []
+
+    class Looks(Callback):
+        def on_step_end(self, trainer):
+            hooks.append(sys.getprofile())
+
+    train(callbacks=[Looks()], epochs=1)
+    # of 30 batches those after the second, third and fourth
+    assert [hook is not None for hook in hooks] == [False] * 2 + [True] * 3 + [False] * 25
+    assert sys.getprofile() is None
+
+
+def test_a_profiler_of_the_users_is_left_alone():
+    def profiler(*_):
+        pass
+
+    sys.setprofile(profiler)
+    try:
+        result = train(step_fn=reads_in(lambda number: True), epochs=1)
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
+    assert result.waits == ()
+
+
+def test_the_glance_ends_where_it_would_cost_something():
+    hooks = []
+
+    def step_fn(model, batch):
+        for _ in range(20_000):
+            len(hooks)
+        hooks.append(sys.getprofile())
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    train(step_fn=step_fn, epochs=1)
+    assert set(hooks) == {None}
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def _finish(run: Run, reason: StopReason) -> None:
     run.notices.of_whole_pace(run.consensus.pace)
     run.watchers.end()
     bill = run.clock.settle()
-    run.files.record_bill(bill, findings=find(bill), waits=run.watchers.sentences)
+    run.files.record_bill(bill, findings=find(bill, run.watchers.unsaid), waits=run.watchers.said)
     try:
         run.files.finish(reason, run.progress, run.keeping.best)
         failures = _tell_each(run, "on_fit_end")
