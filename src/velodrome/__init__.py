@@ -12,10 +12,13 @@ nothing beyond `import torch`, and the command line can answer `--help` without 
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from velodrome import errors, transforms
     from velodrome.advise.batch_size import BatchSizes, find_batch_size
     from velodrome.advise.lr_finder import LRCurve, LRFinder, find_lr
@@ -94,10 +97,21 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'velodrome' has no attribute {name!r}")
-    module = import_module(home)
+    module = _import(home)
     value = module if name in ("errors", "transforms") else getattr(module, name)
     globals()[name] = value
     return value
+
+
+def _import(home: str) -> ModuleType:
+    """Import a module without the collector: it would look through all of torch's objects, a tenth of a second, and find nothing."""
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(home)
+    finally:
+        if was_collecting:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

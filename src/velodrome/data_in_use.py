@@ -15,6 +15,7 @@ from velodrome.data.loader import DataLoader
 from velodrome.data.pinned import PinnedRing
 from velodrome.data.threads import limit_threads
 from velodrome.step.first_batch import check_columns
+from velodrome.step.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -141,7 +142,10 @@ class DataInUse:
             self._keep(key, data, source, batch_size, shuffle)
         if is_prediction:
             source = source.in_own_order()
-        line = limit_threads(num_workers=source.num_workers_in_use, is_on_cpu=self._device.type == "cpu")
+        is_on_cpu = self._device.type == "cpu"
+        if is_on_cpu:
+            keep_freed_memory()
+        line = limit_threads(num_workers=source.num_workers_in_use, is_on_cpu=is_on_cpu)
         if line:
             self._say(line)
         line = f"{role}: {source.describe()}"

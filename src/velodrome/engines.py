@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError, nearest
-from velodrome.step.captured import CapturedEngine, CapturedPhases
+from velodrome.step.capture.engine import CapturedEngine, CapturedPhases
+from velodrome.step.capture.graphs import CudaGraphs
 from velodrome.step.compiled import NotCompiled, resolve_compilation
 from velodrome.step.engine import ENGINES
 from velodrome.step.guard import FlagGuard, ReadGuard
-from velodrome.step.recorder import CudaGraphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from velodrome.step.capture.graphs import Recorder
     from velodrome.step.eager import EagerEngine
     from velodrome.step.precision import Precision
-    from velodrome.step.recorder import Recorder
     from velodrome.step.windows import Windows
 
 __all__ = ["EngineChoice", "choose_engine"]

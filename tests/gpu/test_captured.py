@@ -306,7 +306,7 @@ class Counting:
     """CUDA graphs, counted: what the trainer says of itself is not enough to know that evaluation was replayed."""
 
     def __init__(self):
-        from velodrome.step.recorder import CudaGraphs
+        from velodrome.step.capture.graphs import CudaGraphs
 
         self.inner = CudaGraphs(torch.device("cuda"))
         self.num_recorded = self.num_replayed = 0

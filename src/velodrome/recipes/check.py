@@ -18,6 +18,7 @@ from velodrome.recipes.transforms import check_transforms
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from torch import nn
     from torch.optim import Optimizer
 
 # What the builder passes itself, by position or by name: not for a recipe to give.
@@ -153,23 +154,26 @@ def _check_loss(name: str, arguments: dict[str, Any], origins: Origins) -> list[
 
 
 def _check_optimizer(name: str, arguments: dict[str, Any], origins: Origins) -> list[Problem]:
-    from torch import nn
-
     from velodrome.step.optimizers import known_names, resolve_optimizer
 
     if name not in known_names():
         raise RecipeError(
             f'is no known optimizer. {nearest(name, known_names())} Or name your own as "package.module:callable".'
         )
-    # One weight matrix is enough for torch to judge momentum, betas and the rest.
-    model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
+    model = _one_matrix()
     return _refusals("optimizer", arguments, lambda given: resolve_optimizer(name, model, arguments=given), origins)
+
+
+def _one_matrix() -> nn.Module:
+    """Return one weight matrix: enough for torch to judge momentum, betas and the rest. Nothing is drawn to make it."""
+    import torch
+    from torch import nn
+
+    return nn.ParameterDict({"weight": nn.Parameter(torch.zeros(2, 2))})
 
 
 def _check_groups(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
     """Check the options of each pattern as the optimizer's own; `lr` is one of them here."""
-    from torch import nn
-
     from velodrome.step.optimizers import known_names, resolve_optimizer
 
     optimizer = tables.get("optimizer")
@@ -179,7 +183,7 @@ def _check_groups(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
     name = optimizer.get("name", "adam")
     if name not in known_names():
         return []  # the user's own, or said already
-    model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
+    model = _one_matrix()
     problems = []
     for pattern, options in groups.items():
         if not isinstance(options, dict):
@@ -255,20 +259,17 @@ def _check_objects(tables: Mapping[str, Any], origins: Origins) -> list[Problem]
 
 def _small_optimizer(tables: Mapping[str, Any]) -> Optimizer:
     """Return the recipe's optimizer over one weight matrix, or a common one where it is wrong or the user's own."""
-    import torch
-    from torch import nn
-
     from velodrome.step.optimizers import resolve_optimizer
 
     section = tables.get("optimizer", {})
     given = dict(section) if isinstance(section, dict) else {}
     name, lr = given.pop("name", "adam"), given.pop("lr", None)
     given.pop("groups", None)
-    model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False)
+    model = _one_matrix()
     try:
         return resolve_optimizer(name, model, lr=lr, arguments=given)
     except (ArgumentError, TypeError, ValueError):
-        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return resolve_optimizer("sgd", model, lr=0.1, arguments={"momentum": 0.9})
 
 
 def _check_sparse(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:

@@ -31,6 +31,7 @@ from velodrome.loop.durations import parse_duration
 from velodrome.recipes.build import training_loader
 from velodrome.recipes.switches import WHOLE_RUN
 from velodrome.run.room import measure_room
+from velodrome.step.without_compiler import without_compiler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,7 +181,9 @@ def _check_equal(trainer: Trainer, loaded: Trainer) -> None:
 def _numbers(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
     yield from _tensors(trainer.model.state_dict(), "the model's")
     for name, updates in trainer._windows.by_name.items():
-        yield from _tensors(updates.optimizer.state_dict()["state"], f"state of {name}:")
+        with without_compiler():
+            state = updates.optimizer.state_dict()["state"]
+        yield from _tensors(state, f"state of {name}:")
 
 
 def _tensors(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ from velodrome.nonfinite.checks import check_finite_weights
 from velodrome.report.findings import find
 from velodrome.run.phase import NO_PHASE
 from velodrome.run.rescue import save_aside
+from velodrome.step.freed_memory import give_back_freed_memory
 
 if TYPE_CHECKING:
     from velodrome.run.run import Run
@@ -40,6 +41,7 @@ def end_run(run: Run, reason: StopReason) -> None:
         reason, error = run.leaving.reason, None
     elif error is None:
         error = _save_last(run, reason)
+    give_back_freed_memory()
     if error is None:
         _finish(run, reason)
         return

@@ -3,7 +3,7 @@
 ```text
 eager       step/eager.py       plain PyTorch, a call at a time
 compiled    step/compiled.py    the same calls, of a model that torch.compile has translated
-captured    step/captured.py    forward, loss, backward, clipping and update recorded once and replayed as one call
+captured    step/capture/       forward, loss, backward, clipping and update recorded once and replayed as one call
 ```
 
 Whichever it is, `loop/fit.py` reads the same: `forward`, `step`, `measure`.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from velodrome.errors import RefusedError
+from velodrome.step.without_compiler import without_compiler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +57,8 @@ def optimizer_state(optimizer: Optimizer, names: Sequence[Sequence[str]]) -> dic
         optimizer: whose `state_dict` is asked, so that one with a state of its own kind is saved as it wants.
         names: of its parameters, see `parameter_names`.
     """
-    state = optimizer.state_dict()
+    with without_compiler():
+        state = optimizer.state_dict()
     number_to_name = _number_to_name(state, names)
     return {
         "names": [list(group) for group in names],
@@ -81,7 +83,8 @@ def load_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any], names: 
         raise RefusedError(
             f"The optimizer's parameters are not those of the checkpoint: {problem}. Nothing was changed."
         )
-    current = optimizer.state_dict()
+    with without_compiler():
+        current = optimizer.state_dict()
     name_to_number = {name: number for number, name in _number_to_name(current, names).items()}
     parameters = {
         name: parameter
@@ -95,7 +98,8 @@ def load_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any], names: 
         for options, group in zip(saved["options"], current["param_groups"], strict=True)
     ]
     state = {name_to_number[name]: values for name, values in by_name.items()}
-    optimizer.load_state_dict({**saved["own"], "state": {**state, **saved["others"]}, "param_groups": groups})
+    with without_compiler():
+        optimizer.load_state_dict({**saved["own"], "state": {**state, **saved["others"]}, "param_groups": groups})
     for name, values in by_name.items():
         _restore_dtypes(optimizer.state.get(parameters[name]), values)
 

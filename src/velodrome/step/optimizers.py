@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from velodrome.errors import ArgumentError, nearest
 from velodrome.step.parameters import parameter_groups
+from velodrome.step.without_compiler import without_compiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -71,7 +72,8 @@ def resolve_optimizer(
     if callable(optimizer):
         if lr is not None:
             arguments["lr"] = lr
-        made = optimizer(given, **arguments)
+        with without_compiler():
+            made = optimizer(given, **arguments)
         if not isinstance(made, Optimizer):
             raise ArgumentError(
                 f"The optimizer factory returned a {type(made).__name__}. It must return a torch.optim.Optimizer."
@@ -154,7 +156,8 @@ def _named(
     if "fused" in signature and not {"fused", "foreach", "differentiable"} & arguments.keys() and _can_fuse(parameters):
         arguments["fused"] = True
     try:
-        return kind(given, **arguments)
+        with without_compiler():
+            return kind(given, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ArgumentError(f"torch.optim.{kind.__name__} refused its arguments: {error}") from error
 

@@ -28,22 +28,22 @@ import torch
 from torch import Tensor, nn
 
 from velodrome.step.bare import BareStep
-from velodrome.step.capture_limits import layout_of, reason_against
-from velodrome.step.captured_evaluation import CapturedEvaluation
+from velodrome.step.capture.device_rates import DeviceRates, RatedStep
+from velodrome.step.capture.evaluation import CapturedEvaluation
+from velodrome.step.capture.limits import layout_of, reason_against
+from velodrome.step.capture.recording import CannotRecord, Recording, Results, make_recording
+from velodrome.step.capture.rehearsal import Kept, PythonSide, difference, named_state
+from velodrome.step.capture.static_batch import StaticBatch, flatten
 from velodrome.step.compiled import NotCompiled
-from velodrome.step.device_rates import DeviceRates, RatedStep
 from velodrome.step.eager import EagerEngine, Outcome
-from velodrome.step.recording import CannotRecord, Recording, Results, make_recording
-from velodrome.step.rehearsal import Kept, PythonSide, difference, named_state
-from velodrome.step.static_batch import StaticBatch, flatten
 from velodrome.step.updates import Updates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
+    from velodrome.step.capture.graphs import Recorder
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.precision import Precision
-    from velodrome.step.recorder import Recorder
 
     Place = Callable[[Any], tuple[Any, int]]
 

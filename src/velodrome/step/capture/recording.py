@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from velodrome.step.capture.ring import Ring
 from velodrome.step.eager import Outcome
-from velodrome.step.ring import Ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from velodrome.step.static_batch import StaticBatch
+    from velodrome.step.capture.static_batch import StaticBatch
 
 __all__ = ["CannotRecord", "Recording", "Results", "make_recording"]
 

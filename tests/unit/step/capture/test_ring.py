@@ -2,7 +2,7 @@
 
 import torch
 
-from velodrome.step.ring import Ring
+from velodrome.step.capture.ring import Ring
 
 
 def test_each_step_has_its_slot_and_the_ring_begins_again():

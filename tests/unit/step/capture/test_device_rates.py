@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from velodrome.step.device_rates import DeviceRates, RatedStep
+from velodrome.step.capture.device_rates import DeviceRates, RatedStep
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from velodrome.step.static_batch import StaticBatch, flatten
+from velodrome.step.capture.static_batch import StaticBatch, flatten
 
 X, Y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from velodrome.step.rehearsal import Kept, PythonSide, difference, named_state
+from velodrome.step.capture.rehearsal import Kept, PythonSide, difference, named_state
 
 CPU = torch.device("cpu")
 

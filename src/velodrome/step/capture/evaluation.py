@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.step.capture_limits import layout_of, reason_against_modules
-from velodrome.step.recording import CannotRecord, Recording, Results, make_recording
-from velodrome.step.rehearsal import Kept, PythonSide, difference
-from velodrome.step.static_batch import StaticBatch, flatten
+from velodrome.step.capture.limits import layout_of, reason_against_modules
+from velodrome.step.capture.recording import CannotRecord, Recording, Results, make_recording
+from velodrome.step.capture.rehearsal import Kept, PythonSide, difference
+from velodrome.step.capture.static_batch import StaticBatch, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from velodrome.step.capture.graphs import Recorder
     from velodrome.step.eager import EagerEngine, Outcome
     from velodrome.step.precision import Precision
-    from velodrome.step.recorder import Recorder
 
 __all__ = ["CapturedEvaluation", "without_kept_casts"]
 
