@@ -263,7 +263,9 @@ class Trainer:
             warn=lambda line: self._run.warn(line),  # there is no run yet
             steps_done=lambda: self._run.progress.steps_done,
             keeps_outputs=bool(resolved_metrics),
-            is_watched=any(type(each).on_step_end is not Callback.on_step_end for each in other_callbacks),
+            is_watched=any(
+                type(each).on_step_end is not Callback.on_step_end and not each.only_looks for each in other_callbacks
+            ),
         )
         compilation = compilation if phases is None else phases
         self._engine = self._memory.watch(
@@ -319,6 +321,7 @@ class Trainer:
         self._run.watchers = make_watchers(
             profile=traced,
             waits=searched if world.is_main else None,
+            looks=world.is_main,
             run_dir=self._files.path,
             device=self.device,
             say=self.say,
