@@ -64,8 +64,12 @@ format: $(VENV)/.dev-stamp
 bench: $(VENV)/.dev-stamp
 	@echo "==> Start-up time (half a minute)"
 	@$(PY) benchmarks/startup.py
-	@echo "==> Cost added to a step (half a minute)"
+	@echo "==> Cost added to a step (a minute)"
 	@$(PY) benchmarks/overhead.py
+	@echo "==> Switches of a step (a minute)"
+	@$(PY) benchmarks/step_switches.py
+	@echo "==> Memory that a step frees (two minutes)"
+	@$(PY) benchmarks/freed_memory.py
 	@echo "==> Ways of data (two minutes)"
 	@$(PY) benchmarks/data_paths.py
 	@echo "==> Cost of a save (three minutes)"

@@ -6,10 +6,12 @@ FashionMNIST, 784-512-512-10, SGD 1e-3, batches of 64 in order, an evaluation in
 same first weights. Timed: from handing the tensors over to the last evaluation; not timed: starting Python, importing, reading the
 files. Beside the times: loss and accuracy of every epoch, how far the final weights lie from the quickstart's loop, and memory.
 
-The floor is the bare eager step on one ready batch, as often as the job has steps: no data, no evaluation.
+The floor is the bare eager step on one ready batch, as often as the job has steps: no data, no evaluation. It is there twice: with
+the memory as glibc manages it, which is what a loop of one's own has, and with freed memory kept, as a run of `fit` does
+(`freed_memory.py`): without that `fit` can be faster than the floor.
 
-The trainers live in an environment of their own (`make bench-peers` makes it); one that is not installed is left out, and the
-record says so.
+The arm with switches has the optimizer by name, which is fused, and what `--switches` says; all others step with the same plain
+`torch.optim.SGD`. Trainers that are not installed are left out.
 
     python benchmarks/end_to_end.py --data-root data --epochs 5 --rounds 3
 """
@@ -28,26 +30,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import harness
 import velodrome as vd
-from fresh import Outcome, add_child_options, differences, is_child, run_fresh, serve
+from fresh import CHILDREN, Outcome, add_child_options, differences, is_child, run_fresh, serve
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
-from peer_jobs import PEERS, TensorJob, floor, installed_peers, raw, velodrome_fit
-from peers import PACKAGES
+from peer_jobs import PEERS, TensorJob, floor, raw, velodrome_fit, velodrome_switched
+from trainers import PACKAGES, installed, trainer_of
 from velodrome.data.sources import load_fashion_mnist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REFERENCE, OURS, SWITCHED, FLOOR = "raw over a loader", "velodrome.fit", "velodrome.fit, switches", "floor: bare steps"
+REFERENCE, OURS, SWITCHED = "raw over a loader", "velodrome.fit", "velodrome.fit, switches"
+FLOOR, KEPT_FLOOR = "floor: bare steps", "floor: bare steps, freed memory kept"
 OWN_ARMS: dict[str, Callable[..., Outcome]] = {
     REFERENCE: raw,
     f"{REFERENCE} again": raw,
     FLOOR: floor,
+    KEPT_FLOOR: partial(floor, keep_freed=True),
     OURS: velodrome_fit,
-    SWITCHED: velodrome_fit,
+    SWITCHED: velodrome_switched,
 }
-ARMS = {**OWN_ARMS, **{name: arm for name, (_, arm) in PEERS.items()}}
+ARMS = {**OWN_ARMS, **PEERS}
 
 
 def main() -> None:
@@ -67,18 +70,18 @@ def main() -> None:
         run_arm(options)
         return
 
-    installed = installed_peers()
-    wanted = [*OWN_ARMS, *(name for name in installed if name in (options.only or installed))]
+    wanted = [*OWN_ARMS, *installed(PEERS, options.only)]
     arguments = ["--data-root", str(options.data_root), "--epochs", str(options.epochs)]
     arguments += ["--samples", str(options.samples), "--switches", options.switches]
     arms = {name: partial(run_fresh, __file__, arguments, arm=name, threads=options.threads) for name in wanted}
-    harness.PACKAGES = (*harness.PACKAGES, *PACKAGES.values())
     facts = environment(
+        PACKAGES,
         threads=options.threads,
         epochs=options.epochs,
         samples=options.samples,
         rounds=options.rounds,
-        switches=json.loads(options.switches),
+        switches={"optimizer": "sgd", **json.loads(options.switches)},
+        children=CHILDREN,
     )
     runs = interleave(arms, rounds=options.rounds)
     results = compare(runs) | {"left_out": sorted(set(PEERS) - set(wanted))}
@@ -93,7 +96,7 @@ def run_arm(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     if options.arm in PEERS:
-        importlib.import_module(PEERS[options.arm][0])
+        importlib.import_module(trainer_of(options.arm).modules[0])
     else:
         _ = vd.Trainer  # `import velodrome` alone imports little
     data = load_fashion_mnist(options.data_root, source="local", say=lambda line: None)
@@ -125,6 +128,7 @@ def compare(runs: dict[str, list[Outcome]]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "arms": arms,
         "times_floor": summary(ratios(seconds[OURS], seconds[FLOOR])),
+        "times_kept_floor": summary(ratios(seconds[OURS], seconds[KEPT_FLOOR])),
         "times_floor_with_evaluation": summary(ratios(seconds[OURS], whole_floor)),
         "noise": summary(ratios(seconds[REFERENCE], seconds[f"{REFERENCE} again"])),
         "switches_speed": summary(ratios(seconds[OURS], seconds[SWITCHED])),
@@ -149,6 +153,7 @@ def sentences(results: dict[str, Any]) -> list[str]:
         lines.append(f"the median of the others takes {results['median_peer']['median']:.2f} times ours (goal 2)")
     lines.append(
         f"ours takes {results['times_floor']['median']:.2f} times the bare steps (goal 1.1), "
+        f"{results['times_kept_floor']['median']:.2f} times where these keep freed memory too, "
         f"{results['times_floor_with_evaluation']['median']:.2f} times with the bare evaluation"
     )
     lines.append(f"switches: {results['switches_speed']['median']:.2f} times as fast as without them")

@@ -9,12 +9,14 @@ library that has threads, and leaves an `Outcome` in a folder: numbers as JSON, 
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
     from velodrome import FitResult
 
+# What the records say of the environment that arms run in.
+CHILDREN = (
+    "numbers of threads set, no PYTHONDONTWRITEBYTECODE, warnings ignored, byte code written before; else as it was"
+)
 # Every one is read once, when its library starts: they have to be set before the process does.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -106,8 +112,26 @@ def run_fresh(script: str, arguments: Sequence[str], *, arm: str, threads: int, 
 
 
 def child_environment(threads: int) -> dict[str, str]:
-    """Return this process's environment with the number of threads set for every library."""
-    return os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONWARNINGS": "ignore"}
+    """Return this process's environment as `as_installed` gives it, with the number of threads set for every library."""
+    return as_installed() | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONWARNINGS": "ignore"}
+
+
+def as_installed() -> dict[str, str]:
+    """Return this process's environment with Velodrome's byte code ready, as that of an installed package is.
+
+    Where PYTHONDONTWRITEBYTECODE is set, a source tree is compiled anew by every process, and only by ours: other trainers were
+    installed, and compiled then. So the variable is left out, and what is not compiled yet is, before anything is timed.
+    """
+    _write_byte_code()
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+@cache
+def _write_byte_code() -> None:
+    import velodrome
+
+    for folder in (Path(velodrome.__file__).parent, Path(__file__).parent):
+        compileall.compile_dir(folder, quiet=1)
 
 
 def resident_bytes() -> int:

@@ -60,8 +60,13 @@ def summary(values: Sequence[float]) -> dict[str, float | int]:
     return {"n": len(values), "median": median(values), "min": min(values), "max": max(values)}
 
 
-def environment(**more: Any) -> dict[str, Any]:
-    """Return what a reader needs to judge a number: versions, commit, processor, cores, load, date."""
+def environment(packages: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    """Return what a reader needs to judge a number: versions, commit, processor, cores, load, date.
+
+    Args:
+        packages: whose versions are wanted beside those of `PACKAGES`.
+        more: goes in as it is.
+    """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": git("rev-parse", "--short=12", "HEAD"),
@@ -71,7 +76,7 @@ def environment(**more: Any) -> dict[str, Any]:
         "load_average_1min": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: installed for name in PACKAGES if (installed := installed_version(name))},
+        "versions": {name: installed for name in (*PACKAGES, *packages) if (installed := installed_version(name))},
         **more,
     }
 

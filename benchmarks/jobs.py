@@ -197,19 +197,20 @@ def _evaluate(model: nn.Module, job: Job) -> tuple[float, float]:
 def velodrome_same_loaders(job: Job) -> Outcome:
     """`fit`, handed what the tutorial's loop has: the same DataLoaders, the same optimizer. Nothing else is switched on."""
     model = job.make_model()
+    start = perf_counter()
     loaders = [DataLoader(data, batch_size=job.batch_size) for data in (job.train_samples, job.val_samples)]
-    return _fit(job, model, *loaders, optimizer=job.make_optimizer(model))
+    return _fit(job, model, *loaders, start=start, optimizer=job.make_optimizer(model))
 
 
 def velodrome_recipe(job: Job, **switches: Any) -> Outcome:
     """`fit` as the recipe calls it: tensors, an optimizer by name (which is fused), evaluation in large batches."""
     named = {"optimizer": job.optimizer, "lr": job.lr, "optimizer_args": job.optimizer_args}
     sizes = {"batch_size": job.batch_size, "eval_batch_size": job.eval_batch_size, "shuffle": False}
-    return _fit(job, job.make_model(), job.train, job.val, **named, **sizes, **switches)
+    model = job.make_model()
+    return _fit(job, model, job.train, job.val, start=perf_counter(), **named, **sizes, **switches)
 
 
-def _fit(job: Job, model: nn.Module, train: Any, val: Any, **arguments: Any) -> Outcome:
-    start = perf_counter()
+def _fit(job: Job, model: nn.Module, train: Any, val: Any, *, start: float, **arguments: Any) -> Outcome:
     result = vd.fit(
         model,
         train,

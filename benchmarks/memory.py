@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 import end_to_end
-import harness
-from fresh import Outcome, run_fresh
+from fresh import CHILDREN, Outcome, run_fresh
 from harness import add_common_options, environment, interleave, summary, write_record
-from peer_jobs import PEERS, installed_peers
-from peers import PACKAGES
+from peer_jobs import PEERS
+from trainers import PACKAGES, installed
 
 
 def main() -> None:
@@ -36,15 +35,15 @@ def main() -> None:
     add_common_options(parser, rounds=2)
     options = parser.parse_args()
 
-    installed = installed_peers()
-    own = [name for name in end_to_end.OWN_ARMS if name != end_to_end.FLOOR]
-    wanted = [*own, *(name for name in installed if name in (options.only or installed))]
+    own = [name for name in end_to_end.OWN_ARMS if not name.startswith(end_to_end.FLOOR)]
+    wanted = [*own, *installed(PEERS, options.only)]
     arguments = ["--data-root", str(options.data_root), "--epochs", "1", "--samples", str(options.samples)]
     arms = {
         name: partial(run_fresh, end_to_end.__file__, arguments, arm=name, threads=options.threads) for name in wanted
     }
-    harness.PACKAGES = (*harness.PACKAGES, *PACKAGES.values())
-    facts = environment(threads=options.threads, samples=options.samples, rounds=options.rounds)
+    facts = environment(
+        PACKAGES, threads=options.threads, samples=options.samples, rounds=options.rounds, children=CHILDREN
+    )
     runs = interleave(arms, rounds=options.rounds)
     results = {"arms": {name: measured(outcomes) for name, outcomes in runs.items()}}
     for name, each in sorted(results["arms"].items(), key=lambda item: item[1]["peak_mb"]["median"]):

@@ -6,22 +6,21 @@ shows for tensors. Nobody writes files or draws a bar; everybody records trainin
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import trainers  # noqa: F401 - tells Keras its backend
 import velodrome as vd
 from fresh import Outcome, flat_weights
+from models import mlp
+from velodrome.step.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,15 +44,7 @@ class TensorJob:
     def make_model(self) -> nn.Sequential:
         """Return the quickstart's network, always with the same first weights."""
         torch.manual_seed(0)
-        hidden = self.hidden
-        return nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(784, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 10),
-        )
+        return mlp(self.hidden)
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """Return the DataLoaders that documentation shows for tensors."""
@@ -72,12 +63,18 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=LR)
 
 
-def floor(job: TensorJob) -> Outcome:
+def floor(job: TensorJob, *, keep_freed: bool = False) -> Outcome:
     """The bare step of the eager engine, on one ready batch that stays in the cache, as often as the job has steps.
 
     No data are read and nothing is evaluated or recorded: less than this no loop of single eager steps can do.
     `notes` has the evaluation's floor, one ready batch as often as there are evaluation batches.
+
+    Args:
+        job: says how many steps.
+        keep_freed: keep the memory that a step frees, as a run of ours does.
     """
+    if keep_freed:
+        keep_freed_memory()
     model = job.make_model()
     optimizer = sgd(model)
     inputs, targets = (each[: job.batch_size].clone() for each in job.train)
@@ -125,24 +122,32 @@ def raw(job: TensorJob) -> Outcome:
     return Outcome(seconds=seconds, losses=losses, accuracies=accuracies, weights=flat_weights(model))
 
 
-def velodrome_fit(job: TensorJob, **switches: Any) -> Outcome:
-    """One call; loss and accuracy on both splits, the training loss read every 50 steps."""
+def velodrome_fit(job: TensorJob) -> Outcome:
+    """One call with the optimizer that all the others have; loss and accuracy on both splits, the loss read every 50 steps."""
+    return _fit(job, lambda model: {"optimizer": sgd(model)})
+
+
+def velodrome_switched(job: TensorJob, **switches: Any) -> Outcome:
+    """The same with an optimizer by name, which is fused, and further switches."""
+    return _fit(job, lambda model: {"optimizer": "sgd", "lr": LR, **switches})
+
+
+def _fit(job: TensorJob, arguments: Callable[[nn.Module], dict[str, Any]]) -> Outcome:
     model = job.make_model()
     start = perf_counter()
-    sizes = {"batch_size": job.batch_size, "eval_batch_size": job.eval_batch_size, "shuffle": False}
     result = vd.fit(
         model,
         job.train,
         job.val,
         epochs=job.epochs,
-        **sizes,
-        optimizer="sgd",
-        lr=LR,
+        batch_size=job.batch_size,
+        eval_batch_size=job.eval_batch_size,
+        shuffle=False,
         loss="cross_entropy",
         metrics=["accuracy"],
         device="cpu",
         progress=False,
-        **switches,
+        **arguments(model),
     )
     return Outcome.of_fit(result, model, seconds=perf_counter() - start)
 
@@ -398,22 +403,13 @@ def transformers_trainer(job: TensorJob) -> Outcome:
     )
 
 
-def installed_peers() -> list[str]:
-    """Return the names of the trainers that can be imported here; that of transformers needs Accelerate besides."""
-    return [
-        name
-        for name, (module, _) in PEERS.items()
-        if importlib.util.find_spec(module) and (module != "transformers" or importlib.util.find_spec("accelerate"))
-    ]
-
-
-# Name of the arm -> the module that it needs, and itself.
-PEERS: dict[str, tuple[str, Callable[[TensorJob], Outcome]]] = {
-    "Ignite": ("ignite", ignite_engine),
-    "Poutyne": ("poutyne", poutyne_fit),
-    "Accelerate": ("accelerate", accelerate_loop),
-    "skorch": ("skorch", skorch_fit),
-    "Lightning": ("lightning", lightning_fit),
-    "transformers Trainer": ("transformers", transformers_trainer),
-    "Keras": ("keras", keras_fit),
+# Name of the trainer -> its arm.
+PEERS: dict[str, Callable[[TensorJob], Outcome]] = {
+    "Ignite": ignite_engine,
+    "Poutyne": poutyne_fit,
+    "Accelerate": accelerate_loop,
+    "skorch": skorch_fit,
+    "Lightning": lightning_fit,
+    "transformers Trainer": transformers_trainer,
+    "Keras": keras_fit,
 }

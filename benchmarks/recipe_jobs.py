@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fresh import Outcome, add_child_options, differences, is_child, run_fresh, serve
+from fresh import CHILDREN, Outcome, add_child_options, differences, is_child, run_fresh, serve
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
 from jobs import load_job, tutorial_loop, velodrome_recipe, velodrome_same_loaders, well_written_loop
 
@@ -76,7 +76,9 @@ def main() -> None:
     arguments += ["--switches", options.switches, *(["--change", *options.change] if options.change else [])]
     names = ["tutorial", *options.only] if options.only else list(ARMS)
     arms = {name: partial(run_fresh, __file__, arguments, arm=name, threads=options.threads) for name in names}
-    facts = environment(threads=options.threads, epochs=epochs, rounds=options.rounds, switches=switches)
+    facts = environment(
+        threads=options.threads, epochs=epochs, rounds=options.rounds, switches=switches, children=CHILDREN
+    )
     runs = interleave(arms, rounds=options.rounds)
     results = compare(runs)
     for name, entry in results["arms"].items():

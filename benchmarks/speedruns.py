@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from fresh import Outcome, add_child_options, is_child, run_fresh, serve
+from fresh import CHILDREN, Outcome, add_child_options, is_child, run_fresh, serve
 from harness import RECORDS, environment, write_record
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
@@ -87,7 +87,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found = run_fresh(__file__, arguments, arm=f"{name} seed {seed}", threads=options.threads)
         runs.append({"seed": seed, "seconds": found.seconds, "accuracy": found.accuracies[-1], **found.notes})
         print(f"  {name}, seed {seed}: {found.accuracies[-1]:.2%} in {found.seconds:.2f} s", flush=True)
-    facts = environment(threads=options.threads, seeds=options.seeds, changes=options.set)
+    facts = environment(threads=options.threads, seeds=options.seeds, changes=options.set, children=CHILDREN)
     return {"results": summarise(runs, target), "environment": facts}
 
 

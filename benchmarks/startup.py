@@ -5,6 +5,8 @@ Whole processes are timed, from start to exit, in turns. Each round starts a bar
 `import torch` again (the noise floor), `import torch; import velodrome; velodrome.Trainer`, and `velodrome
 --help`.
 
+Byte code is there, as for an installed package.
+
     python benchmarks/startup.py --rounds 11
 """
 
@@ -16,6 +18,7 @@ import sys
 from functools import partial
 from time import perf_counter
 
+from fresh import as_installed
 from harness import add_common_options, environment, interleave, summary, write_record
 
 ARMS = {
@@ -36,9 +39,10 @@ def main() -> None:
     options = parser.parse_args()
     rounds = options.rounds
 
-    arms = {name: partial(time_process, arguments) for name, arguments in ARMS.items()}
-    interleave(arms, rounds=1, say=False)  # fills the file cache and writes byte code
-    facts = environment(rounds=rounds)
+    environ = as_installed()
+    arms = {name: partial(time_process, arguments, environ) for name, arguments in ARMS.items()}
+    interleave(arms, rounds=1, say=False)  # fills the file cache
+    facts = environment(rounds=rounds, children="no PYTHONDONTWRITEBYTECODE, byte code written before; else as it was")
     times = interleave(arms, rounds=rounds, say=False)
 
     added_ms = [1000 * (b - a) for a, b in zip(times["torch"], times["torch_and_velodrome"], strict=True)]
@@ -57,10 +61,10 @@ def main() -> None:
     write_record("startup", {"environment": facts, "results": results, "raw_s": times}, options.records)
 
 
-def time_process(arguments: list[str]) -> float:
+def time_process(arguments: list[str], environ: dict[str, str]) -> float:
     """Return the seconds that one Python process takes from start to exit."""
     start = perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], env=environ, check=True, stdout=subprocess.DEVNULL)
     return perf_counter() - start
 
 

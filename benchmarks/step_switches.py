@@ -1,7 +1,9 @@
-"""Claim: of the switches of a step on a CPU, the fused optimizer always pays; what bf16 and channels_last buy depends on the chip.
+"""Which switches of a step pay on this CPU: a fused optimizer, bf16, channels_last. The answer depends on the chip, so it is measured.
 
-One step (forward, loss, backward, update) on one ready batch, one thread, in processor time, so that other
-processes on the machine matter little. In turns:
+Expected: a fused Adam pays, a fused SGD hardly does, since what it does is small beside the rest of the step; bf16 pays where the chip
+computes in it; channels_last is for convolutions. One step (forward, loss, backward, update) on one ready batch, one thread, in
+processor time, so that other processes on the machine matter little. As in a run of Velodrome the memory that a step frees is kept
+(`keep_freed_memory`, called first of all; what that buys is in `freed_memory.py`). In turns:
 
     loop             torch's default optimizer, one operation a parameter
     fused            the same, fused: what Velodrome makes of a name
@@ -28,24 +30,13 @@ from torch import nn
 from torch.nn import functional
 
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from models import cnn, mlp
+from velodrome.step.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BATCH = 64
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
-    )
-
-
-def cnn() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64 * 49, 128), nn.ReLU(), nn.Linear(128, 10),
-    )  # fmt: skip
 
 
 def steps_of(
@@ -103,11 +94,16 @@ def arms_of(build: Callable[[], nn.Module], optimizer: str, num: int) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Time the switches, write the record."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], epilog="Takes about a minute on two idle cores."
+    )
     add_common_options(parser, rounds=5)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    is_kept = keep_freed_memory()
+    facts = environment(threads=1, steps=options.steps, rounds=options.rounds, freed_memory_kept=is_kept)
     results: dict[str, Any] = {}
     for name, build, optimizer in (("mlp, sgd", mlp, "sgd"), ("mlp, adam", mlp, "adam"), ("cnn, sgd", cnn, "sgd")):
         found = interleave(arms_of(build, optimizer, options.steps), rounds=options.rounds, say=False)
@@ -127,7 +123,7 @@ def main() -> None:
             )
     cpu = torch.cpu.get_capabilities()
     chip = {key: cpu.get(key) for key in ("cpu_name", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")}
-    write_record("step_switches", {"environment": environment(), "chip": chip, "results": results}, options.records)
+    write_record("step_switches", {"environment": facts, "chip": chip, "results": results}, options.records)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ Same data set objects (torchvision's FashionMNIST with ToTensor), same PyTorch D
 order), same initial weights, same optimizer (SGD, lr 1e-3), same prints, same number of threads, each arm in a
 process of its own. Timed from making the data sets to the last evaluation, so reading the files and preparing
 the data count for all; starting the process and importing torch count for none. In turns: the tutorial's loop,
-the same again (the noise floor), `fit`, the built-in recipe, and the recipe with switches on (`--switches`): what
-`velodrome tune` picks may change the last digits, so there accuracy is compared and not bits. Beside the speed:
-accuracy and test loss of every epoch, and how far the final weights lie apart.
+the same again (the noise floor), `fit`, the built-in recipe (its own way to the same images, an optimizer by name, which is
+fused), and the recipe with switches set by hand (`--switches`, bf16 when left out). bf16 changes the last digits, so there
+accuracy is compared and not bits. Beside the speed: accuracy and test loss of every epoch, and how far the final weights lie apart.
 
     python benchmarks/tutorial_loop.py --data-root data --rounds 3 --epochs 5 --threads 2
 """
@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import velodrome as vd
-from fresh import Outcome, add_child_options, flat_weights, is_child, run_fresh, serve
+from fresh import CHILDREN, Outcome, add_child_options, flat_weights, is_child, run_fresh, serve
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
@@ -133,8 +133,7 @@ def velodrome_fit(root: Path, epochs: int) -> Outcome:
         DataLoader(training_data, batch_size=64),
         DataLoader(test_data, batch_size=64),
         loss="cross_entropy",
-        optimizer="sgd",
-        lr=1e-3,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
         epochs=epochs,
         metrics=["accuracy"],
         device="cpu",
@@ -223,7 +222,11 @@ def main() -> None:
         names = ["tutorial", *options.only] if options.only else list(ARMS)
         arms = {name: partial(run_fresh, __file__, arguments, arm=name, threads=options.threads) for name in names}
         facts = environment(
-            threads=options.threads, epochs=options.epochs, rounds=options.rounds, recipe_switches=options.switches
+            threads=options.threads,
+            epochs=options.epochs,
+            rounds=options.rounds,
+            recipe_switches=options.switches,
+            children=CHILDREN,
         )
         runs = interleave(arms, rounds=options.rounds)
 

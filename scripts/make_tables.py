@@ -26,41 +26,24 @@ Record = dict[str, Any]
 
 
 def tutorial_loop(record: Record) -> str:
-    """Return the table of the tutorial loop against `fit`, with its accuracy and its conditions."""
+    """Return the table of the tutorial loop against `fit` and the recipe, with what was learned and the spread of each speed."""
     results, facts = record["results"], record["environment"]
-    tutorial_accuracy, our_accuracy = results["tutorial_accuracy"][-1], results["velodrome_accuracy"][-1]
-    rows = [
-        ["", "seconds", "speed", "test accuracy", "test loss"],
-        [
-            "the quickstart's loop",
-            f"{results['tutorial_s']['median']:.1f}",
-            "1",
-            f"{tutorial_accuracy:.2%}",
-            f"{results['tutorial_test_loss'][-1]:.6f}",
-        ],
-        [
-            "`velodrome.fit`",
-            f"{results['velodrome_s']['median']:.1f}",
-            f"**{results['speedup']['median']:.2f}**",
-            f"{our_accuracy:.2%}",
-            f"{results['velodrome_test_loss'][-1]:.6f}",
-        ],
-        [
-            "the recipe `fashion-mnist-tutorial`",
-            f"{results['recipe_s']['median']:.1f}",
-            f"**{results['recipe_speedup']['median']:.2f}**",
-            f"{results['recipe_accuracy'][-1]:.2%}",
-            f"{results['recipe_test_loss'][-1]:.6f}",
-        ],
-    ]
-    if "switches_s" in results:
+    switches_of_recipe = ", ".join(f"`{each}`" for each in facts["recipe_switches"])
+    names = {  # in the record -> label, key of its seconds, key of its speed
+        "tutorial": ("the quickstart's loop", "tutorial_s", ""),
+        "velodrome": ("`velodrome.fit`", "velodrome_s", "speedup"),
+        "recipe": ("the recipe `fashion-mnist-tutorial`", "recipe_s", "recipe_speedup"),
+        "switches": (f"the recipe with {switches_of_recipe}", "switches_s", "switches_speedup"),
+    }
+    rows = [["", "seconds", "speed", "test accuracy", "test loss"]]
+    for name, (label, seconds, speed) in names.items():
         rows.append(
             [
-                f"the recipe with {', '.join(f'`{each}`' for each in facts['recipe_switches'])}",
-                f"{results['switches_s']['median']:.1f}",
-                f"**{results['switches_speedup']['median']:.2f}**",
-                f"{results['switches_accuracy'][-1]:.2%}",
-                f"{results['switches_test_loss'][-1]:.6f}",
+                label,
+                f"{results[seconds]['median']:.1f}",
+                f"**{results[speed]['median']:.2f}** ({spread(results[speed])})" if speed else "1",
+                f"{results[f'{name}_accuracy'][-1]:.2%}",
+                f"{results[f'{name}_test_loss'][-1]:.6f}",
             ]
         )
     weights = (
@@ -68,14 +51,12 @@ def tutorial_loop(record: Record) -> str:
         if results["weights_equal"] and results["recipe_weights_equal"]
         else f"final weights differ by at most {results['largest_weight_difference']:.1g}"
     )
-    low, high, noise = (results["speedup"]["min"], results["speedup"]["max"], results["noise"]["median"])
     note = (
-        f"FashionMNIST, MLP 784-512-512-10, SGD, {facts['epochs']} epochs: preparing the data, training and "
-        f"evaluation together. Medians of {results['speedup']['n']} interleaved rounds, the speed from "
-        f"{low:.2f} to {high:.2f}; the quickstart's loop against itself gives {noise:.2f}. "
-        f"The {weights}{', but for the last row' if 'switches_s' in results else ''}. {conditions(facts)}"
+        f"FashionMNIST, MLP 784-512-512-10, SGD, {facts['epochs']} epochs: preparing the data, training and evaluation together. Medians "
+        f"of {results['speedup']['n']} interleaved rounds, in brackets the slowest and the fastest round; the quickstart's loop against itself "
+        f"gives {results['noise']['median']:.2f} ({spread(results['noise'])}). The {weights}, but for the last row, whose switch was set by hand."
     )
-    return f"{table(rows)}\n\n{note}"
+    return with_note(rows, note, facts)
 
 
 def overhead(record: Record) -> str:
@@ -84,36 +65,38 @@ def overhead(record: Record) -> str:
     names = {
         "fit": "`velodrome.fit`",
         "fit_metrics": "`velodrome.fit` with a metric",
-        "fit_recorded": "`velodrome.fit` with a metric and a run directory",
+        "fit_recorded": "`velodrome.fit` with a metric and a run directory: journal, CSV, a checkpoint at the end",
+        "fit_default": "`velodrome.fit` with a metric and a run directory, default settings: TensorBoard, curves and progress, too",
         "explicit": "the explicit loop",
         "raw_again": "the raw loop again",
     }
     added = results["added_us"]
     rows = [["", "added to a step, microseconds"]]
-    rows += [[label, f"{added[name]['median']:.1f}"] for name, label in names.items() if name in added]
+    rows += [[label, f"{added[name]['median']:+.1f}"] for name, label in names.items() if name in added]
+    default = ""
+    if "fit_default" in results:
+        each, once = results["fit_default"]["each_step_us"]["median"], results["fit_default"]["once_a_run_ms"]["median"]
+        default = f" Of the default settings, {each:+.1f} microseconds belong to each step, and {once:.0f} ms to the run, whatever its length."
     note = (
-        f"On ready batches, against a raw step of {results['raw_step_us']['median']:.0f} microseconds; "
-        f"{facts['steps']:,} steps, medians of {facts['rounds']} interleaved rounds. {conditions(facts)}"
+        f"On ready batches, against a raw step of {results['raw_step_us']['median']:.0f} microseconds; the whole call is timed, its start and end "
+        f"divided among {facts['steps']:,} steps.{default} Medians of {facts['rounds']} interleaved rounds."
     )
-    return f"{table(rows)}\n\n{note}"
+    return with_note(rows, note, facts)
 
 
 def peers(record: Record) -> str:
     """Return the table of what other trainers add to a step."""
     results, facts = record["results"], record["environment"]
-    added = sorted(results["added_us"].items(), key=lambda item: item[1]["median"])
-    versions = {name.lower().removeprefix("pytorch-"): version for name, version in facts["versions"].items()}
     rows = [["", "version", "added to a step, microseconds", "largest difference of a weight"]]
-    for name, each in added:
-        version = versions.get(name.partition(",")[0].split()[0].partition(".")[0].lower(), "")
-        label = f"**`{name}`**" if name.startswith("velodrome") else name
-        rows.append([label, version, f"{each['median']:+,.0f}", f"{results['largest_weight_difference'][name]:.1g}"])
+    for name, each in by_median(results["added_us"]):
+        weight = results["largest_weight_difference"][name]
+        rows.append([label_of(name), version_of(name, facts), f"{each['median']:+,.0f}", f"{weight:.1g}"])
     note = (
         f"Ready batches, one linear layer, against a raw step of {results['raw_step_us']['median']:.0f} microseconds; "
         f"{facts['steps']:,} steps, medians of {facts['rounds']} interleaved rounds. Trainers that insist on a DataLoader are given "
-        f'one that hands the batches through, which by itself costs what "raw over a loader" says. {conditions(facts)}'
+        f'one that hands the batches through, which by itself costs what "raw over a loader" says.'
     )
-    return f"{table(rows)}\n\n{note}"
+    return with_note(rows, note, facts)
 
 
 def startup(record: Record) -> str:
@@ -126,7 +109,70 @@ def startup(record: Record) -> str:
         ["`import velodrome; velodrome.Trainer` adds", f"{added_ms:.0f} ms"],
         ["`velodrome --help`, whole process", f"{results['help_s']['median']:.2f} s"],
     ]
-    return f"{table(rows)}\n\nMedians of {facts['rounds']} interleaved rounds. {conditions(facts)}"
+    return with_note(rows, f"Medians of {facts['rounds']} interleaved rounds.", facts)
+
+
+def data_paths(record: Record) -> str:
+    """Return the table of ways of data, each compared with the first of its group."""
+    facts = record["environment"]
+    rows = [["", "microseconds a batch", "speed", "batches"]]
+    for group, results in record["results"].items():
+        for name, each in results["batch_us"].items():
+            is_first = name not in results["speedup"]
+            rows.append(
+                [
+                    f"{group}: {name}",
+                    f"{each['median']:,.0f}",
+                    "1" if is_first else f"{results['speedup'][name]['median']:.2f}",
+                    "" if is_first else "the same bits" if results["equal_bits"][name] else "other ones",
+                ]
+            )
+    note = (
+        f"{facts['samples']:,} pictures of 28 x 28 (a tenth of them from the slow dataset, which works half a millisecond on each) in batches of "
+        f"{facts['batch_size']}, without a model. Speed is against the first of each group. Medians of {facts['rounds']} interleaved rounds."
+    )
+    return with_note(rows, note, facts)
+
+
+def step_switches(record: Record) -> str:
+    """Return the table of a step's switches on a CPU."""
+    facts, chip = record["environment"], record["chip"]
+    rows = [["", "microseconds a step", "of a step with a fused optimizer", "loss after all steps"]]
+    for job, arms in record["results"].items():
+        for name, each in arms.items():
+            part = each["of fused"]
+            rows.append(
+                [f"{job}: {name}", f"{each['us']['median']:,.0f}", f"{part['median']:.2f} ({spread(part)})", f"{each['loss']:.4f}"]
+            )  # fmt: skip
+    able = ", ".join(name for name, has in chip.items() if has is True) or "none"
+    note = (
+        f"Batches of 64, processor time, medians of {facts['rounds']} interleaved rounds of {facts['steps']} steps, in brackets the smallest and the "
+        f"largest. Instructions of the chip: {able}. Memory that a step frees is {'kept' if facts['freed_memory_kept'] else 'given back'}."
+    )
+    return with_note(rows, note, facts)
+
+
+def freed_memory(record: Record) -> str:
+    """Return the table of steps whose freed memory is kept."""
+    facts = record["environment"]
+    rows = [["", "microseconds a step", "of the first", "page faults a step", "peak memory, MB", "weights"]]
+    for job, arms in record["results"].items():
+        for name, each in arms.items():
+            rows.append(
+                [
+                    f"{job}: {name}",
+                    f"{each['step_us']['median']:,.0f}",
+                    f"{each['part']['median']:.2f} ({spread(each['part'])})",
+                    f"{each['page_faults']['median']:,.0f}",
+                    f"{each['peak_mb']['median']:,.0f}",
+                    "the same bits" if each["weights_equal"] else "other ones",
+                ]
+            )
+    note = (
+        f"The bare loop on one ready batch of 64 pictures, fused SGD. Medians of {facts['rounds']} interleaved rounds, in brackets the smallest and "
+        "the largest, each arm in a process of its own."
+    )
+    return with_note(rows, note, facts)
 
 
 def recipes_accuracy(record: Record) -> str:
@@ -151,8 +197,8 @@ def recipes_accuracy(record: Record) -> str:
     facts = list(record.values())[-1]["environment"]
     data = "; ".join(f"`{name}`: {entry['results']['data']}" for name, entry in record.items())
     counts = " and ".join(sorted({str(entry["results"]["n"]) for entry in record.values()}))
-    note = f"The last epoch on validation data, means over {counts} seeds. {data}. {conditions(facts)}"
-    return f"{table(rows)}\n\n{note}"
+    note = f"The last epoch on validation data, means over {counts} seeds. {data}."
+    return with_note(rows, note, facts)
 
 
 def saving(record: Record) -> str:
@@ -177,31 +223,21 @@ def saving(record: Record) -> str:
     facts = record["environment"]
     note = (
         f"For each save, weights and Adam's state; medians of {facts['rounds']} interleaved rounds. {'; '.join(copies)}. "
-        f"All arms load the same weights. {conditions(facts)}"
+        "All arms load the same weights."
     )
-    return f"{table(rows)}\n\n{note}"
+    return with_note(rows, note, facts)
 
 
 def end_to_end(record: Record) -> str:
     """Return the table of the tutorial's job by every trainer."""
     results, facts = record["results"], record["environment"]
-    versions = {name.lower().removeprefix("pytorch-"): version for name, version in facts["versions"].items()}
-    head = [
-        "",
-        "version",
-        "seconds",
-        "times `fit`",
-        "test accuracy",
-        "largest difference of a weight",
-        "peak memory, MB",
-    ]
-    rows = [head]
-    for name, each in sorted(results["arms"].items(), key=lambda item: item[1]["seconds"]["median"]):
-        ours = name.startswith("velodrome")
+    head = ["", "version", "seconds", "times `fit`", "test accuracy"]
+    rows = [[*head, "largest difference of a weight", "peak memory, MB"]]
+    for name, each in by_median(results["arms"], "seconds"):
         rows.append(
             [
-                re.sub(r"^([^,]*)", r"**`\1`**", name) if ours else name,
-                versions.get(name.split()[0].lower(), ""),
+                label_of(name),
+                version_of(name, facts),
                 f"{each['seconds']['median']:.1f}",
                 f"{each['times_ours']['median']:.2f}",
                 f"{each['accuracy']:.2%}" if "accuracy" in each else "",
@@ -217,11 +253,12 @@ def end_to_end(record: Record) -> str:
     )
     note = (
         f"FashionMNIST, MLP 784-512-512-10, SGD, {facts['epochs']} epochs, the same tensors for all: training and an evaluation after each epoch. "
-        f"{against}`fit` takes {results['times_floor']['median']:.2f} times what the bare steps alone take on one ready batch; "
+        f"{against}`fit` takes {results['times_floor']['median']:.2f} times what the bare steps alone take on one ready batch, and "
+        f"{results['times_kept_floor']['median']:.2f} times what they take where freed memory is kept, as `fit` does; "
         f"the loop over a loader against itself gives {results['noise']['median']:.2f}. Switches: {switches(facts)}. "
-        f"Medians of {facts['rounds']} interleaved rounds, each arm in a process of its own. {conditions(facts)}"
+        f"Medians of {facts['rounds']} interleaved rounds, each arm in a process of its own."
     )
-    return f"{table(rows)}\n\n{note}"
+    return with_note(rows, note, facts)
 
 
 def recipe_job(record: Record) -> str:
@@ -249,34 +286,33 @@ def recipe_job(record: Record) -> str:
         )
     note = (
         f"{facts['epochs']} epochs, samples in order. The first `fit` is compared with the tutorial's loop, the other two with the well-written "
-        f"one. Switches: {switches(facts)}. Medians of {facts['rounds']} interleaved rounds, each arm in a process of its own. {conditions(facts)}"
+        f"one. Switches: {switches(facts)}. Medians of {facts['rounds']} interleaved rounds, each arm in a process of its own."
     )
-    return f"{table(rows)}\n\n{note}"
+    return with_note(rows, note, facts)
 
 
 def memory(record: Record) -> str:
     """Return the table of resident memory."""
-    results, facts = record["results"], record["environment"]
+    facts = record["environment"]
     rows = [["", "peak, MB", "added by training, MB"]]
-    for name, each in sorted(results["arms"].items(), key=lambda item: item[1]["peak_mb"]["median"]):
-        label = f"**`{name}`**" if name == "velodrome.fit" else name
-        rows.append([label, f"{each['peak_mb']['median']:,.0f}", f"{each['added_mb']['median']:,.0f}"])
+    for name, each in by_median(record["results"]["arms"], "peak_mb"):
+        rows.append([label_of(name), f"{each['peak_mb']['median']:,.0f}", f"{each['added_mb']['median']:,.0f}"])
     note = (
         "One epoch of FashionMNIST, MLP 784-512-512-10. Peak: the whole process, libraries and data included; added: beyond what was "
-        f"resident when the tensors were handed over. Medians of {facts['rounds']} runs. {conditions(facts)}"
+        f"resident when the tensors were handed over. Medians of {facts['rounds']} runs."
     )
-    return f"{table(rows)}\n\n{note}"
+    return with_note(rows, note, facts)
 
 
 def peers_startup(record: Record) -> str:
     """Return the table of times from the start of Python to the end of the first update."""
     results, facts = record["results"], record["environment"]
-    rows = [["", "seconds", "more than the raw loop"]]
-    for name, each in sorted(results["seconds"].items(), key=lambda item: item[1]["median"]):
+    rows = [["", "version", "seconds", "more than the raw loop"]]
+    for name, each in by_median(results["seconds"]):
         added = results["added_s"].get(name)
-        label = f"**`{name}`**" if name.startswith("velodrome") else name
-        rows.append([label, f"{each['median']:.2f}", f"{added['median']:+.2f}" if added else ""])
-    return f"{table(rows)}\n\nMedians of {facts['rounds']} interleaved rounds of whole processes. {conditions(facts)}"
+        more = f"{added['median']:+.2f}" if added else ""
+        rows.append([label_of(name), version_of(name, facts), f"{each['median']:.2f}", more])
+    return with_note(rows, f"Medians of {facts['rounds']} interleaved rounds of whole processes.", facts)
 
 
 def speedruns(record: Record) -> str:
@@ -299,7 +335,7 @@ def speedruns(record: Record) -> str:
             ]
         )
     facts = list(record.values())[-1]["environment"]
-    return f"{table(rows)}\n\nMean ± standard deviation over seeds; steps and epochs are fixed beforehand. {conditions(facts)}"
+    return with_note(rows, "Mean ± standard deviation over seeds; steps and epochs are fixed beforehand.", facts)
 
 
 def gpu(record: Record) -> str:
@@ -342,6 +378,27 @@ def gpu(record: Record) -> str:
     return f"{table(rows)}\n\n{note}"
 
 
+def by_median(arms: Mapping[str, Any], key: str = "") -> list[tuple[str, Any]]:
+    """Return names and entries in the order of their medians, or of those of one of their numbers."""
+    return sorted(arms.items(), key=lambda item: (item[1][key] if key else item[1])["median"])
+
+
+def label_of(name: str) -> str:
+    """Return an arm's name; ours stands out."""
+    return re.sub(r"^([^,]*)", r"**`\1`**", name) if name.startswith("velodrome") else name
+
+
+def version_of(name: str, facts: Record) -> str:
+    """Return the version of the trainer of an arm, or nothing where it has none of its own."""
+    package = name.partition(",")[0].split()[0].lower()
+    return facts["versions"].get({"ignite": "pytorch-ignite"}.get(package, package), "")
+
+
+def spread(numbers: Record) -> str:
+    """Return the smallest and the largest of some numbers."""
+    return f"{numbers['min']:.2f} to {numbers['max']:.2f}"
+
+
 def switches(facts: Record) -> str:
     """Return a record's switches as they are given to `fit`."""
     return ", ".join(f"`{name}={value!r}`" for name, value in facts["switches"].items()) or "none"
@@ -353,6 +410,9 @@ TABLES: Mapping[str, Callable[[Record], str]] = {
     "peers": peers,
     "recipes_accuracy": recipes_accuracy,
     "startup": startup,
+    "data_paths": data_paths,
+    "step_switches": step_switches,
+    "freed_memory": freed_memory,
     "saving": saving,
     "end_to_end": end_to_end,
     "cnn": recipe_job,
@@ -371,6 +431,11 @@ MADE_BY = {
     "speedruns": "make speedruns",
     "gpu": "make bench-gpu",
 }
+
+
+def with_note(rows: list[list[str]], note: str, facts: Record) -> str:
+    """Return a table and what it is about, with machine, versions and date."""
+    return f"{table(rows)}\n\n{note} {conditions(facts)}"
 
 
 def conditions(facts: Record) -> str:

@@ -275,7 +275,10 @@ class Trainer:
                 say=self.say,
                 warn=lambda line: self._run.warn(line),  # there is no run yet
                 steps_done=lambda: self._run.progress.steps_done,
-                is_watched=any(type(each).on_step_end is not Callback.on_step_end for each in other_callbacks),
+                is_watched=any(
+                    type(each).on_step_end is not Callback.on_step_end and not each.only_looks
+                    for each in other_callbacks
+                ),
             ),
         )
         self._first_batch = FirstBatch(resolved_loss)

@@ -28,9 +28,11 @@ def test_overhead_compares_loops_that_train_the_same_weights(tmp_path: Path) -> 
         "fit": 0,
         "fit_metrics": 0,
         "fit_recorded": 0,
+        "fit_default": 0,
         "explicit": 0,
     }
-    assert set(record["results"]["added_us"]) == {"raw_again", "fit", "fit_metrics", "fit_recorded", "explicit"}
+    assert set(record["results"]["added_us"]) == set(record["results"]["largest_weight_difference"]) - {"raw"}
+    assert set(record["results"]["fit_default"]) == {"each_step_us", "once_a_run_ms"}
     assert record["environment"]["versions"]["torch"]
 
 
@@ -131,3 +133,12 @@ def test_step_switches_measures_steps_that_end_at_the_same_loss(tmp_path: Path) 
         assert {"loop", "fused", "bf16 autocast", "bf16 copies"} <= set(arms), name
         losses = [row["loss"] for row in arms.values()]
         assert max(losses) - min(losses) < 0.02, name
+
+
+def test_freed_memory_compares_processes_that_train_the_same_weights(tmp_path: Path) -> None:
+    record = run_benchmark("freed_memory", tmp_path, "--rounds", "1", "--steps", "2", "--jobs", "MLP, fp32")
+
+    arms = record["results"]["MLP, fp32"]
+    assert set(arms) == {"as glibc has it", "again", "kept"}
+    assert all(each["weights_equal"] for each in arms.values())
+    assert not arms["again"]["kept"]

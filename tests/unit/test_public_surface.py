@@ -54,7 +54,7 @@ SIGNATURES = {
     "Trainer.log": "values",
     "fit": "model train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle trainer_arguments",
     "LRFinder": "lowest highest steps smoothing diverged_at",
-    "find_batch_size": "model train largest seconds_each memory_share trainer_arguments",
+    "find_batch_size": "model train largest seconds_each memory_share loader_args trainer_arguments",
     "find_lr": "model train lowest highest steps batch_size shuffle trainer_arguments",
     "evaluate": "model data loss metrics step_fn batch_size device progress",
     "predict": "model data batch_size device progress",

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 import warnings
+import weakref
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, get_start_method
 from pickle import PicklingError
@@ -147,6 +148,19 @@ class WatchedLoader(TorchDataLoader[Any]):
             iterator._shutdown_workers()
 
 
+def _end(owner: int, done: Any, queues: list[Any], workers: list[Any]) -> None:
+    """Tell workers to end, and wait for them, unless they have ended or are those of the process that this one was forked from."""
+    if owner != os.getpid():
+        return
+    done.set()
+    for queue in queues:
+        with suppress(ValueError, OSError):  # closed: its worker was told
+            queue.put(None)
+    for worker in workers:
+        with suppress(ValueError):  # closed
+            worker.join(_POLL_S)
+
+
 class _WatchedIterator(_MultiProcessingDataLoaderIter):
     """Iterates as PyTorch's, and looks after the workers while it waits."""
 
@@ -161,6 +175,10 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         if self._worker_pids_set:  # from here on a death is told while a batch is waited for, and only then
             self._worker_pids_set = False
             _remove_worker_pids(id(self))
+        # A collection of garbage ends the queues before it asks this iterator to end its workers, which then wait for 5 s each.
+        # What ends them here keeps the queues out of the garbage.
+        ending = weakref.finalize(self, _end, self._owner, self._workers_done_event, self._index_queues, self._workers)
+        ending.atexit = False  # PyTorch does
 
     def _try_get_data(self, timeout: Any = _POLL_S) -> Any:
         """Wait a little for a batch of any worker; see PyTorch's own method.

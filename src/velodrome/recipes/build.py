@@ -17,7 +17,7 @@ from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
-from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches, watched
+from velodrome.recipes.switches import WHOLE_RUN, early_stopping, loader_switches, training_switches, watched
 from velodrome.recipes.transforms import make_transform
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ def build(
     if loaded.recipe.train.threads is not None:
         set_threads(loaded.recipe.train.threads)
     data = load_data(loaded.recipe, say=say) if data is None else data
+    if loaded.recipe.train.in_memory:
+        data = _held(data, loaded.recipe)
     check_task(loaded.recipe, data)
     recipe = resolve_sizes(loaded.recipe, data.train, num_classes=len(data.class_names))
     seed_everything(recipe.train.seed)
@@ -328,11 +330,33 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     return DataLoader(
         data,
         batch_size,
-        shuffle=training and recipe.train.shuffle,
         drop_last=training and recipe.train.drop_last,
-        num_workers=recipe.train.num_workers,
-        transform=make_transform(recipe.data.transforms) if training else None,
+        **loader_arguments(recipe, training=training),
     )
+
+
+def loader_arguments(recipe: Recipe, *, training: bool) -> dict[str, Any]:  # Any: what a DataLoader takes
+    """Return what a recipe says of how batches are read and made, whatever their size."""
+    return {
+        "shuffle": training and recipe.train.shuffle,
+        "num_workers": recipe.train.num_workers,
+        "transform": make_transform(recipe.data.transforms) if training else None,
+        **loader_switches(recipe),
+    }
+
+
+def _held(data: LoadedData, recipe: Recipe) -> LoadedData:
+    """Return the data with what is read sample by sample read once and kept."""
+    from velodrome.data.holding import read_into_memory
+
+    if not is_indexed(data.train):
+        raise RecipeError(
+            f'train.in_memory keeps the samples of a dataset, and data.name="{recipe.data.name}" gives a {type(data.train).__name__} of batches as '
+            f"they are. Leave it out.",
+            problems=(),
+        )
+    val = read_into_memory(data.val, role="validation") if is_indexed(data.val) else data.val
+    return replace(data, train=read_into_memory(data.train), val=val)
 
 
 def is_indexed(data: Any) -> bool:

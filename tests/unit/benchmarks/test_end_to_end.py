@@ -52,12 +52,41 @@ def test_the_floor_takes_as_many_steps_as_the_job(
     assert len(steps) == job.num_steps == 6  # 150 samples are three batches of 64, twice
 
 
+def test_fit_steps_with_the_optimizer_of_the_others_and_the_switched_arm_with_a_fused_one(
+    peer_jobs: ModuleType, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+    sgd = peer_jobs.sgd
+
+    def keeping(model: torch.nn.Module) -> torch.optim.Optimizer:
+        made.append(sgd(model))
+        return made[-1]
+
+    monkeypatch.setattr(peer_jobs, "sgd", keeping)
+    fit, raw = peer_jobs.velodrome_fit(job), peer_jobs.raw(job)
+    assert [optimizer.defaults["fused"] for optimizer in made] == [None, None]
+    switched = peer_jobs.velodrome_switched(job)
+    assert len(made) == 2  # by name
+    assert torch.equal(fit.weights, raw.weights)
+    assert torch.equal(switched.weights, raw.weights)  # a fused SGD has the same bits
+
+
+def test_every_trainer_has_both_arms(script: Callable[[str], ModuleType], peer_jobs: ModuleType) -> None:
+    trainers, peer_steps = script("trainers"), script("peer_steps")
+
+    assert set(peer_jobs.PEERS) == set(trainers.TRAINERS) == set(PEERS)
+    assert set(peer_steps.PEERS) == {*PEERS, "Lightning, barebones"}
+    assert trainers.trainer_of("Lightning, barebones").package == "lightning"
+    assert trainers.installed(PEERS, ["Nobody"]) == []
+
+
 @pytest.mark.parametrize("name", PEERS)
-def test_every_trainer_learns_the_same(peer_jobs: ModuleType, job: Any, name: str) -> None:
-    _, arm = peer_jobs.PEERS[name]
-    if name not in peer_jobs.installed_peers():
+def test_every_trainer_learns_the_same(
+    script: Callable[[str], ModuleType], peer_jobs: ModuleType, job: Any, name: str
+) -> None:
+    if not script("trainers").installed([name]):
         pytest.skip(f"{name} is not installed; make bench-peers has it")
-    raw, other = peer_jobs.raw(job), arm(job)
+    raw, other = peer_jobs.raw(job), peer_jobs.PEERS[name](job)
 
     assert float((other.weights - raw.weights).abs().max()) < 1e-6
     assert other.losses == pytest.approx(raw.losses, rel=1e-5)
@@ -76,6 +105,7 @@ def test_ratios_are_taken_within_a_round_and_name_best_and_median(script: Callab
             "raw over a loader": runs(6.0, 12.0),
             "raw over a loader again": runs(6.0, 12.0),
             "floor: bare steps": runs(1.6, 3.2, notes={"evaluation_s": 0.4}),
+            "floor: bare steps, freed memory kept": runs(1.0, 2.0, notes={"evaluation_s": 0.4}),
             "velodrome.fit": runs(2.0, 4.0),
             "velodrome.fit, switches": runs(1.0, 2.0),
             "Ignite": runs(3.0, 12.0),  # 1.5 and 3 times ours
@@ -87,6 +117,7 @@ def test_ratios_are_taken_within_a_round_and_name_best_and_median(script: Callab
     assert results["best_peer"]["median"] == 1.75  # (3/2 + 8/4) / 2
     assert results["median_peer"]["median"] == 2.5  # (4/2 + 12/4) / 2
     assert results["times_floor"]["median"] == 1.25  # 2/1.6
+    assert results["times_kept_floor"]["median"] == 2.0  # 2/1
     assert results["times_floor_with_evaluation"]["min"] == 1.0  # 2/(1.6 + 0.4)
     assert results["switches_speed"]["median"] == 2.0
     assert results["noise"]["median"] == 1.0

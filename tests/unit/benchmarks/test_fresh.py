@@ -76,3 +76,24 @@ def test_differences_are_those_of_the_last_run_from_the_reference(fresh: ModuleT
         "accuracy_difference": 0.25,
     }
     assert found["bare"] == {}
+
+
+def test_a_child_may_write_byte_code_and_finds_that_of_velodrome(
+    fresh: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    import velodrome
+
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    before = dict(os.environ)
+
+    environ = fresh.child_environment(3)
+
+    assert "PYTHONDONTWRITEBYTECODE" not in environ
+    assert environ["OMP_NUM_THREADS"] == "3"
+    added = {*fresh.THREAD_VARIABLES, "PYTHONWARNINGS"}
+    assert {name: environ[name] for name in environ if name not in added} == {
+        name: before[name] for name in before if name not in {*added, "PYTHONDONTWRITEBYTECODE"}
+    }
+    assert Path(importlib.util.cache_from_source(str(velodrome.__file__))).exists()

@@ -1,5 +1,8 @@
+import gc
+import multiprocessing
 import random
 import re
+import time
 from collections import namedtuple
 from itertools import count
 
@@ -119,6 +122,20 @@ def test_batches_of_two_workers_are_those_of_pytorch(arguments):
     mine = velodrome.DataLoader(Squares(), 3, num_workers=2, **arguments)
     for _ in range(2):
         assert_equal(list(mine), list(TorchDataLoader(Squares(), 3)))
+
+
+def test_workers_that_persist_end_at_once_when_garbage_is_collected():
+    """Each would wait for 5 seconds, and the collecting process for each of them."""
+    loader = velodrome.DataLoader(Squares(), 3, num_workers=2, persistent_workers=True)
+    loader.itself = loader  # as a trainer's parts hold one another
+    list(loader)
+    workers = multiprocessing.active_children()
+    assert len(workers) >= 2
+    del loader
+    begin = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - begin < 4
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_tuples_and_dicts_of_tensors_and_arrays_are_batched_as_they_are():

@@ -90,6 +90,7 @@ def test_trainers_are_sorted_by_their_time_with_what_they_learned(make_tables: M
             "best_peer": one(1.5),
             "median_peer": one(2.5),
             "times_floor": one(1.05),
+            "times_kept_floor": one(1.25),
             "noise": one(1.01),
         },
     }  # fmt: skip
@@ -103,7 +104,84 @@ def test_trainers_are_sorted_by_their_time_with_what_they_learned(make_tables: M
     assert lines[3] == "| **`velodrome.fit`**, switches |  | 2.0 | 1.00 | 65.00% | 0 | 1,234 |"
     assert lines[4] == "| Ignite | 0.5 | 3.0 | 1.50 | 65.00% | 0 | 1,234 |"
     assert "The best of the other trainers takes 1.50 times as long as `fit`, the median 2.50 times." in page
+    assert "1.05 times what the bare steps alone take on one ready batch, and 1.25 times what they take" in page
     assert "Switches: `precision='bf16'`." in page
+
+
+def ranged(median: float, low: float, high: float) -> dict[str, float]:
+    return {"n": 3, "median": median, "min": low, "max": high}
+
+
+def test_the_tutorial_rows_have_a_range_each(make_tables: ModuleType, tmp_path: Path) -> None:
+    results: dict[str, object] = {
+        "weights_equal": True,
+        "recipe_weights_equal": True,
+        "noise": ranged(1.01, 0.97, 1.05),
+    }
+    for name, prefix in (("tutorial", ""), ("velodrome", ""), ("recipe", "recipe_"), ("switches", "switches_")):
+        results |= {f"{name}_s": one(10.0), f"{name}_accuracy": [0.1, 0.65], f"{name}_test_loss": [2.0, 1.5]}
+        results |= {f"{prefix}speedup": ranged(3.0 + len(prefix), 2.5, 3.5 + len(prefix))}
+    facts = {**RECORD["environment"], "epochs": 5, "recipe_switches": ["train.precision=bf16"]}
+    (tmp_path / "tutorial_loop.json").write_text(
+        json.dumps({"environment": facts, "results": results}), encoding="utf-8"
+    )
+
+    page = make_tables.filled(PAGE.replace("startup", "tutorial_loop"), tmp_path)
+
+    assert "| `velodrome.fit` | 10.0 | **3.00** (2.50 to 3.50) | 65.00% | 1.500000 |" in page
+    assert "| the recipe with `train.precision=bf16` | 10.0 | **12.00** (2.50 to 12.50) | 65.00% | 1.500000 |" in page
+    assert "gives 1.01 (0.97 to 1.05)" in page
+    assert "but for the last row, whose switch was set by hand" in page
+
+
+def test_default_settings_are_divided_into_each_step_and_once(make_tables: ModuleType, tmp_path: Path) -> None:
+    added = {"raw_again": one(0.5), "fit": one(-20.0), "fit_default": one(40.0)}
+    divided = {"each_step_us": one(2.25), "once_a_run_ms": one(188.0)}
+    results = {"raw_step_us": one(150.0), "added_us": added, "fit_default": divided}
+    record = {"environment": {**RECORD["environment"], "steps": 5000}, "results": results}
+    (tmp_path / "overhead.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "overhead"), tmp_path)
+
+    assert "default settings: TensorBoard, curves and progress, too | +40.0 |" in page
+    assert "+2.2 microseconds belong to each step, and 188 ms to the run" in page
+
+
+def test_ways_of_data_are_compared_with_the_first_of_their_group(make_tables: ModuleType, tmp_path: Path) -> None:
+    group = {"batch_us": {"PyTorch": one(1000.0), "in memory": one(50.0)}, "speedup": {"in memory": one(20.0)}}
+    record = {
+        "environment": {**RECORD["environment"], "samples": 20_000, "batch_size": 64},
+        "results": {"fixed": {**group, "equal_bits": {"in memory": True}}},
+    }
+    (tmp_path / "data_paths.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "data_paths"), tmp_path)
+
+    assert "| fixed: PyTorch | 1,000 | 1 |  |" in page
+    assert "| fixed: in memory | 50 | 20.00 | the same bits |" in page
+
+
+def test_kept_memory_shows_its_page_faults_and_bits(make_tables: ModuleType, tmp_path: Path) -> None:
+    arm = {"step_us": one(1400.0), "part": ranged(0.7, 0.65, 0.75), "page_faults": one(1.0), "peak_mb": one(335.0)}
+    record = {"environment": RECORD["environment"], "results": {"MLP": {"kept": {**arm, "weights_equal": True}}}}
+    (tmp_path / "freed_memory.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "freed_memory"), tmp_path)
+
+    assert "| MLP: kept | 1,400 | 0.70 (0.65 to 0.75) | 1 | 335 | the same bits |" in page
+
+
+def test_switches_of_a_step_show_what_the_chip_has(make_tables: ModuleType, tmp_path: Path) -> None:
+    arm = {"us": one(2000.0), "of fused": ranged(0.7, 0.6, 0.8), "loss": 2.25}
+    facts = {**RECORD["environment"], "steps": 40, "freed_memory_kept": True}
+    chip = {"cpu_name": "x", "avx512_f": True, "amx_bf16": False}
+    record = {"environment": facts, "chip": chip, "results": {"mlp, sgd": {"bf16 autocast": arm}}}
+    (tmp_path / "step_switches.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled(PAGE.replace("startup", "step_switches"), tmp_path)
+
+    assert "| mlp, sgd: bf16 autocast | 2,000 | 0.70 (0.60 to 0.80) | 2.2500 |" in page
+    assert "Instructions of the chip: avx512_f. Memory that a step frees is kept." in page
 
 
 def test_speedruns_show_how_many_seeds_reached_the_target(make_tables: ModuleType, tmp_path: Path) -> None:
@@ -141,7 +219,7 @@ def test_a_table_without_a_record_names_what_makes_it(
 
 def test_an_unknown_table_is_refused_with_the_known_names(make_tables: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match=r"no table 'speed'. Known: char_gpt, .*overhead, peers, .*startup, tutorial_loop"
+        SystemExit, match=r"no table 'speed'. Known: char_gpt, .*overhead, peers, .*startup, .*tutorial_loop"
     ):
         make_tables.filled(PAGE.replace("startup", "speed"), tmp_path)
 
