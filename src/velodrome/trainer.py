@@ -331,6 +331,7 @@ class Trainer:
         self._run.watchers = make_watchers(
             profile=traced,
             waits=searched if world.is_main else None,
+            looks=world.is_main,
             run_dir=self._files.path,
             device=self.device,
             say=self.say,

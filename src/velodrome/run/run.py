@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from velodrome.callbacks.base import Callback, listeners
+from velodrome.cores import usable_cores
 from velodrome.data.origin import describe_origin
 from velodrome.data.share import EMPTY
 from velodrome.explain import Explanation
@@ -329,12 +330,23 @@ class Run:
         if not self.is_alone and self.train_source == ():  # the first of this process, and of every other
             self.consensus.check_data(source)
         self.train_source = source
-        self.clock.dataset, self.clock.facts = describe_origin(source)
-        groups = [group for updates in self.windows.by_name.values() for group in updates.optimizer.param_groups]
-        self.clock.facts["fused_optimizer"] = all(group.get("fused") for group in groups)
+        self.clock.origin = partial(self._describe_for_bill, source)
         self.schedule_lengths.begin(source)
         self.nonfinite.enter_loop()
         return self.going_on.enter_data(source, epoch)
+
+    def _describe_for_bill(self, source: Any) -> tuple[str, dict[str, Any]]:
+        """Return the class of the training data, and what advice on their speed, the optimizer's and that of saves depends on."""
+        dataset, facts = describe_origin(source)
+        groups = [group for updates in self.windows.by_name.values() for group in updates.optimizer.param_groups]
+        facts["cores"] = self._cores
+        facts["fused_optimizer"] = all(group.get("fused") for group in groups)
+        facts["saves_in_background"] = self.keeping.policy.background
+        return dataset, facts
+
+    @cached_property
+    def _cores(self) -> int:
+        return usable_cores()
 
     def batches(self, source: Any) -> Iterator[Any]:
         """Return the iterator over the batches that are left."""
