@@ -440,6 +440,9 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
     ("changes", "words"),
     [
         (["train.seconds=5"], "train.seconds=5.0 cannot be ejected. The clock decides"),
+        (["train.in_memory=true"], "train.in_memory=True cannot be ejected. A plain script reads its data"),
+        (["train.resident=false"], "train.resident=False cannot be ejected. A plain script moves"),
+        (["train.pin_memory=true"], "train.pin_memory=True cannot be ejected. A plain script moves"),
         (['train.metrics=["shelf_for_eject:always"]'], "train.metrics='shelf_for_eject:always' cannot be ejected"),
         (["data.name=shelf_for_eject:batches"], "Its train data are a list"),
         (

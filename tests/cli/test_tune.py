@@ -125,6 +125,21 @@ def test_lr_says_what_to_try(project, velodrome):
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--largest-batch", "--out", "x.toml"), "--largest-batch asks one question, in which --out means nothing"),
+        (("--largest-batch", "--overwrite"), "writes no file"),
+        (("--lr", "--minutes", "3", "--numerics", "equal"), "in which --minutes and --numerics mean nothing"),
+        (("--lr", "--batch-size"), "Leave it out, or ask without --lr"),
+    ],
+)
+def test_what_a_question_does_not_use_is_refused(project, velodrome, arguments, message):
+    answer = velodrome("tune", "mine.toml", *arguments)
+    assert answer.code == 2
+    assert message in " ".join(answer.err.split())
+
+
 def test_largest_batch_is_that_of_the_data_here(project, velodrome):
     answer = velodrome("tune", "mine.toml", "--largest-batch", "--json")
     assert answer.code == 0, answer.err

@@ -69,6 +69,18 @@ def test_an_item_is_named_with_what_it_waited():
     assert "makes the loop wait for the device: `value = (large @ large).sum().item()` (item, 1 times a batch" in line
 
 
+def test_an_item_in_every_batch_is_named_unasked_and_looking_waits_for_nothing():
+    large = torch.randn(4096, 4096, device="cuda")
+
+    def step_fn(model, batch):
+        value = (large @ large).sum().item()
+        return nn.functional.cross_entropy(model(batch[0]), batch[1]) + 0 * value
+
+    (line,) = train(loss=None, step_fn=step_fn).waits
+    assert "makes the loop wait for the device: `value = (large @ large).sum().item()` (item, 1 times a batch" in line
+    assert train(callbacks=[ForbidsWaits()]).waits == ()
+
+
 def test_what_only_the_driver_knows_of_is_named_too():
     def step_fn(model, batch):
         torch.cuda.synchronize()

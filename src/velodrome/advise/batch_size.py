@@ -6,15 +6,15 @@ Both are about speed and memory only: another batch size is another training, wi
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from velodrome.advise.lr_finder import LEFT_OUT, WRITES
+from velodrome.advise.lr_finder import LEFT_OUT, refuse_what_writes
+from velodrome.advise.memory import process_peak_bytes
+from velodrome.advise.samples import num_samples
 from velodrome.data.columns import available_bytes
 from velodrome.data.loader import DataLoader
 from velodrome.devices import resolve_device
@@ -22,6 +22,8 @@ from velodrome.errors import ArgumentError, DataError, OutOfMemoryError
 from velodrome.seeding import random_state_kept
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
     from torch.optim import Optimizer
 
@@ -79,6 +81,7 @@ def find_batch_size(
     largest: int | None = None,
     seconds_each: float = 0.5,
     memory_share: float = _SHARE_OF_MEMORY,
+    loader_args: Mapping[str, Any] | None = None,
     **trainer_arguments: Any,
 ) -> BatchSizes:
     """Train a few steps with batches of 1, 2, 4, ... samples, until memory ends, or the data do.
@@ -93,6 +96,7 @@ def find_batch_size(
         largest: no batch is larger; the number of samples when left out.
         seconds_each: of training with each size, about.
         memory_share: of the free memory that batches may take.
+        loader_args: further arguments of the `DataLoader` that cuts the batches: a transform, workers.
         trainer_arguments: those of `Trainer`; schedule, average, compilation and callbacks are left out.
     Returns:
         Throughput and memory of each size; the largest one that ran, and the one where the throughput is on its plateau.
@@ -106,22 +110,18 @@ def find_batch_size(
         raise ArgumentError(f"largest={largest!r} is no batch size. It must be at least 1.")
     if not 0 < memory_share <= 1:
         raise ArgumentError(f"memory_share={memory_share!r} is no share. It must be above 0 and at most 1.")
-    for name in WRITES:
-        if trainer_arguments.get(name) is not None:
-            raise ArgumentError(
-                f"{name}={trainer_arguments[name]!r} was given, and nothing is written here. Leave it out."
-            )
+    refuse_what_writes(trainer_arguments)
     own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
     most = min(total, largest or total)
     device = resolve_device(own.get("device", "auto"))
     measured: list[MeasuredSize] = []
     limit = f"the data have {total:,} samples" if most == total else f"largest={most} was asked for"
-    before, free = _used_bytes(), memory_share * available_bytes(device)
+    before, free = process_peak_bytes(), memory_share * available_bytes(device)
     with random_state_kept(device):
         size = 1
         while size <= most:
             try:
-                found = _measure(model, train, size, seconds_each, dict(own), before, device)
+                found = _measure(model, train, size, seconds_each, dict(own), dict(loader_args or {}), before, device)
             except OutOfMemoryError as error:
                 if not measured:
                     raise
@@ -146,6 +146,7 @@ def _measure(
     size: int,
     seconds: float,
     arguments: dict[str, Any],
+    loader_arguments: dict[str, Any],
     before: int | None,
     device: torch.device,
 ) -> MeasuredSize:
@@ -162,8 +163,9 @@ def _measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Trainer(model, optimizer, progress=False, checkpoint=None, loggers=(), **arguments)
-    loader = DataLoader(train, size, shuffle=True, drop_last=True, seed=0)
+    loader = DataLoader(train, size, **{"shuffle": True, "seed": 0, **loader_arguments, "drop_last": True})
     trainer.fit(loader, steps=_WARM_UP_STEPS)
+    samples_before = trainer.progress.samples_done
     steps, spent = 0, 0.0
     while steps < _LEAST_STEPS or spent < seconds:
         rate = steps / spent if spent else 0.0
@@ -173,10 +175,11 @@ def _measure(
         spent += perf_counter() - begun
         steps += more
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    used = _used_bytes()
+    used = process_peak_bytes()
     if device.type == "cpu" and used is not None and before is not None:
         memory = max(0, used - before)
-    return MeasuredSize(batch_size=size, samples_per_s=steps * size / spent, memory_bytes=memory)
+    samples = trainer.progress.samples_done - samples_before  # not steps * size: an update may take several batches
+    return MeasuredSize(batch_size=size, samples_per_s=samples / spent, memory_bytes=memory)
 
 
 def _would_not_fit(measured: list[MeasuredSize], free: float) -> bool:
@@ -186,26 +189,9 @@ def _would_not_fit(measured: list[MeasuredSize], free: float) -> bool:
 
 
 def _num_samples(train: Any) -> int:
-    from torch.utils.data import Dataset
-
-    first = (
-        train[0]
-        if isinstance(train, tuple) and train
-        else next(iter(train.values()))
-        if isinstance(train, dict) and train
-        else train
-    )
-    if isinstance(train, (tuple, dict, Dataset, torch.Tensor)):
-        with suppress(TypeError, NotImplementedError):
-            return len(first)
-    raise ArgumentError(
-        f"train is a {type(train).__name__}, which brings batches of its own size. Give the tensors or the dataset that they are cut from."
-    )
-
-
-def _used_bytes() -> int | None:
-    """Return the largest memory that this process has had so far; None where the system does not say."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return None
+    total = len(train) if isinstance(train, torch.Tensor) else num_samples(train)
+    if total is None:
+        raise ArgumentError(
+            f"train is a {type(train).__name__}, which brings batches of its own size. Give the tensors or the dataset that they are cut from."
+        )
+    return total

@@ -32,7 +32,7 @@ from velodrome.step.schedules.rates import set_rate
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from matplotlib.figure import Figure
     from torch import Tensor, nn
@@ -53,7 +53,21 @@ LEFT_OUT = (
     "callbacks",
 )
 WRITES = ("run_dir", "resume", "checkpoint", "loggers")
+"""arguments of a trainer that have it write something"""
 _SKIPPED = 0.1  # of the sweep: the first losses say how the weights began, not what the learning rate does
+
+
+def refuse_what_writes(trainer_arguments: Mapping[str, Any]) -> None:
+    """Refuse what would have a finder's trainer write something.
+
+    Raises:
+        ArgumentError: names the argument.
+    """
+    for name in WRITES:
+        if trainer_arguments.get(name) is not None:
+            raise ArgumentError(
+                f"{name}={trainer_arguments[name]!r} was given, and a finder writes nothing. Leave it out."
+            )
 
 
 @dataclass(frozen=True)
@@ -342,11 +356,7 @@ def find_lr(
     """
     from velodrome.trainer import Trainer
 
-    for name in WRITES:
-        if trainer_arguments.get(name) is not None:
-            raise ArgumentError(
-                f"{name}={trainer_arguments[name]!r} was given, and a range test writes nothing. Leave it out."
-            )
+    refuse_what_writes(trainer_arguments)
     own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
     finder = LRFinder(lowest=lowest, highest=highest, steps=steps)
     trains = {parameter: parameter.requires_grad for parameter in model.parameters()}

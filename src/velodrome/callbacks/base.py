@@ -55,6 +55,9 @@ class Callback:
     ...             trainer.stop()
     """
 
+    only_looks = False
+    """whether `on_step_end` changes nothing that a step reads: an engine that records steps need not look again before each of them"""
+
     def on_fit_start(self, trainer: Trainer) -> None:
         """Everything is checked, nothing is trained yet."""
 

@@ -20,6 +20,7 @@ import typer
 
 from velodrome.cli.options import Json, Verbose
 from velodrome.cli.screen import Screen, table
+from velodrome.cores import usable_cores
 
 # extra -> the modules that it brings
 EXTRAS = {
@@ -60,7 +61,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "devices": find_devices(),
         "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": memory_gib(),
         "disk_free_gib": None if writable else round(shutil.disk_usage(folder).free / 2**30, 1),
         "write_error": writable,
@@ -166,7 +167,7 @@ def _lines(facts: dict[str, Any]) -> str:
         ("Platform", facts["platform"]),
         ("torch", facts["torch"]),
         ("Devices", ", ".join(facts["devices"])),
-        ("Threads", f"{facts['threads']} of {facts['cores']} cores"),
+        ("Threads", f"{facts['threads']}; cores that this process may use: {facts['cores']}"),
         ("Memory", "unknown" if memory is None else f"{memory} GiB"),
         ("Disk", "unknown" if disk is None else f"{disk} GiB free"),
         ("Write test", "passed" if facts["write_error"] is None else f"FAILED: {facts['write_error']}"),

@@ -32,7 +32,13 @@ class Numerics(StrEnum):
     changed = "changed"
 
 
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def tune(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A built-in recipe's name or a .toml file.", metavar="RECIPE")],
     overrides: Overrides = None,
     minutes: Annotated[float, typer.Option("--minutes", help="That all trials may take.", metavar="N")] = 3.0,
@@ -78,6 +84,17 @@ def tune(
     loaded = load_recipe(recipe, changes)
     if lr and largest_batch:
         raise ArgumentError("--lr and --largest-batch are two questions. Ask them one after the other.")
+    if lr or largest_batch:
+        question = "--lr" if lr else "--largest-batch"
+        of_trials = {"minutes": "--minutes", "numerics": "--numerics", "batch_size": "--batch-size"}
+        of_files = {} if lr else {"out": "--out", "overwrite": "--overwrite"}
+        unused = [flag for name, flag in (of_trials | of_files).items() if _was_given(context, name)]
+        if unused:
+            writes = "" if lr else ", and writes no file"
+            raise ArgumentError(
+                f"{question} asks one question, in which {' and '.join(unused)} mean{'s' * (len(unused) == 1)} nothing: it makes no trials of "
+                f"techniques{writes}. Leave {'it' if len(unused) == 1 else 'them'} out, or ask without {question}."
+            )
     if lr:
         find_learning_rate(loaded, screen, out, overwrite=overwrite)
         return

@@ -66,9 +66,11 @@ def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *
 def find_largest_batch(loaded: LoadedRecipe, screen: Screen) -> None:
     """Train a few steps with larger and larger batches, and show which is enough and which is the largest."""
     from velodrome.advise.batch_size import find_batch_size
+    from velodrome.recipes.build import loader_arguments
 
     ready = _build(loaded, screen)
-    found = find_batch_size(ready.model, ready.data.train, **_arguments(ready))
+    loader_args = loader_arguments(ready.recipe, training=True)
+    found = find_batch_size(ready.model, ready.data.train, loader_args=loader_args, **_arguments(ready))
     rows = [
         f"{each.batch_size:>8,}  {each.samples_per_s:>12,.0f} samples/s"
         + ("" if each.memory_bytes is None else f"  {each.memory_bytes / 1e6:>8,.0f} MB")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from velodrome.data.threads import usable_cores
+from velodrome.cores import usable_cores
 from velodrome.errors import VelodromeError
 
 if TYPE_CHECKING:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
+
+from torch.utils.data import IterableDataset
 
 __all__ = ["describe_origin"]
 
 
 def describe_origin(source: Any) -> tuple[str, dict[str, Any]]:
-    """Return the class that the data are of, and how they are read: `workers`, `in_memory`, `cores`.
+    """Return the class that the data are of, and how they are read now.
+
+    - `workers`: processes that fetch samples, those that `num_workers="auto"` took included
+    - `workers_are_measured`: "auto" decides how many
+    - `takes_workers`: more of them would change nothing but the time
+    - `is_stream`: each worker would read a part of its own, so that their number decides the order
+    - `in_memory`: the whole data are tensors
 
     Args:
         source: a loader as the trainer runs it, or any iterable of batches.
     """
     loader = getattr(source, "loader", source)
     data = getattr(loader, "data", loader)  # an iterable that is used as it is
-    workers = getattr(data, "num_workers", 0)
-    seen = 0
-    while hasattr(data, "dataset") and seen < 5:  # a loader's, then what a Subset is one of
-        data, seen = data.dataset, seen + 1
-    name = getattr(data, "name", None) if type(data).__name__ == "Restarting" else None
+    asked = getattr(data, "num_workers", None)
+    dataset, seen = data, 0
+    while hasattr(dataset, "dataset") and seen < 5:  # a loader's, then what a Subset is one of
+        dataset, seen = dataset.dataset, seen + 1
+    name = getattr(dataset, "name", None) if type(dataset).__name__ == "Restarting" else None
+    is_stream = isinstance(dataset, IterableDataset)
     facts = {
-        "workers": workers if isinstance(workers, int) else 0,
+        "workers": getattr(source, "num_workers_in_use", 0),
+        "workers_are_measured": asked == "auto" and not is_stream,
+        "takes_workers": asked is not None and not is_stream,
+        "is_stream": is_stream,
         "in_memory": getattr(source, "columns", None) is not None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     }
-    return name or type(data).__name__, facts
+    return name or type(dataset).__name__, facts

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how many threads that leaves the loop beside its worker processes.
+"""How many threads the cores leave the loop beside its worker processes.
 
 torch takes a thread for every core of the machine, also where a container or a scheduler grants a few of them. Threads that share a core
 wait for one another at the end of every operation, spinning: a step was seen to take up to 30 times as long.
@@ -7,36 +7,18 @@ wait for one another at the end of every operation, spinning: a step was seen to
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
-__all__ = ["limit_threads", "set_threads", "usable_cores"]
+from velodrome.cores import usable_cores
+
+__all__ = ["limit_threads", "set_threads"]
 
 _OF_THE_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_ROOT = Path("/")
+_SHARE = "VELODROME_THREADS"
+"""of a process of our launcher's (distributed/child.py): what it put into OMP_NUM_THREADS, where the user had not"""
 _set_by_us: int | None = None
 _told: int | None = None
-
-
-def usable_cores(root: Path = _ROOT) -> int:
-    """Return the physical cores that this process may keep busy: at least 1.
-
-    Those of its affinity, two threads of one core counted once; no more than its control group's quota grants; divided among the processes
-    that a launcher started on this machine (LOCAL_WORLD_SIZE).
-
-    Args:
-        root: of the file system; another one for tests.
-    """
-    try:
-        own = os.sched_getaffinity(0)
-    except AttributeError:  # not Linux
-        own = set(range(os.cpu_count() or 1))
-    siblings = root / "sys/devices/system/cpu"
-    cores = len({_read(siblings / f"cpu{each}/topology/thread_siblings_list") or str(each) for each in own})
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    share = min(cores, _quota(root)) / (int(processes) if processes.isdigit() and int(processes) else 1)
-    return max(1, int(share))
 
 
 def set_threads(threads: int) -> None:
@@ -54,11 +36,12 @@ def limit_threads(*, num_workers: int, is_on_cpu: bool) -> str:
 
     Args:
         num_workers: processes that fetch samples while the loop computes.
-        is_on_cpu: the model computes on the CPU; a GPU's process needs one thread.
+        is_on_cpu: the model computes on the CPU. Where it does not, the loop's threads have little to do and workers are not counted
+            against them: the cores are still the limit.
     """
     global _set_by_us
     threads = torch.get_num_threads()
-    if any(os.environ.get(name) for name in _OF_THE_USER) or threads == _told or threads not in _taken_by_torch():
+    if _is_told_by_environment() or threads == _told or threads not in _taken_by_torch():
         return ""
     cores = usable_cores()
     wanted = max(1, cores - num_workers) if is_on_cpu else cores
@@ -73,35 +56,19 @@ def limit_threads(*, num_workers: int, is_on_cpu: bool) -> str:
     )
 
 
+def _is_told_by_environment() -> bool:
+    """Whether the user's variables say how many; a share that our launcher gave this process is no wish of theirs."""
+    of_the_launcher = {"OMP_NUM_THREADS": os.environ.get(_SHARE)}
+    return any(os.environ.get(name) not in (None, "", of_the_launcher.get(name)) for name in _OF_THE_USER)
+
+
 def _taken_by_torch() -> set[int | None]:
-    """Return the numbers that torch takes where nobody says anything, and the one that was set here."""
+    """Return the numbers that torch takes where nobody says anything, the launcher's share, and the one that was set here."""
     logical = os.cpu_count() or 1
     try:
         own = len(os.sched_getaffinity(0))
     except AttributeError:
         own = logical
-    return {logical, logical // 2, own, own // 2, _set_by_us} - ({1, 0} if own > 1 else set())
-
-
-def _quota(root: Path) -> float:
-    """Return how many cores' time the control groups grant; infinite where they say nothing."""
-    quota = float("inf")
-    folder = root / "sys/fs/cgroup"
-    own = next((line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
-    path = folder / own.strip("/")
-    for each in (path, *path.parents):  # a limit of a group above holds too
-        allowed, _, period = _read(each / "cpu.max").partition(" ")
-        if allowed.isdigit() and period.isdigit():
-            quota = min(quota, int(allowed) / int(period))
-        if each == folder:
-            break
-    # The older kind of control groups, which -1 switches off.
-    allowed, period = (_read(folder / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-    return min(quota, int(allowed) / int(period)) if allowed.isdigit() and period.isdigit() else quota
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    share = os.environ.get(_SHARE, "")
+    by_torch = {logical, logical // 2, own, own // 2, _set_by_us} - ({1, 0} if own > 1 else set())
+    return by_torch | ({int(share)} if share.isdigit() else set())

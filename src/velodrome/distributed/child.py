@@ -16,8 +16,9 @@ def main() -> None:
     """Tie this process to its launcher, set the number of threads before anything reads it, then run the module."""
     launcher, threads, module, *arguments = sys.argv[1:]
     _end_with(int(launcher))
-    # In this process, which was made for nothing else.
-    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    # In this process, which was made for nothing else. The second name tells a share from a number that the user wants.
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = os.environ["VELODROME_THREADS"] = threads
     os.environ["VELODROME_LAUNCHER"] = "1"
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from velodrome.cores import usable_cores
 from velodrome.errors import ArgumentError, WorldError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def check_processes(processes: object) -> int:
 def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure | None:
     """Run `python -m module arguments` in so many processes that form a world; return the first failure, or None.
 
-    Ctrl-C, SIGTERM and SIGHUP reach the processes. Each gets its share of the processor's threads, in its own environment only.
+    Ctrl-C, SIGTERM and SIGHUP reach the processes. Each gets its share of the cores that this one may use, in its own environment only.
 
     Raises:
         KeyboardInterrupt: this process got SIGINT; the others were ended.
@@ -77,7 +78,7 @@ def launch(module: str, arguments: Sequence[str], *, processes: int) -> Failure 
 
     check_processes(processes)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what happened is told in one sentence
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = str(max(1, usable_cores() // processes))
     # For what processes leave behind.
     with tempfile.TemporaryDirectory(prefix="velodrome-") as folder, _signals_put_back():
         config = LaunchConfig(

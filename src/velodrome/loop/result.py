@@ -29,7 +29,7 @@ class FitResult:
     """Where the wall time went: a `velodrome.record.bill.Bill`, with `parts`, `share(part)`, `line()` and `table()`."""
 
     waits: tuple[str, ...] = field(default=(), repr=False)
-    """The lines that `find_syncs` saw waiting for the device, in words."""
+    """The lines that were seen waiting for the device, in words: in three of the first batches, or where `find_syncs` looked."""
 
     @property
     def findings(self) -> list[str]:

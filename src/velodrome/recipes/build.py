@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
+from velodrome.recipes.named_transforms import change_sample, make_transform
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
-from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches, watched
-from velodrome.recipes.transforms import make_transform
+from velodrome.recipes.switches import WHOLE_RUN, early_stopping, loader_switches, training_switches, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +129,15 @@ def evaluation_loader(data: LoadedData, recipe: Recipe) -> Any:
     return _loader(data.val, recipe, batch_size=recipe.train.eval_batch_size, training=False)
 
 
+def prediction_data(rows: Any, recipe: Recipe) -> Any:
+    """Return what `predict` is given: inputs, in a loader that changes them as evaluation data are where the recipe says so."""
+    from velodrome.data.loader import DataLoader
+
+    inputs = rows[0] if isinstance(rows, tuple) else rows  # targets after them
+    transform = make_transform(recipe.data.transforms, training=False)
+    return inputs if transform is None else DataLoader(inputs, recipe.train.eval_batch_size, transform=transform)
+
+
 def build(
     loaded: LoadedRecipe,
     *,
@@ -159,6 +168,8 @@ def build(
     if loaded.recipe.train.threads is not None:
         set_threads(loaded.recipe.train.threads)
     data = load_data(loaded.recipe, say=say) if data is None else data
+    if loaded.recipe.train.in_memory:
+        data = _held(data, loaded.recipe)
     check_task(loaded.recipe, data)
     recipe = resolve_sizes(loaded.recipe, data.train, num_classes=len(data.class_names))
     seed_everything(recipe.train.seed)
@@ -318,7 +329,7 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     from velodrome.data.loader import DataLoader
 
     if not is_indexed(data):
-        if training and recipe.data.transforms:
+        if make_transform(recipe.data.transforms, training=training) is not None:
             raise RecipeError(
                 f'data.transforms changes tensors and datasets, and data.name="{recipe.data.name}" gives a {type(data).__name__} of batches as '
                 f"they are. Leave it out, or give the loader its transform= yourself.",
@@ -328,11 +339,33 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     return DataLoader(
         data,
         batch_size,
-        shuffle=training and recipe.train.shuffle,
         drop_last=training and recipe.train.drop_last,
-        num_workers=recipe.train.num_workers,
-        transform=make_transform(recipe.data.transforms) if training else None,
+        **loader_arguments(recipe, training=training),
     )
+
+
+def loader_arguments(recipe: Recipe, *, training: bool) -> dict[str, Any]:  # Any: what a DataLoader takes
+    """Return what a recipe says of how batches are read and made, whatever their size."""
+    return {
+        "shuffle": training and recipe.train.shuffle,
+        "num_workers": recipe.train.num_workers,
+        "transform": make_transform(recipe.data.transforms, training=training),
+        **loader_switches(recipe),
+    }
+
+
+def _held(data: LoadedData, recipe: Recipe) -> LoadedData:
+    """Return the data with what is read sample by sample read once and kept."""
+    from velodrome.data.holding import read_into_memory
+
+    if not is_indexed(data.train):
+        raise RecipeError(
+            f'train.in_memory keeps the samples of a dataset, and data.name="{recipe.data.name}" gives a {type(data.train).__name__} of batches as '
+            f"they are. Leave it out.",
+            problems=(),
+        )
+    val = read_into_memory(data.val, role="validation") if is_indexed(data.val) else data.val
+    return replace(data, train=read_into_memory(data.train), val=val)
 
 
 def is_indexed(data: Any) -> bool:
@@ -364,7 +397,8 @@ def resolve_sizes(recipe: Recipe, data: Any, *, num_classes: int = 0) -> Recipe:
         begins = "begins with" if field == "sizes" else "is"
         raise RecipeError(f'model.{field} {begins} "auto", which works for tensors and datasets. Write the number.')
     sample = data[0][:1] if isinstance(data, tuple) else data[0][0]
-    shape = sample.shape[1:] if isinstance(data, tuple) else sample.shape
+    sample = change_sample(recipe.data.transforms, sample if isinstance(data, tuple) else sample[None])
+    shape = sample.shape[1:]
     numbers = {"sizes": math.prod(shape), "vocab_size": num_classes, "context": math.prod(shape[-1:])}
     if "vocab_size" in wanted and not num_classes:
         raise RecipeError(

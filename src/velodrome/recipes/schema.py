@@ -54,9 +54,7 @@ class ModelTable(NamedTable):
 class DataTable(NamedTable):
     """Which data: "fashion-mnist", "mnist", "csv", "text" or "package.module:callable", and its arguments."""
 
-    transforms: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] | None = (
-        None  # of the training data, at random; Any: TOML
-    )
+    transforms: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] | None = None  # in order; Any: TOML
 
 
 class LossTable(NamedTable):
@@ -96,6 +94,9 @@ class TrainTable(Table):
     shuffle: bool = True
     drop_last: bool = False
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = 0  # "auto" measures whether worker processes pay
+    in_memory: bool | None = None  # read a dataset once and keep its samples, where nothing about them is random
+    resident: bool | Literal["auto"] | None = None  # data in memory are kept on the GPU
+    pin_memory: bool | None = None  # samples that are read one by one go to the GPU from pinned memory
     threads: PositiveInt | None = None  # of the arithmetic on the CPU, in each process; left out: torch's own choice
     precision: Literal["fp32", "tf32", "bf16", "fp16"] | None = None  # of the arithmetic; weights stay fp32
     accumulate: PositiveInt | None = None  # batches an update

@@ -48,6 +48,18 @@ def training_switches(recipe: Recipe) -> dict[str, Any]:  # Any: what a Trainer 
     return found
 
 
+def loader_switches(recipe: Recipe) -> dict[str, Any]:  # Any: what a DataLoader takes
+    """Return the loader's arguments for where data lie, as far as the recipe gives them."""
+    import torch
+
+    train, found = recipe.train, {}
+    if train.resident is not None:
+        found["resident"] = train.resident
+    if train.pin_memory is not None:  # torch warns where there is nothing to pin for
+        found["pin_memory"] = train.pin_memory and torch.accelerator.is_available()
+    return found
+
+
 def watched(recipe: Recipe) -> dict[str, Any]:
     """Return the Trainer's arguments for batches that are looked at closely."""
     names = ("profile", "find_syncs")

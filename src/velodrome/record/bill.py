@@ -32,7 +32,8 @@ class Bill:
     """
 
     wall_s: float
-    """from the start of the run on, as far as this process has taken part in it"""
+    """from the start of the run on, as far as this process has taken part in it; in the records up to where the bill is written there, before
+    they are closed and curves are drawn"""
     parts: dict[str, float] = field(default_factory=dict)
     """seconds by part, in the order of `PARTS`"""
     callbacks: dict[str, float] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Bill:
     dataset: str = ""
     """the class of the training data; empty where there were none"""
     facts: dict[str, Any] = field(default_factory=dict)
-    """how the training data are read: `workers`, `in_memory`, `device`, `cores`, as far as known"""
+    """what decides which advice there is to give: see `velodrome.data.origin` and `Run`; as it was when the bill was made"""
 
     def share(self, part: str) -> float:
         """Return the fraction of the wall time that went into a part.

@@ -95,7 +95,8 @@ class Clock:
         self._shares: dict[str, float] = {}
         self._points: list[tuple[object, str, bool, Callable[..., Any], str]] = []
         self._swap_in: list[Callable[..., Any]] = []
-        self.dataset, self.facts = "", {}
+        self.origin: Callable[[], tuple[str, dict[str, Any]]] = _nothing_known
+        """returns the class of the training data, and the facts of the bill: asked when there is one, for some of them change meanwhile"""
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -107,13 +108,17 @@ class Clock:
         self._began_at = self._since = perf_counter()
         self._stack.append(("other", _PAUSED))
 
-    def end(self) -> Bill:
-        """The run is over: return its bill, which stays."""
+    def settle(self) -> Bill:
+        """The loops are over: wait for what was timed in them, and return the bill so far, of which nothing is guessed any more."""
         if self._final is None:
             self._uninstall()
             self._divide(is_last=True)
-            self._final = self.bill
-            self._stack.clear()
+        return self.bill
+
+    def end(self) -> Bill:
+        """The run is over: return its bill, which stays."""
+        self._final = self.settle()
+        self._stack.clear()
         return self._final
 
     @property
@@ -130,13 +135,14 @@ class Clock:
         if self._samples and self._marks.are_over(self._samples[-1][-1][1]):
             shares = self._sum(self._samples) or shares
         _spread(undivided, shares, parts)
+        dataset, facts = self.origin()
         return Bill(
             wall_s=self._since - self._began_at,
             parts=parts,
             callbacks=dict(self._callbacks),
             batches=self._batches,
-            dataset=self.dataset,
-            facts=dict(self.facts),
+            dataset=dataset,
+            facts=facts,
         )
 
     # -- what is rare -------------------------------------------------------------------------------------------------
@@ -358,6 +364,10 @@ class Clock:
                 if part is not _PAUSED:
                     sums[part] = sums.get(part, 0.0) + between(begin, end)
         return sums
+
+
+def _nothing_known() -> tuple[str, dict[str, Any]]:
+    return "", {}
 
 
 def _spread(seconds: float, shares: Mapping[str, float], parts: dict[str, float]) -> None:

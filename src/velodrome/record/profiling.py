@@ -26,6 +26,9 @@ class Profiler:
     Source: PyTorch's page "torch.profiler".
     """
 
+    speaks = True
+    sees_fetching = True
+
     def __init__(self, batches: range, *, folder: Path, say: Callable[[str], None]) -> None:
         self.batches = batches
         self._folder = folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+import sysconfig
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["Wait", "WaitFinder"]
+__all__ = ["READS", "FoundWaits", "Wait", "WaitFinder"]
 
-_READS = {
+READS = {
     "item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__", "__format__", "__repr__",
     "nonzero", "argwhere", "is_nonzero", "equal", "allclose", "masked_select", "unique", "unique_consecutive", "bincount",
 }  # fmt: skip
+"""calls that give a tensor's values to Python, or whose result has a size that only the values tell"""
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STANDARD = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
 _LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
@@ -55,6 +58,41 @@ class Wait:
         return f"{name}:{self.line} {what}{shown} ({self.call}, {times:g} times a batch{cost})."
 
 
+class FoundWaits:
+    """The lines of the user's that waited.
+
+    Args:
+        device: of the model.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_on_cpu = device.type == "cpu"
+        self._by_line: dict[tuple[str, int, str], Wait] = {}
+
+    def add(self, call: str, seconds: float, frame: FrameType | None) -> None:
+        """Count a wait that a frame asked for; one of the trainer's own is left out."""
+        place = _place(frame)
+        if place is not None:
+            wait = self._by_line.setdefault((*place, call), Wait(*place, call))
+            wait.count += 1
+            wait.seconds += seconds
+
+    def sentences(self, num_batches: int, *, least: int = 1) -> list[str]:
+        """Return a sentence a line, the most expensive one first.
+
+        Args:
+            num_batches: that were looked at.
+            least: how often a line must have waited in these.
+        """
+        found = sorted((each for each in self._by_line.values() if each.count >= least), key=lambda wait: -wait.seconds)
+        lines = [wait.say(num_batches, on_device=not self._is_on_cpu) for wait in found]
+        if lines and self._is_on_cpu:
+            lines[-1] += (
+                " On a CPU that costs next to nothing; on an accelerator each of these waits until the device has done all it was asked for."
+            )
+        return lines
+
+
 class WaitFinder:
     """Finds the user's lines that wait, in some batches.
 
@@ -68,9 +106,12 @@ class WaitFinder:
 
     def __init__(self, batches: range, *, device: torch.device, say: Callable[[str], None]) -> None:
         self.batches = batches
+        self.speaks = True
+        self.sees_fetching = device.type != "cpu"
+        """what a dataset reads of its own on the CPU waits for nothing, and on another device the driver tells which is which"""
         self._device = device
         self._say = say
-        self._found: dict[tuple[str, int, str], Wait] = {}
+        self._found = FoundWaits(device)
         self.num_seen = 0
         self._has_said = False
 
@@ -78,40 +119,27 @@ class WaitFinder:
     def around(self, number: int) -> Iterator[None]:
         """Look at a batch."""
         del number
-        mode = _Reads(self._add, self._device.type)
+        mode = _Reads(self._found.add, self._device.type)
         with mode, self._asking_the_driver(mode):
             yield
 
     @property
     def sentences(self) -> list[str]:
         """What was found, the most expensive line first."""
-        on_device = self._device.type != "cpu"
-        found = sorted(self._found.values(), key=lambda wait: -wait.seconds)
-        lines = [wait.say(self.num_seen, on_device=on_device) for wait in found]
-        if lines and not on_device:
-            lines[-1] += (
-                " On a CPU that costs next to nothing; on an accelerator each of these waits until the device has done all it was asked for."
-            )
-        return lines
+        return self._found.sentences(self.num_seen)
 
     def end(self) -> None:
         """Say what was found, once."""
         if self._has_said:
             return
         self._has_said = True
-        for line in self.sentences:
+        lines = self.sentences
+        for line in lines:
             self._say(line)
         if not self.num_seen:
             self._say(f"No line was looked at: the run had fewer than {self.batches.start + 1} batches.")
-        elif not self._found:
+        elif not lines:
             self._say(f"No line waited for the device in {self.num_seen} batches of training.")
-
-    def _add(self, call: str, seconds: float, frame: FrameType | None) -> None:
-        place = _place(frame)
-        if place is not None:
-            wait = self._found.setdefault((*place, call), Wait(*place, call))
-            wait.count += 1
-            wait.seconds += seconds
 
     @contextmanager
     def _asking_the_driver(self, mode: _Reads) -> Iterator[None]:
@@ -119,6 +147,16 @@ class WaitFinder:
             yield
             return
         before = torch.cuda.get_sync_debug_mode()
+        with self._hearing_warnings(mode):
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+
+    @contextmanager
+    def _hearing_warnings(self, mode: _Reads) -> Iterator[None]:
+        """Take the driver's warnings for what they are; the mode has told of those that come from inside of a read."""
         with warnings.catch_warnings():
             shown = warnings.showwarning
 
@@ -126,15 +164,13 @@ class WaitFinder:
                 if "synchronizing CUDA operation" not in str(message):
                     shown(message, *rest, **more)
                 elif not mode.is_inside:
-                    self._add("a synchronizing operation", 0.0, sys._getframe(1))
+                    self._found.add("a synchronizing operation", 0.0, sys._getframe(1))
 
             warnings.filterwarnings("always", message=".*synchronizing CUDA operation.*")
+            # What torch says when it is switched on: that it does not see every wait.
+            warnings.filterwarnings("ignore", message=".*Synchronization debug mode is a prototype.*")
             warnings.showwarning = show
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                yield
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
+            yield
 
 
 class _Reads(TorchFunctionMode):
@@ -148,7 +184,7 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if not (
-            name in _READS or (name == "__getitem__" and _by_mask(args)) or (name == "to" and _to_cpu(args, kwargs))
+            name in READS or (name == "__getitem__" and _by_mask(args)) or (name == "to" and _to_cpu(args, kwargs))
         ):
             return func(*args, **(kwargs or {}))
         tensor = next((each for each in args if isinstance(each, torch.Tensor)), None)
@@ -179,7 +215,8 @@ def _to_cpu(args: Any, kwargs: Any) -> bool:
 def _place(frame: FrameType | None) -> tuple[str, int] | None:
     """Return file and line of the user's code that a call came from; None where it is the trainer's own.
 
-    A library's line (a metric's, say) stands for itself only where no code of the user's called it.
+    A library's line (a metric's, say) stands for itself only where no code of the user's called it. Python's own files stand for nobody: the
+    warning that the driver gives passes through one, and `statistics.mean` of tensors reads for whoever called it.
     """
     innermost = None
     while frame is not None:
@@ -187,9 +224,11 @@ def _place(frame: FrameType | None) -> tuple[str, int] | None:
         if not file.startswith((_TORCH, "<frozen")):
             if file.startswith(_OURS):
                 return innermost
-            if not any(part in file for part in _LIBRARIES):
+            is_library = any(part in file for part in _LIBRARIES)  # often below the folder of Python's own files
+            if not is_library and not file.startswith(_STANDARD):
                 return file, frame.f_lineno
-            innermost = innermost or (file, frame.f_lineno)
+            if is_library:
+                innermost = innermost or (file, frame.f_lineno)
         frame = frame.f_back
     return innermost
 

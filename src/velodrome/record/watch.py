@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from velodrome.errors import ArgumentError
@@ -27,9 +26,13 @@ class Watcher(Protocol):
     batches: range
     num_seen: int
     """batches that it looked at so far"""
+    sees_fetching: bool
+    """whether it looks at a batch from its fetching on, or from when it is there"""
+    speaks: bool
+    """whether it says its sentences by itself"""
 
     def around(self, number: int) -> AbstractContextManager[None]:
-        """Look at a batch, from its fetching to its end."""
+        """Look at a batch, to its end."""
         ...
 
     def end(self) -> None:
@@ -52,6 +55,7 @@ class Watchers:
     def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
         self._watchers = tuple(watchers)
         self._batches_done = 0
+        self._stop = max((each.batches.stop for each in self._watchers), default=0)
 
     def watch(self, batches: Iterator[Any], spending: Callable[[str], AbstractContextManager[None]]) -> Iterator[Any]:
         """Return the batches; those that a watcher wants are fetched and used inside of its `around`.
@@ -60,20 +64,18 @@ class Watchers:
             batches: of a training loop.
             spending: counts what the watching takes as a part of the bill.
         """
-        return self._watch(batches, spending) if self._watchers else batches
+        return self._watch(batches, spending) if self._batches_done < self._stop else batches
 
     def _watch(self, batches: Iterator[Any], spending: Callable[[str], AbstractContextManager[None]]) -> Iterator[Any]:
-        for number in count(self._batches_done):
+        while (number := self._batches_done) < self._stop:
             watching = [each for each in self._watchers if number in each.batches]
             with ExitStack() as stack:
-                if watching:
-                    with spending("other"):
-                        for each in watching:
-                            stack.enter_context(each.around(number))
+                _enter(stack, [each for each in watching if each.sees_fetching], number, spending)
                 try:
                     batch = next(batches)
                 except StopIteration:
                     return
+                _enter(stack, [each for each in watching if not each.sees_fetching], number, spending)
                 for each in watching:
                     each.num_seen += 1
                 yield batch
@@ -82,6 +84,7 @@ class Watchers:
                 if number == each.batches[-1]:
                     with spending("other"):
                         each.end()
+        yield from batches
 
     def end(self) -> None:
         """The run is over: have those say what they saw that have not."""
@@ -91,16 +94,37 @@ class Watchers:
     @property
     def sentences(self) -> list[str]:
         """What was found."""
-        return [line for each in self._watchers for line in each.sentences]
+        return [*self.unsaid, *self.said]
+
+    @property
+    def said(self) -> list[str]:
+        """What was found by those who were asked to look, and said so."""
+        return [line for each in self._watchers if each.speaks for line in each.sentences]
+
+    @property
+    def unsaid(self) -> list[str]:
+        """What was found by those who look unasked."""
+        return [line for each in self._watchers if not each.speaks for line in each.sentences]
 
 
 NOBODY = Watchers()
+
+
+def _enter(
+    stack: ExitStack, watching: Sequence[Watcher], number: int, spending: Callable[[str], AbstractContextManager[None]]
+) -> None:
+    """Have watchers look at a batch until the stack is left."""
+    if watching:
+        with spending("other"):
+            for each in watching:
+                stack.enter_context(each.around(number))
 
 
 def make_watchers(
     *,
     profile: range | None,
     waits: range | None,
+    looks: bool,
     run_dir: Path | None,
     device: torch.device,
     say: Callable[[str], None],
@@ -110,6 +134,7 @@ def make_watchers(
     Args:
         profile: the batches to trace.
         waits: the batches in which to look for lines that wait.
+        looks: also look for them in a few of the first batches, without being asked.
         run_dir: of the run.
         device: of the model.
         say: shows a line to people.
@@ -123,6 +148,10 @@ def make_watchers(
         from velodrome.record.waits import WaitFinder
 
         found.append(WaitFinder(waits, device=device, say=say))
+    elif looks:
+        from velodrome.record.glance import Glance
+
+        found.append(Glance(device))
     return Watchers(found) if found else NOBODY
 
 

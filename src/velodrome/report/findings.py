@@ -13,6 +13,11 @@ __all__ = ["find"]
 _DATA, _TRANSFER, _OPTIMIZER, _EVALUATION = 0.2, 0.15, 0.25, 0.4
 _CALLBACK, _LOGGING, _SAVING = 0.05, 0.1, 0.1
 _FUSE = "Try it by name, which makes it fused where torch can, or larger batches."
+# Where the switch is, for those who call Python and those who write recipes.
+_SAVE = "Try Checkpointing(background=True), in a recipe checkpoint.background=true, or save less often."
+_IN_BACKGROUND = "They are written in the background already: save less often."
+_OF_WHAT = "of a DataLoader (data.num_workers in a recipe)"
+_KEEP = "keep the samples in memory as tensors"
 
 
 class BillLike(Protocol):
@@ -62,8 +67,8 @@ def _of_the_batches(bill: BillLike) -> Iterator[tuple[float, str]]:
         each = _time(bill.parts["transfer"] / bill.batches)
         yield (
             share,
-            f"{share:.0%} of the time is moving batches of {bill.dataset} to the device, {each} a batch. Try pin_memory=True, or data that "
-            f"fit into the device's memory as tensors.",
+            f"{share:.0%} of the time is moving batches of {bill.dataset} to the device, {each} a batch. Try smaller values, such as uint8 pixels "
+            f"that become floats on the device, or data that fit into its memory as tensors.",
         )
     share = bill.share("optimizer")
     if share >= _OPTIMIZER:
@@ -88,10 +93,8 @@ def _of_the_rest(bill: BillLike) -> Iterator[tuple[float, str]]:
         )
     share = bill.share("saving")
     if share >= _SAVING:
-        yield (
-            share,
-            f"{share:.0%} of the time is saving checkpoints. Try Checkpointing(background=True), or save less often.",
-        )
+        remedy = _IN_BACKGROUND if bill.facts.get("saves_in_background") else _SAVE
+        yield share, f"{share:.0%} of the time is saving checkpoints. {remedy}"
     share = bill.share("logging")
     if share >= _LOGGING:
         yield (
@@ -101,17 +104,28 @@ def _of_the_rest(bill: BillLike) -> Iterator[tuple[float, str]]:
 
 
 def _faster(facts: Mapping[str, Any]) -> str:
-    """Return what to try about data that come late."""
+    """Return what to try about data that come late: nothing that is done already, or has no switch."""
     workers, cores = facts.get("workers", 0), facts.get("cores", 1)
     if facts.get("in_memory"):
         return "They are in memory already: try larger batches, or a transform that works on whole batches."
+    if facts.get("is_stream"):
+        return f"It is a stream, where the number of workers decides the order: do less for each sample, or do it once and {_KEEP}."
+    if not facts.get("takes_workers", True):
+        return "Its batches are made in the training process: do less for each, or give a Dataset, which worker processes can read."
+    if facts.get("workers_are_measured"):
+        readers = f"{workers} worker{'s' * (workers != 1)}" if workers else "no workers"
+        return f'num_workers="auto" took {readers}, as far as it has measured: do less for each sample, or {_KEEP}.'
     if workers >= cores:
-        return f"{workers} workers share {cores} cores: do less for each sample, or do it once and keep the tensors in memory."
+        return f"{workers} worker{'s' * (workers != 1)} and the loop share {_cores(cores)}: do less for each sample, or do it once and {_KEEP}."
     if workers:
         return f"Try num_workers={min(cores, 2 * workers)} instead of {workers}, or do less for each sample."
     if cores > 1:
-        return f"It is read in the training process: try num_workers={min(cores, 4)}, or keep the samples in memory as tensors."
-    return "There is one core only: do less for each sample, or keep the samples in memory as tensors."
+        return f"It is read in the training process: try num_workers={min(cores, 4)} {_OF_WHAT}, or {_KEEP}."
+    return f"There is one core only: do less for each sample, or {_KEEP}."
+
+
+def _cores(number: int) -> str:
+    return f"{number} core{'s' * (number != 1)}"
 
 
 def _time(seconds: float) -> str:

@@ -72,9 +72,14 @@ def _finish(run: Run, reason: StopReason) -> None:
         )
     run.notices.of_whole_pace(run.consensus.pace)
     run.watchers.end()
-    run.files.record_bill(run.clock.end(), findings=find(run.clock.bill), waits=run.watchers.sentences)
-    run.files.finish(reason, run.progress, run.keeping.best)
-    for failure in _tell_each(run, "on_fit_end"):
+    bill = run.clock.settle()
+    run.files.record_bill(bill, findings=find(bill, run.watchers.unsaid), waits=run.watchers.said)
+    try:
+        run.files.finish(reason, run.progress, run.keeping.best)
+        failures = _tell_each(run, "on_fit_end")
+    finally:
+        run.clock.end()  # closing the records, drawing curves and the last callbacks are part of what a run takes
+    for failure in failures:
         raise failure
 
 
@@ -84,9 +89,10 @@ def _fail(run: Run, error: BaseException) -> None:
     failures = _tell_each(run, "on_exception", error)
     save_aside(run, error)
     run.watchers.end()
-    run.files.record_bill(run.clock.end())
+    run.files.record_bill(run.clock.settle())
     run.files.fail(run.stop_reason, error, run.progress)
     failures += _tell_each(run, "on_fit_end")
+    run.clock.end()
     for failure in failures:  # the first error is the one that matters
         error.add_note(f"Then a callback raised {type(failure).__name__}: {failure}")
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from velodrome.callbacks.base import Callback, listeners
+from velodrome.cores import usable_cores
 from velodrome.data.origin import describe_origin
 from velodrome.data.share import EMPTY
 from velodrome.explain import Explanation
@@ -64,10 +65,10 @@ if TYPE_CHECKING:
     from velodrome.run.keeping import Keeping, Verdict
     from velodrome.run.phase import Phase
     from velodrome.step.averaging import NoAveraging
-    from velodrome.step.compiled import NotCompiled
     from velodrome.step.determinism import Determinism
-    from velodrome.step.eager import EagerEngine
+    from velodrome.step.engine import Engine
     from velodrome.step.first_batch import FirstBatch
+    from velodrome.step.phases import NoPhases
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
     from velodrome.step.windows import Windows
@@ -95,7 +96,7 @@ class Run:
         keeping: when to save, and which epochs are the best.
         windows: of the optimizers; empty in a trainer that only evaluates.
         precision: in which batches go through the model.
-        compilation: of the model, or none.
+        engine_phases: what the engine is told of the loops around its batches.
         determinism: of the algorithms.
         averaging: of the weights.
         engine: passes batches through the model.
@@ -120,10 +121,10 @@ class Run:
         keeping: Keeping,
         windows: Windows,
         precision: Precision,
-        compilation: NotCompiled,
+        engine_phases: NoPhases,
         determinism: Determinism,
         averaging: NoAveraging,
-        engine: EagerEngine,
+        engine: Engine,
         log_every: int,
         seed: int | None,
         world: World,
@@ -142,7 +143,7 @@ class Run:
         self.keeping = keeping
         self.windows = windows
         self.precision = precision
-        self.compilation = compilation
+        self.engine_phases = engine_phases
         self.determinism = determinism
         self.averaging = averaging
         self.engine = engine
@@ -315,7 +316,7 @@ class Run:
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
-        place = self.compilation.watch(self.sources.placer(source), self._micro_batch_in_training)
+        place = self.engine_phases.watch(self.sources.placer(source), self._micro_batch_in_training)
         if self.is_alone:
             return place
         return lambda batch: (None, NO_BATCH) if batch is EMPTY else place(batch)
@@ -329,12 +330,23 @@ class Run:
         if not self.is_alone and self.train_source == ():  # the first of this process, and of every other
             self.consensus.check_data(source)
         self.train_source = source
-        self.clock.dataset, self.clock.facts = describe_origin(source)
-        groups = [group for updates in self.windows.by_name.values() for group in updates.optimizer.param_groups]
-        self.clock.facts["fused_optimizer"] = all(group.get("fused") for group in groups)
+        self.clock.origin = partial(self._describe_for_bill, source)
         self.schedule_lengths.begin(source)
         self.nonfinite.enter_loop()
         return self.going_on.enter_data(source, epoch)
+
+    def _describe_for_bill(self, source: Any) -> tuple[str, dict[str, Any]]:
+        """Return the class of the training data, and what advice on their speed, the optimizer's and that of saves depends on."""
+        dataset, facts = describe_origin(source)
+        groups = [group for updates in self.windows.by_name.values() for group in updates.optimizer.param_groups]
+        facts["cores"] = self._cores
+        facts["fused_optimizer"] = all(group.get("fused") for group in groups)
+        facts["saves_in_background"] = self.keeping.policy.background
+        return dataset, facts
+
+    @cached_property
+    def _cores(self) -> int:
+        return usable_cores()
 
     def batches(self, source: Any) -> Iterator[Any]:
         """Return the iterator over the batches that are left."""

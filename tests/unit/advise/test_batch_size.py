@@ -103,12 +103,40 @@ def test_memory_is_foreseen_on_a_cpu():
     [
         ({"largest": 0}, "at least 1"),
         ({"memory_share": 0}, "above 0 and at most 1"),
-        ({"run_dir": "runs/x"}, "nothing is written"),
+        ({"run_dir": "runs/x"}, "writes nothing"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         vd.find_batch_size(tiny_mlp(), tiny_classification(), loss="cross_entropy", **arguments)
+
+
+def test_throughput_counts_all_batches_of_an_update(monkeypatch):
+    seconds = iter(range(10**9))  # a second goes by whenever somebody looks at the clock
+    monkeypatch.setattr("velodrome.advise.batch_size.perf_counter", lambda: float(next(seconds)))
+    found = vd.find_batch_size(
+        tiny_mlp(), tiny_classification(num_samples=64), loss="cross_entropy", seconds_each=0.5, largest=2, accumulate=4
+    )
+    # Three updates of four batches in the one second between two looks.
+    assert [each.samples_per_s for each in found.measured] == [12.0, 24.0]
+
+
+def test_batches_are_made_as_the_loader_is_told():
+    seen = []
+
+    def double(x):
+        seen.append(len(x))
+        return x
+
+    vd.find_batch_size(
+        tiny_mlp(),
+        tiny_classification(),
+        loss="cross_entropy",
+        seconds_each=0.001,
+        largest=2,
+        loader_args={"transform": double},
+    )
+    assert set(seen) == {1, 2}
 
 
 def test_data_with_batches_of_their_own_are_refused():

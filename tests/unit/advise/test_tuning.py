@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from velodrome.advise.tuning.bench import Bench, Facts, Rehearsal, Round
+from velodrome.advise.tuning.aside import digest_of
+from velodrome.advise.tuning.bench import Bench
+from velodrome.advise.tuning.facts import Facts, Round
 from velodrome.advise.tuning.measure import Agreement, Comparison, agree, take_turns
+from velodrome.advise.tuning.rehearsal import Rehearsal
 from velodrome.advise.tuning.search import Search
 from velodrome.advise.tuning.setup import Change, Setup
 from velodrome.advise.tuning.techniques import find_techniques
 from velodrome.advise.tuning.writing import choose_path, write_tuned_recipe
+from velodrome.data.threads import usable_cores
 from velodrome.errors import ArgumentError, DataError, RefusedError
+from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
 
 MODULE = """\
@@ -52,9 +58,33 @@ def slow(wait_s=0.04):
     return Slow(wait_s), None
 
 
+READS = []
+THREADS = []
+
+
+class Counted(Slow):
+    def __getitem__(self, index):
+        READS.append(index)
+        return super().__getitem__(index)
+
+
+def counted():
+    return Counted(0.002), None
+
+
 def iterator():
     (x, y), val = shapes()
     return iter([(x, y)]), val
+
+
+class Noting(nn.Linear):
+    def forward(self, x):
+        THREADS.append(torch.get_num_threads())
+        return super().forward(x)
+
+
+def noting():
+    return Noting(16, 3)
 
 
 def net():
@@ -106,8 +136,17 @@ FACTS = Facts(
 class PlannedArm:
     """An arm whose speed is written down: the search is tried without a clock."""
 
-    def __init__(self, facts: Facts, step_s: float, *, losses: tuple[float, float] = (1.0, 1.0)) -> None:
-        self.facts, self.step_s, self.losses = facts, step_s, losses
+    def __init__(
+        self,
+        facts: Facts,
+        step_s: float,
+        *,
+        losses: tuple[float | None, float | None] = (1.0, 1.0),
+        digest: str = "z",
+        asked: list[int] | None = None,
+    ) -> None:
+        self.facts, self.step_s, self.losses, self.digest = facts, step_s, losses, digest
+        self.asked = [] if asked is None else asked
 
     def start(self) -> Facts:
         return self.facts
@@ -116,7 +155,9 @@ class PlannedArm:
         return Round(step_s=self.step_s, turn_s=0.0, evaluation_s=0.0, memory_bytes=1_000_000)
 
     def rehearse(self, *, steps: int, val_samples: int | None) -> Rehearsal:
-        return Rehearsal(steps=steps, train={"loss": self.losses[0]}, val={"loss": self.losses[1]}, seconds=1.0)
+        self.asked.append(steps)
+        train, val = ({} if loss is None else {"loss": loss} for loss in self.losses)
+        return Rehearsal(steps=steps, train=train, val={**val, "accuracy": 0.5}, seconds=1.0, digest=self.digest)
 
     def close(self) -> None: ...
 
@@ -151,14 +192,66 @@ def test_what_does_not_apply_says_why(folder):
     assert not found["threads"].why_not
 
 
-def test_each_technique_has_choices_or_a_reason_and_its_fields_are_accepted(folder):
-    everything = replace(
-        FACTS, is_in_memory=False, is_indexed=True, has_convolutions=True, device="cuda", can_tf32=True
-    )
-    for facts in (FACTS, everything):
+READ_ONE_BY_ONE = replace(FACTS, is_in_memory=False, is_indexed=True, has_convolutions=True)
+BATCHED = replace(FACTS, is_in_memory=False, num_train_samples=None, num_val_samples=None)
+APPLIES = {
+    "CPU, tensors": (FACTS, {"threads", "evaluation batch", "fused optimizer", "precision", "compile"}),
+    "CPU, dataset, pictures": (
+        READ_ONE_BY_ONE,
+        {"data in memory", "workers", "threads", "evaluation batch", "fused optimizer", "channels_last", "precision", "compile"},
+    ),
+    "CPU, a loader": (BATCHED, {"threads", "fused optimizer", "precision", "compile"}),
+    "CUDA, tensors beside it": (
+        replace(FACTS, device="cuda", can_tf32=True),
+        {"data on the device", "evaluation batch", "fused optimizer", "graph capture", "precision", "compile"},
+    ),
+    "CUDA, tensors on it": (
+        replace(FACTS, device="cuda", is_resident=True),
+        {"evaluation batch", "fused optimizer", "graph capture", "precision", "compile"},
+    ),
+    "CUDA, dataset, pictures": (
+        replace(READ_ONE_BY_ONE, device="cuda"),
+        {
+            "data in memory", "workers", "pinned memory", "evaluation batch", "fused optimizer", "channels_last", "graph capture", "precision",
+            "compile",
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", APPLIES)
+def test_what_applies_is_tried_and_everything_else_says_why_not(folder, where):
+    facts, expected = APPLIES[where]
+    found = by_name(facts)
+    assert {name for name, each in found.items() if each.choices} == expected
+    assert {name for name, each in found.items() if each.why_not} == set(found) - expected
+
+
+def test_data_that_are_read_one_by_one_are_tried_in_memory_before_workers(folder):
+    found = list(by_name(READ_ONE_BY_ONE).values())
+    assert [each.name for each in found][:3] == ["data in memory", "data on the device", "workers"]
+    assert found[0].choices == (Change(fields={"train.in_memory": True}),)
+
+
+def test_pinned_memory_is_switched_on_or_off(folder):
+    facts = replace(READ_ONE_BY_ONE, device="cuda")
+    assert by_name(facts)["pinned memory"].choices == (Change(fields={"train.pin_memory": True}),)
+    found = by_name(facts, overrides=["train.pin_memory=true"])
+    assert found["pinned memory"].choices == (Change(fields={"train.pin_memory": False}),)
+
+
+def test_compilation_and_graph_capture_exclude_one_another(folder):
+    facts = replace(FACTS, device="cuda")
+    assert "says already" in by_name(facts, overrides=["train.engine=captured"])["compile"].why_not
+    assert "compiled" in by_name(facts, overrides=["train.compile=true"])["graph capture"].why_not
+    (choice,) = by_name(facts, overrides=["train.engine=compiled"])["compile"].choices
+    assert choice == Change(fields={"train.engine": "eager"})
+
+
+def test_the_fields_of_every_choice_are_accepted(folder):
+    for facts, _ in APPLIES.values():
         for batch_size in (False, True):
             for technique in by_name(facts, batch_size=batch_size).values():
-                assert bool(technique.choices) != bool(technique.why_not), technique
                 for choice in technique.choices:
                     load_recipe("mine.toml", Setup(recipe="", change=choice).all_overrides)
 
@@ -329,10 +422,105 @@ def test_an_interruption_keeps_what_is_known(folder):
 
 def test_numbers_that_must_stay_equal_leave_out_what_may_change_them(folder):
     result = search_of(plain, numerics="equal").run()
-    assert {trial.numerics for trial in result.trials} == {"equal"}
+    assert {trial.technique for trial in result.trials} == {"evaluation batch", "threads", "fused optimizer"}
     assert [each.why for each in result.skipped if each.technique == "precision"] == [
         'it may change the numbers, and numerics="equal"'
     ]
+
+
+@pytest.mark.parametrize(
+    ("numerics", "loss", "digest", "is_taken"),
+    [
+        ("equal", 2.0, "a", True),  # the same bits, though other threads may round in another way
+        ("equal", 2.0, "b", False),
+        ("close", 2.0, "b", True),
+        ("changed", 2.0, "b", True),
+    ],
+)
+def test_what_happened_to_the_numbers_is_held_against_the_wish(folder, numerics, loss, digest, is_taken):
+    def arms(change):
+        is_one = change.fields.get("train.threads") == 1
+        return PlannedArm(replace(FACTS, loss=loss, digest=digest), 0.001) if is_one else plain(change)
+
+    result = search_of(arms, numerics=numerics).run()
+    (trial,) = [trial for trial in result.trials if trial.change.fields == {"train.threads": 1}]
+    assert trial.is_taken is is_taken
+    if not is_taken:
+        assert trial.why == 'the numbers are close, and numerics="equal"'
+
+
+def test_a_technique_that_should_change_nothing_is_judged_by_its_bits_too(folder):
+    def arms(change):
+        is_smaller = change.fields.get("train.eval_batch_size") == 250
+        return PlannedArm(replace(FACTS, digest="b"), 0.001) if is_smaller else plain(change)
+
+    for numerics, is_taken in (("equal", False), ("close", True)):
+        result = search_of(arms, numerics=numerics).run()
+        assert [trial.is_taken for trial in result.trials if trial.change.fields == {"train.eval_batch_size": 250}] == [
+            is_taken
+        ]
+
+
+def test_compilation_that_is_less_than_close_is_taken_only_where_numbers_may_change(folder):
+    def arms(change):
+        is_compiled = change.fields.get("train.compile") is True
+        return PlannedArm(replace(FACTS, loss=2.001, digest="b"), 0.001) if is_compiled else plain(change)  # 5e-4 apart
+
+    for numerics, is_taken in (("close", False), ("changed", True)):
+        result = search_of(arms, numerics=numerics).run()
+        assert [trial.is_taken for trial in result.trials if trial.technique == "compile"] == [is_taken]
+
+
+def test_where_the_recipe_is_not_the_same_twice_what_is_known_of_a_technique_counts(folder):
+    digests = itertools.count()
+
+    def arms(change):
+        return PlannedArm(replace(FACTS, digest=str(next(digests))), 0.001 if change.fields else 0.01)
+
+    result = search_of(arms, numerics="equal").run()
+    assert not result.is_repeatable
+    assert {trial.technique for trial in result.trials} == {"evaluation batch"}
+    assert any(trial.is_taken for trial in result.trials)
+
+
+def test_weights_that_differ_in_the_end_are_not_equal_numbers(folder):
+    def arms(change):
+        return PlannedArm(FACTS, 0.001, digest="other") if change.fields else PlannedArm(FACTS, 0.01)
+
+    result = search_of(arms, numerics="equal").run()
+    assert result.change is not None
+    assert not result.is_worth_it
+    assert "the weights are not the same after the check" in result.sentence
+    assert search_of(arms, numerics="close").run().is_worth_it
+
+
+def test_what_was_taken_rules_out_what_does_not_go_with_it(folder):
+    facts = replace(FACTS, device="cuda", is_resident=True)
+
+    def arms(change):
+        return PlannedArm(facts, 0.001 if "train.engine" in change.fields else 0.01)
+
+    result = search_of(arms).run()
+    assert result.change == Change(fields={"train.engine": "captured"})
+    assert "compile" not in {trial.technique for trial in result.trials}
+    (skipped,) = [each for each in result.skipped if each.technique == "compile"]
+    assert skipped.why == 'engine="captured" says already what runs the steps'
+
+
+def test_trials_on_a_gpu_keep_their_data_where_the_recipe_has_them(folder):
+    setups = []
+
+    def arms(setup):
+        setups.append(setup)
+        return PlannedArm(replace(FACTS, device="cuda", is_resident=True), 0.001 if setup.change.fields else 0.01)
+
+    search = Search(
+        setup_of(), load_recipe("mine.toml").recipe, make_arm=arms, seconds=1000, round_s=0.1, say=lambda line: None
+    )
+    result = search.run()
+    assert all(setup.overrides == ("train.resident=true",) for setup in setups[2:])  # after the baseline and its twin
+    assert result.change is not None
+    assert "train.resident" not in result.change.fields
 
 
 def test_a_combination_that_learns_worse_is_not_recommended(folder):
@@ -345,6 +533,53 @@ def test_a_combination_that_learns_worse_is_not_recommended(folder):
     assert result.change is not None
     assert not result.is_worth_it
     assert "+20.0 %" in result.sentence
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((1.0, 1.0), (1.0, 1.04), True),
+        ((1.0, 0.0), (1.0, 0.0), True),
+        ((1.0, 0.0), (1.0, 0.1), False),  # above 0: infinitely worse
+        ((1.0, None), (1.1, None), False),  # the training loss, where the validation has none
+        ((1.0, None), (1.0, None), True),
+        ((None, None), (None, None), False),
+        ((1.0, -1.0), (1.0, -0.9), False),
+        ((1.0, 1.0), (1.0, float("nan")), False),
+    ],
+)
+def test_a_loss_that_is_worse_or_not_known_is_no_recommendation(folder, before, after, expected):
+    def arms(change):
+        return PlannedArm(FACTS, 0.001 if change.fields else 0.01, losses=after if change.fields else before)
+
+    result = search_of(arms).run()
+    assert result.change is not None
+    assert result.is_worth_it is expected
+    if before == (None, None):
+        assert "there is no loss to compare" in result.sentence
+
+
+def test_larger_batches_are_compared_after_as_many_samples(folder):
+    asked = {1: [], 4: []}
+
+    def arms(change, loss=1.0):
+        factor = change.fields.get("train.batch_size", 20) // 20
+        return PlannedArm(
+            FACTS,
+            0.001 if factor == 4 else 0.01,
+            losses=(1.0, loss if factor == 4 else 1.0),
+            asked=asked.get(factor, []),
+        )
+
+    result = search_of(arms, batch_size=True).run()
+    assert result.change == Change(fields={"train.batch_size": 80})
+    assert asked == {1: [100], 4: [25]}  # 100 steps of 20 samples, 25 of 80
+    assert result.is_worth_it
+    assert "after 100 steps of the real run (and 25 of larger batches, as many samples)" in "\n".join(result.lines())
+    worse = search_of(lambda change: arms(change, 1.2), batch_size=True).run()
+    assert not worse.is_worth_it
+    assert "the loss is +20.0 % after 100 steps or as many samples" in worse.sentence
+    assert "--lr" in worse.sentence
 
 
 def test_wrong_arguments_are_refused(folder):
@@ -421,6 +656,62 @@ def test_threads_are_those_of_the_recipe_while_a_trial_runs_only(folder):
     threads = torch.get_num_threads()
     assert Bench(setup_of("train.threads=2")).start().threads == 2
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
+def test_timed_steps_have_the_threads_of_the_real_run(folder, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("velodrome.data.threads._told", None)  # what another test's recipe has asked for
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a process has them that was told nothing
+    changes = ("data.name=shelf_for_tuning_tests:slow", "data.wait_s=0.0", "model.name=shelf_for_tuning_tests:noting")
+    setup = setup_of(*changes, "train.num_workers=1")
+    try:
+        bench = Bench(setup)
+        noted = sys.modules["shelf_for_tuning_tests"].THREADS
+        facts = bench.start()
+        noted.clear()
+        bench.round(0.01)
+        timed = set(noted)
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+        noted.clear()
+        ready = build(load_recipe("mine.toml", setup.all_overrides), say=lambda line: None)
+        ready.make_trainer(progress=False).fit(ready.train, steps=3)
+        assert timed == set(noted) == {facts.threads}
+        assert facts.threads < len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_tuned_recipe_waits_for_fewer_samples(folder):
+    # Two milliseconds a sample: an epoch waits a fifth of a second. Read once it pays after one and a half epochs, of twenty.
+    setup = setup_of(
+        "data.name=shelf_for_tuning_tests:counted", "train.batch_size=4", "train.epochs=20", "train.metrics=[]"
+    )
+    search = Search(
+        setup, load_recipe("mine.toml", setup.overrides).recipe, make_arm=Bench, seconds=1000, rounds=1, round_s=0.01,
+        numerics="equal", say=lambda line: None,
+    )  # fmt: skip
+    result = search.run()
+    assert result.is_worth_it, "\n".join(result.lines())
+    assert result.change is not None
+    assert result.change.fields["train.in_memory"] is True
+    assert result.verified is not None
+    assert result.verified.speed_up > 3
+    write_tuned_recipe(folder / "tuned.toml", setup, result)
+    reads, weights = sys.modules["shelf_for_tuning_tests"].READS, []
+    waited = []
+    for source, overrides in (("mine.toml", [*setup.overrides, "train.epochs=3"]), ("tuned.toml", ["train.epochs=3"])):
+        reads.clear()
+        ready = build(load_recipe(source, overrides), say=lambda line: None)
+        trainer = ready.make_trainer(progress=False)
+        trainer.fit(ready.train, **ready.fit_arguments)
+        waited.append(len(reads))
+        weights.append(digest_of(trainer.model))
+    assert waited[0] >= 300  # three epochs of 100 samples
+    assert waited[1] == 1 + 100 + 65  # however many epochs: one for the shape, all, and some twice
+    assert weights[0] == weights[1]
 
 
 def test_the_rehearsal_is_the_real_run_cut_short(folder):

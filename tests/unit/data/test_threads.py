@@ -1,4 +1,4 @@
-"""Cores that a process may use, read from a file system laid out by hand; threads lowered only where nobody said otherwise."""
+"""Threads are lowered only where nobody said otherwise."""
 
 from __future__ import annotations
 
@@ -8,61 +8,7 @@ import pytest
 import torch
 
 from velodrome.data import threads
-from velodrome.data.threads import limit_threads, set_threads, usable_cores
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """Return a function that lays out a machine of so many hardware threads, two a core, and the files of a control group."""
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-
-    def make(hardware_threads, files=None):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(hardware_threads)), raising=False)
-        half = hardware_threads // 2
-        for each in range(hardware_threads):
-            folder = tmp_path / f"sys/devices/system/cpu/cpu{each}/topology"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "thread_siblings_list").write_text(f"{each % half},{each % half + half}\n")
-        for name, text in (files or {}).items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path
-
-    return make
-
-
-def test_two_threads_of_one_core_are_one_core(machine):
-    assert usable_cores(machine(16)) == 8
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3),
-        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
-        ({"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
-        (
-            {
-                "proc/self/cgroup": "0::/user/job\n",
-                "sys/fs/cgroup/user/job/cpu.max": "600000 100000",
-                "sys/fs/cgroup/user/cpu.max": "500000 100000",
-            },
-            5,
-        ),
-        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 2),
-        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 8),
-    ],
-)
-def test_a_control_groups_quota_counts(machine, files, cores):
-    assert usable_cores(machine(16, files)) == cores
-
-
-@pytest.mark.parametrize(("processes", "cores"), [("1", 8), ("3", 2), ("100", 1), ("many", 8), ("0", 8)])
-def test_processes_of_one_machine_share_its_cores(machine, monkeypatch, processes, cores):
-    root = machine(16)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert usable_cores(root) == cores
+from velodrome.data.threads import limit_threads, set_threads
 
 
 @pytest.fixture
@@ -121,3 +67,15 @@ def test_a_recipes_number_is_respected_also_where_torch_would_take_it(of_eight):
     set_threads(8)
     assert limit_threads(num_workers=2, is_on_cpu=True) == ""
     assert torch.get_num_threads() == 8
+
+
+def test_a_share_of_our_launcher_is_no_wish_of_the_users(of_eight, monkeypatch):
+    of_eight(2)  # of this process: its share of the machine's
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    torch.set_num_threads(3)
+    assert limit_threads(num_workers=1, is_on_cpu=True) == ""
+    monkeypatch.setenv("VELODROME_THREADS", "3")
+    assert "3 -> 1 beside 1 workers" in limit_threads(num_workers=1, is_on_cpu=True)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # which no launcher sets
+    torch.set_num_threads(3)
+    assert limit_threads(num_workers=1, is_on_cpu=True) == ""

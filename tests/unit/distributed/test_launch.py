@@ -64,16 +64,22 @@ def test_the_failure_that_the_others_follow_from_is_told(failures, rank):
 def test_processes_get_their_rank_their_threads_and_their_arguments(tmp_path, monkeypatch):
     (tmp_path / "writes_its_place.py").write_text(
         "import os, sys\n"
-        "open(os.environ['RANK'], 'w').write(' '.join([*sys.argv[1:], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS']]))\n"
+        "open(os.environ['RANK'], 'w').write(' '.join([*sys.argv[1:], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'], os.environ.get('VELODROME_THREADS', 'of the user')]))\n"
         "sys.exit(5 if sys.argv[1] == 'fail' and os.environ['RANK'] == '1' else 0)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    # What affinity and quota leave of the machine, not all that it has.
+    monkeypatch.setattr(launching, "usable_cores", lambda: 7)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
     before = dict(os.environ)
     assert launch("writes_its_place", ["a", "b c"], processes=2) is None
-    threads = max(1, os.cpu_count() // 2)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == [f"a b c 2 {threads}"] * 2
+    # 7 cores // 2 processes = 3 threads each, and the share is marked as none of the user's numbers
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["a b c 2 3 3"] * 2
     failed = launch("writes_its_place", ["fail"], processes=2)
     assert (failed.rank, failed.exit_code, failed.told) == (1, 5, None)
     assert dict(os.environ) == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert launch("writes_its_place", ["a"], processes=1) is None
+    assert (tmp_path / "0").read_text() == "a 1 5 of the user"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -37,6 +38,25 @@ def without_val():
 def batches():
     x, y = tensors()[0]
     return [(x[:20], y[:20]), (x[20:], y[20:])], None
+
+
+class Pairs(torch.utils.data.Dataset):
+    reads = 0
+
+    def __init__(self, tensors, change=0):
+        self.tensors, self.change = tensors, change
+
+    def __len__(self):
+        return len(self.tensors[0])
+
+    def __getitem__(self, index):
+        Pairs.reads += 1
+        return tuple(tensor[index] for tensor in self.tensors)
+
+
+def pairs():
+    train, val = tensors()
+    return Pairs(train), Pairs(val)
 
 
 def empty_samples():
@@ -248,6 +268,23 @@ def test_run_on_a_text_refuses_another_text(recipe_file, tmp_path):
     other = build(load_recipe("char-gpt", changes), say=str)
     with pytest.raises(DataError, match=r"8 different characters where the run was trained on 7; ',' is one that"):
         check_same_preparation(other.data, notes)
+
+
+def test_data_in_memory_are_read_once_and_trained_on_to_the_same_bits(load):
+    weights = []
+    for change in ("train.in_memory=false", "train.in_memory=true"):
+        ready = build(load("pairs", change), say=lambda line: None)
+        pairs = sys.modules["shelf_for_build_tests"].Pairs
+        ready.make_trainer(progress=False).fit(ready.train, ready.val, epochs=3)
+        weights.append(ready.model.state_dict())
+    # 40 and 10 samples: one each for the shape, all, and all again; not three epochs of them.
+    assert pairs.reads == 3 * (40 + 10) + 2 * (40 + 10) + 2
+    assert all(torch.equal(one, other) for one, other in zip(weights[0].values(), weights[1].values(), strict=True))
+
+
+def test_batches_of_ones_own_are_not_kept_in_memory(load):
+    with pytest.raises(RecipeError, match=r"train\.in_memory keeps the samples of a dataset.*Leave it out"):
+        build(load("batches", "train.in_memory=true"), say=lambda line: None)
 
 
 def test_threads_are_set_before_anything_is_computed():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from velodrome.errors import RecipeError
 from velodrome.recipes.build import build
 from velodrome.recipes.read import builtin_names, load_recipe
-from velodrome.recipes.switches import early_stopping, training_switches
+from velodrome.recipes.switches import early_stopping, loader_switches, training_switches
 from velodrome.recipes.toml_writer import to_toml
 
 MODULE = """\
@@ -76,6 +77,14 @@ def test_recipe_passes_on_what_it_switches_on_and_nothing_else(name):
 )
 def test_switch_becomes_an_argument_of_the_trainer(load, change, expected):
     assert switches(load(change)) == expected
+
+
+def test_where_data_lie_is_told_to_the_loader(load):
+    assert loader_switches(load().recipe) == {}
+    assert loader_switches(load("train.resident=auto").recipe) == {"resident": "auto"}
+    assert loader_switches(load("train.resident=false").recipe) == {"resident": False}
+    pinned = loader_switches(load("train.pin_memory=true").recipe)
+    assert pinned == {"pin_memory": torch.accelerator.is_available()}
 
 
 def test_scheduler_passes_on_its_arguments_rhythm_and_monitor(load):

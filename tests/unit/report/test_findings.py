@@ -18,14 +18,16 @@ def test_waiting_for_data_names_the_dataset_the_time_and_what_to_try():
     (line,) = find(bill(data_wait=6.2))
     # 6.2 of 10 s; 6.2 s / 100 batches
     assert line.startswith("62% of the time is waiting for data: Scans lets the loop wait 62 ms a batch. ")
-    assert line.endswith("try num_workers=4, or keep the samples in memory as tensors.")
+    assert line.endswith(
+        "try num_workers=4 of a DataLoader (data.num_workers in a recipe), or keep the samples in memory as tensors."
+    )
 
 
 @pytest.mark.parametrize(
     ("facts", "advice"),
     [
         ({"workers": 1}, "Try num_workers=2 instead of 1"),
-        ({"workers": 4}, "4 workers share 4 cores: do less for each sample"),
+        ({"workers": 4}, "4 workers and the loop share 4 cores: do less for each sample"),
         ({"cores": 1}, "There is one core only"),
         ({"in_memory": True}, "in memory already: try larger batches"),
     ],
@@ -35,11 +37,32 @@ def test_what_to_try_depends_on_how_the_data_are_read(facts, advice):
 
 
 @pytest.mark.parametrize(
+    ("facts", "advice"),
+    [
+        ({"workers_are_measured": True}, 'num_workers="auto" took no workers, as far as it has measured: do less for each sample'),
+        ({"workers_are_measured": True, "workers": 1}, 'num_workers="auto" took 1 worker, as far'),
+        ({"is_stream": True, "takes_workers": False}, "It is a stream, where the number of workers decides the order: do less"),
+        ({"takes_workers": False}, "Its batches are made in the training process: do less for each, or give a Dataset"),
+    ],
+)  # fmt: skip
+def test_no_number_of_workers_is_proposed_where_it_was_measured_or_has_no_switch(facts, advice):
+    (line,) = find(bill(data_wait=6.2, facts=facts))
+    assert advice in line
+    assert "try num_workers" not in line.lower()
+
+
+@pytest.mark.parametrize(
     ("part", "words"),
     [
-        ("transfer", "30% of the time is moving batches of Scans to the device, 30 ms a batch. Try pin_memory=True"),
+        (
+            "transfer",
+            "30% of the time is moving batches of Scans to the device, 30 ms a batch. Try smaller values, such as uint8 pixels",
+        ),
         ("optimizer", "30% of the time is the optimizer. Try it by name"),
-        ("saving", "30% of the time is saving checkpoints. Try Checkpointing(background=True)"),
+        (
+            "saving",
+            "30% of the time is saving checkpoints. Try Checkpointing(background=True), in a recipe checkpoint.background=true",
+        ),
         ("logging", "30% of the time is logging and metrics. Try a larger log_every"),
     ],
 )
@@ -53,6 +76,11 @@ def test_an_optimizer_that_is_fused_is_not_told_to_be():
     assert (
         line == "30% of the time is the optimizer. It is fused already: try larger batches, which need fewer updates."
     )
+
+
+def test_saves_in_the_background_are_not_told_to_be():
+    (line,) = find(bill(saving=3.0, facts={"saves_in_background": True}))
+    assert line == "30% of the time is saving checkpoints. They are written in the background already: save less often."
 
 
 def test_evaluation_has_a_sentence():

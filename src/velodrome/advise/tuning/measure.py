@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from velodrome.advise.tuning.bench import Facts, Round
+    from velodrome.advise.tuning.facts import Facts, Round
 
 __all__ = ["Agreement", "Arm", "Comparison", "agree", "take_turns"]
 
@@ -105,6 +105,11 @@ class Agreement:
     """"equal bits", "close" (rounding), or "changed\""""
     difference: float
     """of the mean loss, relative"""
+
+    @property
+    def numerics(self) -> str:
+        """What happened to the numbers, as a wish names it."""
+        return "equal" if self.kind == "equal bits" else self.kind
 
     def __str__(self) -> str:
         if self.kind == "equal bits":

@@ -17,7 +17,8 @@ from dataclasses import asdict
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from velodrome.advise.tuning.bench import Facts, Rehearsal, Round
+from velodrome.advise.tuning.facts import Facts, Round
+from velodrome.advise.tuning.rehearsal import Rehearsal
 from velodrome.errors import VelodromeError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class RemoteBench:
         return Round(**self._ask("round", seconds=seconds))
 
     def rehearse(self, *, steps: int, val_samples: int | None) -> Rehearsal:
-        """See `bench.rehearse`."""
+        """See `rehearsal.rehearse`."""
         return Rehearsal(**self._ask("rehearse", setup=self._setup, steps=steps, val_samples=val_samples))
 
     def close(self) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from velodrome.advise.tuning.measure import median_of
 
 if TYPE_CHECKING:
-    from velodrome.advise.tuning.bench import Facts, Rehearsal, Round
+    from velodrome.advise.tuning.facts import Facts, Round
     from velodrome.advise.tuning.measure import Agreement
+    from velodrome.advise.tuning.rehearsal import Rehearsal
     from velodrome.advise.tuning.setup import Change
 
 __all__ = ["Skipped", "TrialResult", "Tuning", "Verified"]
@@ -81,31 +82,52 @@ class TrialResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """The whole combination against the recipe as it is, in new processes."""
+    """The whole combination against the recipe as it is: a few more turns of the two benches, then the first steps of the real run of each, with
+    everything built anew.
+    """
 
     speed_up: float
     steps: int
-    """of the real run, both ways, with an evaluation at their end"""
+    """of the real run of the recipe as it is, with an evaluation at their end; the other one saw as many samples"""
     before: Rehearsal
     after: Rehearsal
     loss_change: float
-    """of the validation loss (of the training loss where there is none), relative; below 0 is better"""
+    """of the validation loss (of the training loss where there is none), relative; below 0 is better; NaN where there is no loss"""
     is_faster: bool
     is_as_good: bool
+    has_equal_bits: bool = True
+    """False where equal numbers were asked for and the weights at the end differ"""
     rounds: tuple[Round, ...] = ()
     baseline: tuple[Round, ...] = ()
 
     @property
     def loss_name(self) -> str:
         """Return which loss was compared."""
-        return "val/loss" if self.before.val else "train/loss"
+        return self.before.loss_name
 
     @property
     def sentence(self) -> str:
         """Return what the check showed."""
-        one, other = (each.val or each.train for each in (self.before, self.after))
+        one, other = (each.val if self.loss_name == "val/loss" else each.train for each in (self.before, self.after))
         metrics = ", ".join(f"{name} {one[name]:.5g} -> {other[name]:.5g}" for name in one if name in other)
-        return f"after {self.steps} steps of the real run, on {self.loss_name.split('/')[0]}: {metrics}"
+        others = (
+            "" if self.after.steps == self.steps else f" (and {self.after.steps} of larger batches, as many samples)"
+        )
+        return f"after {self.steps} steps of the real run{others}, on {self.loss_name.split('/')[0]}: {metrics}"
+
+    @property
+    def why_not(self) -> str:
+        """Return what is wrong with the numbers at the end, and what to do; nothing where nothing is."""
+        if self.is_as_good:
+            return ""
+        if not self.has_equal_bits:
+            return 'the weights are not the same after the check, so nothing was written. Try numerics "close" (--numerics close)'
+        if self.loss_change != self.loss_change:
+            return "there is no loss to compare, so nothing was written. Take over what you trust by hand"
+        worse = f"the loss is {100 * self.loss_change:+.1f} % after {self.steps} steps"
+        if self.after.steps != self.steps:
+            return f"{worse} or as many samples, so nothing was written. Leave --batch-size out, or look for the larger batch's learning rate (--lr)"
+        return f'{worse}, so nothing was written. Try numerics "close" (--numerics close)'
 
 
 @dataclass(kw_only=True)
@@ -154,10 +176,7 @@ class Tuning:
                 f"which is within the noise. Leave the recipe as it is."
             )
         if not self.verified.is_as_good:
-            return (
-                f"{self.verified.speed_up:.2f}x: {self.change}; but the loss is {100 * self.verified.loss_change:+.1f} % after "
-                f'{self.verified.steps} steps, so nothing was written. Try numerics "close" (--numerics close).'
-            )
+            return f"{self.verified.speed_up:.2f}x: {self.change}; but {self.verified.why_not}."
         return f"{self.verified.speed_up:.2f}x: {self.change}"
 
     def lines(self) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,14 @@ from velodrome.advise.tuning.remote import RemoteBench
 from velodrome.advise.tuning.result import Skipped, TrialResult, Tuning, Verified
 from velodrome.advise.tuning.techniques import NUMERICS, find_techniques
 from velodrome.errors import ArgumentError, VelodromeError
+from velodrome.recipes.read import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from velodrome.advise.tuning.bench import Facts, Rehearsal
-    from velodrome.advise.tuning.measure import Arm, Comparison
+    from velodrome.advise.tuning.facts import Facts
+    from velodrome.advise.tuning.measure import Agreement, Arm, Comparison
+    from velodrome.advise.tuning.rehearsal import Rehearsal
     from velodrome.advise.tuning.setup import Change, Setup
     from velodrome.advise.tuning.techniques import Technique
     from velodrome.recipes.schema import Recipe
@@ -40,7 +41,8 @@ class Search:
         setup: the recipe as it is.
         recipe: the same, checked.
         seconds: that all of it may take.
-        numerics: the most that a technique may do to the numbers: "equal", "close" or "changed".
+        numerics: the most that may happen to the numbers: "equal", "close" or "changed". What a technique does to them is measured, where the
+            recipe gives the same bits twice; where it does not, what is known of the technique counts.
         batch_size: try larger batches too.
         rounds: of each comparison.
         round_s: of training in a round; None follows from the time.
@@ -77,6 +79,7 @@ class Search:
         self._begun = clock()
         self._open: list[Any] = []
         self._noise_s = 0.0
+        self._placed: tuple[str, ...] = ()
         self.result = Tuning(recipe=setup.recipe, budget_s=seconds)
 
     def run(self) -> Tuning:
@@ -104,43 +107,62 @@ class Search:
         result.facts = facts
         same = agree((facts.loss, facts.digest), (twin_facts.loss, twin_facts.digest))
         result.is_repeatable = same.kind == "equal bits"
-        techniques = find_techniques(self._recipe, facts, batch_size=self._batch_size)
-        result.skipped += [Skipped(technique=each.name, why=each.why_not) for each in techniques if each.why_not]
-        allowed = NUMERICS[: NUMERICS.index(self._numerics) + 1]  # type: ignore[arg-type]
-        to_try: list[tuple[Technique, Change]] = []
-        for each in techniques:
-            if each.choices and each.numerics not in allowed:
-                result.skipped.append(
-                    Skipped(technique=each.name, why=f'it may change the numbers, and numerics="{self._numerics}"')
-                )
-            else:
-                to_try += [(each, choice) for choice in each.choices]
-        self._choose_round(len(to_try), start_s)
+        # Several processes share a GPU's memory: the data of the later ones are to lie where those of the first one do.
+        self._placed = ("train.resident=true",) if facts.is_resident and facts.device == "cuda" else ()
+        names = [each.name for each in self._techniques(self._recipe, facts)]
+        num_choices = sum(
+            len(each.choices) for each in self._techniques(self._recipe, facts) if not self._why_untried(each)
+        )
+        self._choose_round(num_choices, start_s)
         self._measure_noise(baseline, twin, facts.steps_per_epoch)
         best = (self._setup, baseline, facts)
-        cost_s, slow = start_s + self._noise_s, set()
-        for technique, change in to_try:
-            if technique.name in slow:
+        cost_s = start_s + self._noise_s
+        for name in names:
+            # Looked up when its turn comes: what was taken before may rule it out.
+            technique = self._technique(name, best)
+            if why := self._why_untried(technique):
+                result.skipped.append(Skipped(technique=name, why=why))
                 continue
-            if self._left() < cost_s:
-                result.skipped.append(Skipped(technique=technique.name, why="out of time", change=str(change)))
-                continue
-            began_trial = self._clock()
-            trial, arm, its_facts = self._try(technique, change, best)
-            cost_s = max(start_s, self._clock() - began_trial)
-            result.trials.append(trial)
-            self._say(trial.line)
-            if trial.is_taken and its_facts is not None:
-                if best[1] is not baseline:
-                    self._close(best[1])
-                best = (best[0].with_change(change), arm, its_facts)
-                result.change = best[0].change
-            elif arm is not None:
-                self._close(arm)
-                if technique.is_monotone and trial.speed_up < 1:
-                    slow.add(technique.name)
+            for change in technique.choices:
+                if self._left() < cost_s:
+                    result.skipped.append(Skipped(technique=name, why="out of time", change=str(change)))
+                    continue
+                began_trial = self._clock()
+                trial, arm, its_facts = self._try(technique, change, best)
+                cost_s = max(start_s, self._clock() - began_trial)
+                result.trials.append(trial)
+                self._say(trial.line)
+                if trial.is_taken and its_facts is not None:
+                    if best[1] is not baseline:
+                        self._close(best[1])
+                    best = (best[0].with_change(change), arm, its_facts)
+                    result.change = best[0].change
+                elif arm is not None:
+                    self._close(arm)
+                    if technique.is_monotone and trial.speed_up < 1:
+                        break
         if result.change is not None:
             self._verify(baseline, facts, best)
+
+    def _techniques(self, recipe: Recipe, facts: Facts) -> list[Technique]:
+        return find_techniques(recipe, facts, batch_size=self._batch_size)
+
+    def _technique(self, name: str, best: tuple[Setup, Any, Facts]) -> Technique:
+        """Return a technique as it stands to the best configuration so far."""
+        setup, _, facts = best
+        recipe = load_recipe(setup.recipe, setup.all_overrides).recipe if setup.change.fields else self._recipe
+        return next(each for each in self._techniques(recipe, facts) if each.name == name)
+
+    def _why_untried(self, technique: Technique) -> str:
+        """Return why nothing of a technique is tried; nothing where it is."""
+        if technique.why_not:
+            return technique.why_not
+        known = technique.at_best if self.result.is_repeatable else technique.numerics
+        return "" if self._allows(known) else f'it may change the numbers, and numerics="{self._numerics}"'
+
+    def _allows(self, numerics: str) -> bool:
+        """Return whether so much may happen to the numbers."""
+        return NUMERICS.index(numerics) <= NUMERICS.index(self._numerics)  # type: ignore[arg-type]
 
     def _left(self) -> float:
         """Return the seconds that trials may still take."""
@@ -180,17 +202,19 @@ class Search:
     ) -> tuple[TrialResult, Any, Facts | None]:
         """Measure one choice against the best so far."""
         setup, incumbent, facts = best
+        tried = setup.with_change(change)
+        if "train.resident" not in tried.change.fields:
+            tried = replace(tried, overrides=(*tried.overrides, *self._placed))
         result = TrialResult(technique=technique.name, change=change, numerics=technique.numerics)
         num_open = len(self._open)
         try:
-            arm = self._make(setup.with_change(change))
+            arm = self._make(tried)
             its_facts = arm.start()
-            difference = 0.0
+            agreement = None
             if technique.compares:
                 agreement = agree((facts.loss, facts.digest), (its_facts.loss, its_facts.digest))
-                result, difference = replace(result, agreement=agreement), agreement.difference
-            if not math.isfinite(its_facts.loss) or difference > technique.limit:
-                why = f"the loss of the first steps is too far off: {its_facts.loss:.6g} instead of {facts.loss:.6g}"
+                result = replace(result, agreement=agreement)
+            if why := self._why_refused(technique, agreement, facts.loss, its_facts.loss):
                 return replace(result, why=why), arm, None
             comparison = self._compare(incumbent, arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
         except Exception as error:  # whatever it is, this choice is not possible, and the others may be
@@ -210,6 +234,14 @@ class Search:
                 return replace(result, why="does not pay in this run"), arm, its_facts
         return replace(result, is_taken=True, why="taken"), arm, its_facts
 
+    def _why_refused(self, technique: Technique, agreement: Agreement | None, before: float, after: float) -> str:
+        """Return what is wrong with the numbers of the first steps; nothing where nothing is."""
+        if not math.isfinite(after) or (agreement is not None and agreement.difference > technique.limit):
+            return f"the loss of the first steps is too far off: {after:.6g} instead of {before:.6g}"
+        if agreement is None or not self.result.is_repeatable or self._allows(agreement.numerics):
+            return ""
+        return f'the numbers are {agreement.kind}, and numerics="{self._numerics}"'
+
     def _verify(self, baseline: Any, facts: Facts, best: tuple[Setup, Any, Facts]) -> None:
         """Take turns with the beginning once more, and run the first steps of the real recipe both ways, evaluation included."""
         setup, arm, its_facts = best
@@ -221,15 +253,19 @@ class Search:
         val_samples = None
         if facts.num_val_samples is not None and comparison.first[-1].evaluation_s > left / 4:
             val_samples = max(1, int(facts.num_val_samples * left / 4 / comparison.first[-1].evaluation_s))
+        # Larger batches make fewer steps of the same samples: what was learned from equally many is compared.
+        factor = (
+            setup.change.fields.get("train.batch_size", self._recipe.train.batch_size) / self._recipe.train.batch_size
+        )
         before: Rehearsal = baseline.rehearse(steps=steps, val_samples=val_samples)
-        after: Rehearsal = arm.rehearse(steps=steps, val_samples=val_samples)
-        worse = _relative(before.val or before.train, after.val or after.train)
+        after: Rehearsal = arm.rehearse(steps=max(1, round(steps / factor)), val_samples=val_samples)
+        worse = _relative(before.loss, after.loss)
         is_faster = comparison.speed_up > 1 + max(_LEAST_GAIN, self.result.noise)
-        same_batches = "train.batch_size" not in setup.change.fields
-        is_as_good = math.isfinite(worse) and (worse <= _MOST_VAL_LOSS or not same_batches)
+        has_equal_bits = before.digest == after.digest or self._numerics != "equal" or not self.result.is_repeatable
+        is_as_good = worse <= _MOST_VAL_LOSS and has_equal_bits  # false for NaN
         self.result.verified = Verified(
             speed_up=comparison.speed_up, steps=steps, before=before, after=after, loss_change=worse,
-            is_faster=is_faster, is_as_good=is_as_good, rounds=comparison.second, baseline=comparison.first,
+            is_faster=is_faster, is_as_good=is_as_good, has_equal_bits=has_equal_bits, rounds=comparison.second, baseline=comparison.first,
         )  # fmt: skip
 
 
@@ -242,8 +278,8 @@ def _break_even(comparison: Comparison, facts: Facts, its_facts: Facts) -> int:
     return math.ceil(spent / a_step) if a_step > 0 else 1 << 62
 
 
-def _relative(before: dict[str, float], after: dict[str, float]) -> float:
-    """Return how much larger the loss has become, relative."""
-    with suppress(KeyError, ZeroDivisionError):
-        return (after["loss"] - before["loss"]) / abs(before["loss"])
-    return 0.0
+def _relative(before: float, after: float) -> float:
+    """Return how much larger the loss has become, relative: NaN where it is not known, infinite above a loss of 0."""
+    if before == after:
+        return 0.0
+    return (after - before) / abs(before) if before else math.copysign(math.inf, after)

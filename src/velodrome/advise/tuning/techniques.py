@@ -1,7 +1,7 @@
 """What can be changed about a recipe to make it faster: one small object a technique.
 
-Each says what it means in recipe fields, why it does not apply here when it does not, and what it may do to the numbers. Which fields
-there are is looked up in the schema.
+Each says what it means in recipe fields, why it does not apply here when it does not, and what it may do to the numbers. All look at the
+recipe and the facts of the best configuration so far: one that was taken may rule others out.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.advise.tuning.setup import Change
-from velodrome.recipes.schema import KNOWN_FIELDS, TrainTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from velodrome.advise.tuning.bench import Facts
+    from velodrome.advise.tuning.facts import Facts
     from velodrome.recipes.schema import Recipe
 
 __all__ = ["NUMERICS", "Numerics", "Technique", "find_techniques"]
@@ -38,7 +37,9 @@ class Technique:
     why_not: str = ""
     """why there is nothing to try here"""
     numerics: Numerics = "equal"
-    """what it is known to do to the numbers: each trial checks"""
+    """the most that it is known to do to the numbers: each trial checks"""
+    at_best: Numerics = "equal"
+    """the least: where less is wished for it is not tried"""
     limit: float = 1e-4
     """largest relative difference of the mean loss over the first steps; more means that something is wrong"""
     compares: bool = True
@@ -58,7 +59,7 @@ def find_techniques(recipe: Recipe, facts: Facts, *, batch_size: bool = False) -
         batch_size: try larger batches, which is another training.
     """
     finders: list[Callable[[Recipe, Facts], Technique]] = [
-        _workers, _in_memory, _pinned_memory, _threads, _evaluation_batch, _micro_batch, _fused, _channels_last,
+        _in_memory, _resident, _workers, _pinned_memory, _threads, _evaluation_batch, _micro_batch, _fused, _channels_last,
         _graph_capture, _precision, _compile,
     ]  # fmt: skip
     found = [finder(recipe, facts) for finder in finders]
@@ -67,26 +68,6 @@ def find_techniques(recipe: Recipe, facts: Facts, *, batch_size: bool = False) -
         if batch_size
         else [*found, _no_batch_size()]
     )
-
-
-def has_field(field: str) -> bool:
-    """Return whether recipes of this version have a field, such as "train.precision"."""
-    table, _, key = field.partition(".")
-    return key in KNOWN_FIELDS[table]
-
-
-def accepts(field: str, value: Any) -> bool:  # Any: what TOML holds
-    """Return whether a field of [train] takes a value."""
-    from pydantic import TypeAdapter, ValidationError
-
-    kind: Any = TrainTable.model_fields[
-        field.removeprefix("train.")
-    ].annotation  # Any: a type, however it is put together
-    try:
-        TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
 
 
 def _only(field: str, *values: Any) -> tuple[Change, ...]:  # Any: what TOML holds
@@ -104,24 +85,32 @@ def _workers(recipe: Recipe, facts: Facts) -> Technique:
     now, most = facts.num_workers, min(facts.cores, _MOST_WORKERS)
     counts = sorted({0, 1, 2, most // 2, most} - {now})
     found: list[Any] = [count for count in counts if count <= most]
-    if accepts(field, "auto") and recipe.train.num_workers != "auto":
+    if recipe.train.num_workers != "auto":
         found.append("auto")
     return Technique(name=name, choices=_only(field, *found))
 
 
 def _in_memory(recipe: Recipe, facts: Facts) -> Technique:
     name = "data in memory"
-    field = next((each for each in ("train.in_memory", "data.in_memory") if has_field(each)), None)
+    if recipe.train.in_memory:
+        return Technique(name=name, why_not="the recipe says so already")
     if facts.is_in_memory:
         return Technique(name=name, why_not="they are already")
     if not facts.is_indexed:
         return Technique(name=name, why_not="the data are a loader, not a dataset or tensors")
-    if field is None:
-        return Technique(
-            name=name,
-            why_not="the dataset is read sample by sample; return tensors from [data] where they fit into memory",
-        )
-    return Technique(name=name, choices=_only(field, True))
+    # Reading all of it once comes before the first step.
+    return Technique(name=name, choices=_only("train.in_memory", True), pays_later=True)
+
+
+def _resident(recipe: Recipe, facts: Facts) -> Technique:
+    name = "data on the device"
+    if facts.device != "cuda":
+        return Technique(name=name, why_not="for CUDA only")
+    if not facts.is_in_memory:
+        return Technique(name=name, why_not="the data are not in memory as whole tensors")
+    if facts.is_resident:
+        return Technique(name=name, why_not="they are there already")
+    return Technique(name=name, choices=_only("train.resident", True), pays_later=True)
 
 
 def _pinned_memory(recipe: Recipe, facts: Facts) -> Technique:
@@ -130,9 +119,9 @@ def _pinned_memory(recipe: Recipe, facts: Facts) -> Technique:
         return Technique(name=name, why_not="for CUDA only")
     if facts.is_in_memory:
         return Technique(name=name, why_not="batches come from memory, and on the device where they fit")
-    if not has_field(field):
-        return Technique(name=name, why_not="recipes have no field for it: the loader decides")
-    return Technique(name=name, choices=_only(field, getattr(recipe.train, "pin_memory", None) is not True))
+    if not facts.is_indexed:
+        return Technique(name=name, why_not="the data bring a loader of their own; set its pin_memory where it is made")
+    return Technique(name=name, choices=_only(field, recipe.train.pin_memory is not True))
 
 
 def _threads(recipe: Recipe, facts: Facts) -> Technique:
@@ -165,7 +154,9 @@ def _micro_batch(recipe: Recipe, facts: Facts) -> Technique:
     if now is None:
         return Technique(name=name, why_not="the recipe has none: an update is one batch")
     larger = [each for each in (2 * now, 4 * now, size) if each <= size and size % each == 0]
-    return Technique(name=name, choices=_only("train.micro_batch", *dict.fromkeys(larger)), numerics="close")
+    return Technique(
+        name=name, choices=_only("train.micro_batch", *dict.fromkeys(larger)), numerics="close", at_best="close"
+    )
 
 
 def _fused(recipe: Recipe, facts: Facts) -> Technique:
@@ -181,10 +172,8 @@ def _channels_last(recipe: Recipe, facts: Facts) -> Technique:
     name, field = "channels_last", "train.channels_last"
     if not facts.has_convolutions:
         return Technique(name=name, why_not="the model has no convolution over pictures")
-    if not has_field(field):
-        return Technique(name=name, why_not="recipes of this version have no field for it")
     return Technique(
-        name=name, choices=_only(field, getattr(recipe.train, "channels_last", None) is not True), numerics="close"
+        name=name, choices=_only(field, recipe.train.channels_last is not True), numerics="close", at_best="close"
     )
 
 
@@ -192,9 +181,9 @@ def _graph_capture(recipe: Recipe, facts: Facts) -> Technique:
     name, field = "graph capture", "train.engine"
     if facts.device != "cuda":
         return Technique(name=name, why_not="for CUDA only")
-    if not has_field(field):
-        return Technique(name=name, why_not="recipes of this version have no field for it")
-    other = "eager" if getattr(recipe.train, "engine", None) == "captured" else "captured"
+    if recipe.train.compile or recipe.train.engine == "compiled":
+        return Technique(name=name, why_not="the model is compiled: one of the two runs the steps")
+    other = "eager" if recipe.train.engine == "captured" else "captured"
     return Technique(name=name, choices=_only(field, other), numerics="close", pays_later=True)
 
 
@@ -202,19 +191,27 @@ def _precision(recipe: Recipe, facts: Facts) -> Technique:
     now = recipe.train.precision or "fp32"
     names = ["bf16"] if facts.device != "cuda" else ["bf16", "fp16", *(["tf32"] if facts.can_tf32 else [])]
     choices = _only("train.precision", *[name for name in names if name != now])
-    return Technique(name="precision", choices=choices, numerics="changed", limit=0.02)
+    return Technique(name="precision", choices=choices, numerics="changed", at_best="changed", limit=0.02)
 
 
 def _compile(recipe: Recipe, facts: Facts) -> Technique:
+    if recipe.train.engine == "compiled":
+        off = {"train.engine": "eager", **({"train.compile": False} if recipe.train.compile else {})}
+        return Technique(name="compile", choices=(Change(fields=off),), numerics="close", at_best="close")
     if recipe.train.compile:
-        return Technique(name="compile", choices=_only("train.compile", False), numerics="close")
-    if getattr(recipe.train, "engine", None) in ("compiled", "captured"):
-        return Technique(name="compile", why_not=f'the recipe says engine="{getattr(recipe.train, "engine", "")}"')
+        return Technique(name="compile", choices=_only("train.compile", False), numerics="close", at_best="close")
+    if recipe.train.engine is not None and recipe.train.engine != "auto":
+        return Technique(name="compile", why_not=f'engine="{recipe.train.engine}" says already what runs the steps')
     # Compiled dropout draws other numbers: the loss is that of another draw.
     limit = 0.2 if facts.has_dropout else 1e-3
-    numerics: Numerics = "changed" if facts.has_dropout else "close"
+    at_best: Numerics = "changed" if facts.has_dropout else "close"
     return Technique(
-        name="compile", choices=_only("train.compile", True), numerics=numerics, limit=limit, pays_later=True
+        name="compile",
+        choices=_only("train.compile", True),
+        numerics="changed",
+        at_best=at_best,
+        limit=limit,
+        pays_later=True,
     )
 
 
@@ -224,7 +221,7 @@ def _batch_size(recipe: Recipe, facts: Facts) -> Technique:
         return Technique(name="batch size", why_not="the data bring batches of their own")
     sizes = [factor * now for factor in _LARGER_BATCHES if factor * now <= total]
     return Technique(
-        name="batch size", choices=_only("train.batch_size", *sizes), numerics="changed", compares=False, is_monotone=True,
+        name="batch size", choices=_only("train.batch_size", *sizes), numerics="changed", at_best="changed", compares=False, is_monotone=True,
         why_not="" if sizes else f"the data have {total:,} samples, and a batch {now}",
     )  # fmt: skip
 

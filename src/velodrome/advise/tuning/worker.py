@@ -26,7 +26,8 @@ def main() -> None:
 
 def serve(calls: Iterable[str], answers: Any) -> None:  # Any: a text stream
     """Answer each call with one line; an error is an answer too."""
-    from velodrome.advise.tuning.bench import Bench, rehearse
+    from velodrome.advise.tuning.bench import Bench
+    from velodrome.advise.tuning.rehearsal import rehearse
     from velodrome.advise.tuning.remote import encode
 
     bench: Any = None

@@ -24,6 +24,9 @@ _REASONS = {
     "train.engine": "A plain script calls PyTorch, one call at a time. Leave it out, or use train.compile.",
     "train.on_nonfinite": "A plain script does not look whether its losses are finite. Leave it out.",
     "train.threads": "A plain script leaves them to torch. Leave it out, and start the script with OMP_NUM_THREADS set.",
+    "train.in_memory": "A plain script reads its data in its own way. Leave it out.",
+    "train.resident": "A plain script moves each batch to its device. Leave it out.",
+    "train.pin_memory": "A plain script moves each batch to its device. Leave it out.",
     "train.stop_after": "A plain script does not save where it is. Leave it out.",
 }
 _OPTIMIZER = {"name", "lr"}

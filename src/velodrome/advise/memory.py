@@ -1,0 +1,26 @@
+"""How much memory trials took: the largest so far."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+__all__ = ["peak_bytes", "process_peak_bytes"]
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the largest memory so far: of the device on CUDA, of this process elsewhere; None where the system does not say."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_peak_bytes()
+
+
+def process_peak_bytes() -> int | None:
+    """Return the largest memory that this process has had so far; None where the system does not say.
+
+    Not getrusage: its maximum begins with that of the process that started this one.
+    """
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return None
