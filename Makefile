@@ -95,7 +95,7 @@ bench-peers:
 	@PYTHONPATH=src .venv-peers/bin/python benchmarks/end_to_end.py --data-root "$(DATA_ROOT)"
 	@echo "==> From the start of Python to the first update (four minutes)"
 	@PYTHONPATH=src .venv-peers/bin/python benchmarks/peers_startup.py
-	@echo "==> Memory (three minutes)"
+	@echo "==> Memory (five minutes)"
 	@PYTHONPATH=src .venv-peers/bin/python benchmarks/memory.py --data-root "$(DATA_ROOT)"
 	@$(MAKE) --no-print-directory tables
 

@@ -296,7 +296,9 @@ def memory(record: Record) -> str:
     facts = record["environment"]
     rows = [["", "peak, MB", "added by training, MB"]]
     for name, each in by_median(record["results"]["arms"], "peak_mb"):
-        rows.append([label_of(name), f"{each['peak_mb']['median']:,.0f}", f"{each['added_mb']['median']:,.0f}"])
+        added = each["added_mb"]
+        spread_mb = f"{added['median']:,.0f} ({added['min']:,.0f} to {added['max']:,.0f})"
+        rows.append([label_of(name), f"{each['peak_mb']['median']:,.0f}", spread_mb])
     note = (
         "One epoch of FashionMNIST, MLP 784-512-512-10. Peak: the whole process, libraries and data included; added: beyond what was "
         f"resident when the tensors were handed over. Medians of {facts['rounds']} runs."
