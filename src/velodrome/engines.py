@@ -178,7 +178,7 @@ def _choose(device: torch.device, *, splits: bool, has_step_fn: bool, num_optimi
     if device.type != "cuda":
         return EngineChoice(
             name="eager",
-            why=f"on {device.type} a step is arithmetic alone",
+            why=f"whole steps are recorded as CUDA graphs, and this trainer runs on {device.type}",
         )
     if splits:
         why = 'on_oom="split" runs batches in parts of changing size, which no recording can'
