@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import ArgumentError, nearest
+from velodrome.metrics import means, metric_set
+from velodrome.step import guard
+from velodrome.step.capture.context import CaptureContext, Held
 from velodrome.step.capture.engine import CapturedEngine, CapturedPhases
 from velodrome.step.capture.graphs import CudaGraphs
-from velodrome.step.compiled import NotCompiled, resolve_compilation
+from velodrome.step.compiled import resolve_compilation
 from velodrome.step.engine import ENGINES
-from velodrome.step.guard import FlagGuard, ReadGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
 
     from velodrome.step.capture.graphs import Recorder
     from velodrome.step.eager import EagerEngine
-    from velodrome.step.precision import Precision
+    from velodrome.step.engine import Engine
+    from velodrome.step.phases import NoPhases
     from velodrome.step.windows import Windows
 
-__all__ = ["EngineChoice", "choose_engine"]
+__all__ = ["CaptureContext", "EngineChoice", "choose_engine", "held_results"]
 
 AUTO_CAPTURES = False
 """Whether "auto" records steps on CUDA. Not before tests/gpu/test_captured.py has passed on a CUDA machine: turn it on here then."""
@@ -56,53 +59,53 @@ class EngineChoice:
         """The choice and its reason."""
         return f"engine: {self.name}: {self.why}"
 
-    def compilation(self, model: nn.Module, *, device: torch.device, say: Callable[[str], None]) -> NotCompiled:
-        """Compile the model in place, if that is what was chosen.
+    def compile_model(self, model: nn.Module, *, device: torch.device, say: Callable[[str], None]) -> NoPhases:
+        """Compile the model in place, if that is what was chosen; return what is told of the loops around its batches.
 
         Raises:
             ArgumentError: an unknown mode or argument.
         """
         return resolve_compilation(self.compile, model, device=device, say=say)
 
-    def capture(
-        self,
-        engine: EagerEngine,
-        *,
-        windows: Windows,
-        precision: Precision,
-        device: torch.device,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
-        steps_done: Callable[[], int],
-        keeps_outputs: bool,
-        is_watched: bool,
-    ) -> tuple[EagerEngine, NotCompiled | None]:
-        """Return the engine that records steps and what it is told loops through; the one given and None where nothing is to be recorded.
+    def record(
+        self, engine: EagerEngine, phases: NoPhases, *, windows: Windows, context: CaptureContext
+    ) -> tuple[Engine, NoPhases]:
+        """Return the engine that records steps and what is told of its loops; those given where nothing is to be recorded.
 
         Args:
             engine: eager.
+            phases: what is told of its loops.
             windows: of the optimizers.
-            precision, device, say, warn, steps_done, keeps_outputs, is_watched: see `CapturedEngine`.
+            context: of the trainer.
         """
         if self.recorder is None or not len(windows):
-            return engine, None
-        updates = next(iter(windows.by_name.values()))
-        is_fused = all(group.get("fused") for group in updates.optimizer.param_groups)
-        if is_fused and device.type == "cpu" and type(updates.guard) is ReadGuard and not updates.guard.every_update:
-            updates.guard = FlagGuard(updates.optimizer, device, waits=False)  # a recording reads no number
-        captured = CapturedEngine(
-            engine,
-            updates=updates,
-            precision=precision,
-            recorder=self.recorder,
-            device=device,
-            say=say,
-            warn=warn,
-            steps_done=steps_done,
-            keeps_outputs=keeps_outputs,
-            is_watched=is_watched,
-        )
+            return engine, phases
+        captured = CapturedEngine(engine, next(iter(windows.by_name.values())), self.recorder, context)
         return captured, CapturedPhases(captured)
+
+
+def held_results(*, has_metrics: bool) -> Held:
+    """Return how many results of steps guard, means and metrics hold at most, which recorded steps must not write over."""
+    return Held(
+        losses=max(guard.NUM_KEPT, means.MAX_PENDING),
+        batches=metric_set.MAX_HELD_BATCHES if has_metrics else 0,
+        numbers=metric_set.MAX_HELD_NUMBERS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What the choice depends on."""
+
+    compile: Compile
+    device: torch.device
+    splits: bool
+    has_step_fn: bool
+    num_optimizers: int
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.compile is not False and self.compile is not None
 
 
 def choose_engine(
@@ -126,72 +129,82 @@ def choose_engine(
     Raises:
         ArgumentError: an unknown name, one that this machine cannot have, or two switches that contradict each other.
     """
-    is_compiled = compile is not False and compile is not None
-    if not isinstance(engine, str):
-        if not callable(getattr(engine, "record", None)):
-            raise ArgumentError(f"engine={engine!r} is no engine. Give one of {', '.join(ENGINES)}.")
-        recorder: Any = engine
-        _refuse_together("engine=<a recorder>", is_compiled=is_compiled, splits=splits)
-        return _unless_several(
-            EngineChoice(name="captured", why=f"{type(engine).__name__} records steps", recorder=recorder),
-            num_optimizers,
-        )
-    if engine not in ENGINES:
-        raise ArgumentError(f"engine={engine!r} is unknown. {nearest(engine, ENGINES)}")
-    if engine == "eager" and is_compiled:
-        raise ArgumentError(
-            f'engine="eager" and compile={compile!r} contradict each other. Leave engine out, or write engine="compiled".'
-        )
-    if engine == "compiled" or (engine == "auto" and is_compiled):
-        _refuse_without_compiler(device)
-        why = "it was asked for" if engine == "compiled" else f"compile={compile!r} was given"
-        return EngineChoice(name="compiled", why=why, compile=compile if is_compiled else True)
-    if engine == "captured":
-        if device.type != "cuda":
-            raise ArgumentError(
-                f'engine="captured" records CUDA graphs, and this trainer runs on {device}. Use engine="eager", or device="cuda" where there '
-                f"is one: velodrome doctor shows what torch finds."
-            )
-        _refuse_together('engine="captured"', is_compiled=is_compiled, splits=splits)
-        return _unless_several(
-            EngineChoice(name="captured", why="it was asked for", recorder=CudaGraphs(device)), num_optimizers
-        )
-    return (
-        _choose(device, splits=splits, has_step_fn=has_step_fn, num_optimizers=num_optimizers)
-        if engine == "auto"
-        else _EAGER
+    facts = _Facts(
+        compile=compile, device=device, splits=splits, has_step_fn=has_step_fn, num_optimizers=num_optimizers
     )
+    if not isinstance(engine, str):
+        return _choose_recorder(engine, facts)
+    if engine not in _CHOOSE:
+        raise ArgumentError(f"engine={engine!r} is unknown. {nearest(engine, ENGINES)}")
+    return _CHOOSE[engine](facts)
 
 
-_EAGER = EngineChoice(name="eager", why="it was asked for")
+def _choose_auto(facts: _Facts) -> EngineChoice:
+    if facts.is_compiled:
+        return _compiled(facts, why=f"compile={facts.compile!r} was given")
+    reason = _reason_not_to_record(facts)
+    if reason:
+        return EngineChoice(name="eager", why=reason, is_news=facts.device.type == "cuda")
+    why = "a whole step is one launch; it is checked against eager before use"
+    return EngineChoice(name="captured", why=why, recorder=CudaGraphs(facts.device))
 
 
-def _unless_several(choice: EngineChoice, num_optimizers: int) -> EngineChoice:
-    if num_optimizers < 2:
-        return choice
-    why = f"not captured, because {num_optimizers} optimizers take turns, and each makes steps of its own"
-    return EngineChoice(name="eager", why=why, is_news=True, is_warning=True)
-
-
-def _choose(device: torch.device, *, splits: bool, has_step_fn: bool, num_optimizers: int) -> EngineChoice:
-    """Return what "auto" means on a device."""
-    if device.type != "cuda":
-        return EngineChoice(
-            name="eager",
-            why=f"whole steps are recorded as CUDA graphs, and this trainer runs on {device.type}",
+def _choose_eager(facts: _Facts) -> EngineChoice:
+    if facts.is_compiled:
+        raise ArgumentError(
+            f'engine="eager" and compile={facts.compile!r} contradict each other. Leave engine out, or write engine="compiled".'
         )
-    if splits:
-        why = 'on_oom="split" runs batches in parts of changing size, which no recording can'
-    elif has_step_fn:
-        why = 'what step_fn decides in Python, a recording would decide once. If it decides nothing, give engine="captured"'
-    elif num_optimizers > 1:
-        why = f"{num_optimizers} optimizers take turns, and each makes steps of its own"
-    elif not AUTO_CAPTURES:
-        why = 'engine="captured" replays whole steps as CUDA graphs: try it where steps are short'
-    else:
-        why = "a whole step is one launch; it is checked against eager before use"
-        return EngineChoice(name="captured", why=why, recorder=CudaGraphs(device))
-    return EngineChoice(name="eager", why=why, is_news=True)
+    return EngineChoice(name="eager", why="it was asked for")
+
+
+def _choose_compiled(facts: _Facts) -> EngineChoice:
+    return _compiled(facts, why="it was asked for")
+
+
+def _choose_captured(facts: _Facts) -> EngineChoice:
+    if facts.device.type != "cuda":
+        raise ArgumentError(
+            f'engine="captured" records CUDA graphs, and this trainer runs on {facts.device}. Use engine="eager", or device="cuda" where '
+            f"there is one: velodrome doctor shows what torch finds."
+        )
+    return _captured(facts, CudaGraphs(facts.device), name='engine="captured"', why="it was asked for")
+
+
+def _choose_recorder(recorder: Any, facts: _Facts) -> EngineChoice:
+    if not callable(getattr(recorder, "record", None)):
+        raise ArgumentError(f"engine={recorder!r} is no engine. Give one of {', '.join(ENGINES)}.")
+    return _captured(facts, recorder, name="engine=<a recorder>", why=f"{type(recorder).__name__} records steps")
+
+
+_CHOOSE = {"auto": _choose_auto, "eager": _choose_eager, "compiled": _choose_compiled, "captured": _choose_captured}
+
+
+def _compiled(facts: _Facts, *, why: str) -> EngineChoice:
+    _refuse_without_compiler(facts.device)
+    return EngineChoice(name="compiled", why=why, compile=facts.compile if facts.is_compiled else True)
+
+
+def _captured(facts: _Facts, recorder: Recorder, *, name: str, why: str) -> EngineChoice:
+    _refuse_together(name, is_compiled=facts.is_compiled, splits=facts.splits)
+    if facts.num_optimizers > 1:
+        why = f"not captured, because {facts.num_optimizers} optimizers take turns, and each makes steps of its own"
+        return EngineChoice(name="eager", why=why, is_news=True, is_warning=True)
+    return EngineChoice(name="captured", why=why, recorder=recorder)
+
+
+def _reason_not_to_record(facts: _Facts) -> str:
+    """Return why "auto" records no steps; "" when it does."""
+    if facts.device.type != "cuda":
+        return f"whole steps are recorded as CUDA graphs, and this trainer runs on {facts.device.type}"
+    if facts.splits:
+        return 'on_oom="split" runs batches in parts of changing size, which no recording can'
+    if facts.has_step_fn:
+        return 'what step_fn decides in Python, a recording would decide once. If it decides nothing, give engine="captured"'
+    if facts.num_optimizers > 1:
+        return f"{facts.num_optimizers} optimizers take turns, and each makes steps of its own"
+    if not AUTO_CAPTURES:
+        return 'engine="captured" replays whole steps as CUDA graphs: try it where steps are short'
+    return ""
 
 
 def _refuse_together(name: str, *, is_compiled: bool, splits: bool) -> None:

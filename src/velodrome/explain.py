@@ -96,7 +96,7 @@ class Explanation:
         begin.append(("training mode", training_mode))
         yield from _lines(3, begin)
         yield _line(3, "every micro-batch" if max(accumulates, default=1) > 1 else "every batch", run.trainer.forward)
-        yield from _lines(4, run.compilation.calls())
+        yield from _lines(4, run.engine_phases.calls())
         yield _line(4, "the first of each source of data: check it", run.first_batch.forward)
         yield from _lines(4, run.engine.calls())
         for name, updates in run.windows.by_name.items():

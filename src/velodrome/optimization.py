@@ -45,7 +45,13 @@ class Optimization:
     on_nonfinite: str = "stop"
 
     def make_windows(
-        self, model: nn.Module, *, precision: Precision, device: torch.device, world: GradientWorld
+        self,
+        model: nn.Module,
+        *,
+        precision: Precision,
+        device: torch.device,
+        world: GradientWorld,
+        is_recorded: bool = False,
     ) -> Windows:
         """Return the accumulation windows of all optimizers: none, the only one, or those of a dict.
 
@@ -54,6 +60,7 @@ class Optimization:
             precision: of the forward passes.
             device: the model's.
             world: the processes that train together.
+            is_recorded: steps are to be recorded, see `make_guard`.
         Raises:
             ArgumentError: an argument is wrong, or goes with another one that is not there.
         """
@@ -81,7 +88,13 @@ class Optimization:
                 schedule=schedule,
                 is_only=len(optimizers) == 1,
                 world=world,
-                guard=make_guard(self.on_nonfinite, optimizer, device, is_scaled=precision.needs_scaler),
+                guard=make_guard(
+                    self.on_nonfinite,
+                    optimizer,
+                    device,
+                    is_scaled=precision.needs_scaler,
+                    is_recorded=is_recorded,
+                ),
             )
         return Windows(windows)
 

@@ -12,8 +12,8 @@ from velodrome.step.memory import describe_shapes, is_out_of_memory, memory_in_u
 from velodrome.step.splitting import SplittingEngine, check_can_split
 
 if TYPE_CHECKING:
-    from velodrome.step.compiled import NotCompiled
     from velodrome.step.eager import EagerEngine
+    from velodrome.step.phases import NoPhases
     from velodrome.step.precision import Precision
     from velodrome.step.windows import Windows
     from velodrome.trainer import Trainer
@@ -41,9 +41,7 @@ class OnOutOfMemory:
         self._engine: EagerEngine
         self._precision: Precision
 
-    def watch(
-        self, engine: EagerEngine, *, windows: Windows, precision: Precision, compilation: NotCompiled
-    ) -> EagerEngine:
+    def watch(self, engine: EagerEngine, *, windows: Windows, precision: Precision, phases: NoPhases) -> EagerEngine:
         """Return the engine that batches are to go through.
 
         Raises:
@@ -52,7 +50,7 @@ class OnOutOfMemory:
         self._engine, self._precision = engine, precision
         if self._mode == "split":
             trainer = self._trainer
-            check_can_split(trainer.model, processes=trainer._world.size, reuses_memory=compilation.reuses_memory)
+            check_can_split(trainer.model, processes=trainer._world.size, reuses_memory=phases.reuses_memory)
             self._engine = SplittingEngine(
                 engine,
                 windows=windows.by_name,

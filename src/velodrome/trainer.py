@@ -16,7 +16,7 @@ from velodrome.data.batches import map_tensors
 from velodrome.data_in_use import DataInUse
 from velodrome.devices import resolve_device
 from velodrome.distributed.world import SINGLE, World, join_world, local_device
-from velodrome.engines import choose_engine
+from velodrome.engines import CaptureContext, choose_engine, held_results
 from velodrome.errors import ArgumentError, nearest
 from velodrome.loop.durations import Duration, parse_duration
 from velodrome.loop.epochs import Epoch, run_epochs
@@ -237,39 +237,49 @@ class Trainer:
             on_nonfinite=check_policy(on_nonfinite, self._precision),
         )
         self._accumulate = accumulate
-        self._windows = optimization.make_windows(
-            self.model, precision=self._precision, device=self.device, world=world
-        )
-        optimizers = {name: updates.optimizer for name, updates in self._windows.by_name.items()}
-        self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
-        if average is not None:
-            self._windows.refuse_averaging()
-        self._memory = OnOutOfMemory(self, on_oom)
         choice = choose_engine(
             engine,
             compile=compile,
             device=self.device,
             splits=on_oom == "split",
             has_step_fn=step_fn is not None,
-            num_optimizers=len(self._windows),
+            num_optimizers=len(optimizer) if isinstance(optimizer, Mapping) else 1,
         )
-        compilation = choice.compilation(self.model, device=self.device, say=self.say)
-        captured, phases = choice.capture(
+        self._windows = optimization.make_windows(
+            self.model,
+            precision=self._precision,
+            device=self.device,
+            world=world,
+            is_recorded=choice.recorder is not None,
+        )
+        optimizers = {name: updates.optimizer for name, updates in self._windows.by_name.items()}
+        self.optimizer: Any = optimizers if isinstance(optimizer, Mapping) else next(iter(optimizers.values()), None)
+        if average is not None:
+            self._windows.refuse_averaging()
+        self._memory = OnOutOfMemory(self, on_oom)
+        engine_phases = choice.compile_model(self.model, device=self.device, say=self.say)
+        eager = self._memory.watch(
             EagerEngine(self.model, loss=resolved_loss, step_fn=step_fn),
             windows=self._windows,
             precision=self._precision,
-            device=self.device,
-            say=self.say,
-            warn=lambda line: self._run.warn(line),  # there is no run yet
-            steps_done=lambda: self._run.progress.steps_done,
-            keeps_outputs=bool(resolved_metrics),
-            is_watched=any(
-                type(each).on_step_end is not Callback.on_step_end and not each.only_looks for each in other_callbacks
-            ),
+            phases=engine_phases,
         )
-        compilation = compilation if phases is None else phases
-        self._engine = self._memory.watch(
-            captured, windows=self._windows, precision=self._precision, compilation=compilation
+        self._engine, engine_phases = choice.record(
+            eager,
+            engine_phases,
+            windows=self._windows,
+            context=CaptureContext(
+                device=self.device,
+                precision=self._precision,
+                held=held_results(has_metrics=bool(resolved_metrics)),
+                say=self.say,
+                warn=lambda line: self._run.warn(line),  # there is no run yet
+                steps_done=lambda: self._run.progress.steps_done,
+                is_watched=any(
+                    type(each).on_step_end is not Callback.on_step_end and not each.only_looks
+                    for each in other_callbacks
+                ),
+            ),
         )
         self._first_batch = FirstBatch(resolved_loss)
         run_dir, goes_on, resumption = find_together(world, resume, run_dir, accept_changes=accept_changes)
@@ -302,7 +312,7 @@ class Trainer:
             keeping=keeping,
             windows=self._windows,
             precision=self._precision,
-            compilation=compilation,
+            engine_phases=engine_phases,
             determinism=resolve_determinism(deterministic),
             averaging=NO_AVERAGING,
             engine=self._engine,

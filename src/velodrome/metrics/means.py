@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     Merge = Callable[[Mapping[str, list[float]]], Mapping[str, list[float]]]
 
-__all__ = ["MAX_NAMES", "RunningMeans"]
+__all__ = ["MAX_NAMES", "MAX_PENDING", "RunningMeans"]
 
-_MAX_PENDING = 64
+MAX_PENDING = 64
 MAX_NAMES = 1000
 
 
@@ -86,7 +86,7 @@ class RunningMeans:
         else:
             pending.vectors.append(value.detach())
         pending.count += 1
-        if pending.count >= _MAX_PENDING:
+        if pending.count >= MAX_PENDING:
             self._sum(name, pending)
 
     def add_counted(self, name: str, total: Tensor, count: Tensor) -> None:

@@ -24,10 +24,17 @@ from velodrome.metrics.merging import (
 )
 from velodrome.metrics.named import Labels, SampleMetric, named_metric
 
-__all__ = ["MetricSet", "StatefulMetric", "check_metrics_mergeable", "resolve_metrics"]
+__all__ = [
+    "MAX_HELD_BATCHES",
+    "MAX_HELD_NUMBERS",
+    "MetricSet",
+    "StatefulMetric",
+    "check_metrics_mergeable",
+    "resolve_metrics",
+]
 
-_MAX_HELD_BATCHES = 32
-_MAX_HELD_NUMBERS = 1 << 18
+MAX_HELD_BATCHES = 32
+MAX_HELD_NUMBERS = 1 << 18
 
 
 @runtime_checkable
@@ -137,7 +144,7 @@ class MetricSet:
         if held and (held[0].shape[1:] != output.shape[1:] or self._targets[0].shape[1:] != target.shape[1:]):
             self._flush()
         self._held_numbers += output.numel()
-        is_full = len(held) + 1 >= _MAX_HELD_BATCHES or self._held_numbers >= _MAX_HELD_NUMBERS
+        is_full = len(held) + 1 >= MAX_HELD_BATCHES or self._held_numbers >= MAX_HELD_NUMBERS
         held.append(output.detach())
         # What is held is a copy: data that fill one buffer again and again would change it. The model's output is new, and so
         # are batches that were gathered from memory; not to copy those saves 3 microseconds a step.

@@ -58,7 +58,7 @@ class Phases:
             device=run.trainer.device,
             display=display,
             others=ALONE if name == "predict" else run.world,  # every process predicts everything, and may do so alone
-            outputs_are_reused=run.compilation.reuses_memory,
+            outputs_are_reused=run.engine_phases.reuses_memory,
         )
 
     @contextmanager
@@ -130,7 +130,7 @@ class Phases:
         finally:
             phase.leave()
             run.phase = outer
-            run.compilation.leave_phase()
+            run.engine_phases.leave_phase()
         try:
             finish()
         except BaseException as error:

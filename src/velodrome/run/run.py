@@ -65,10 +65,10 @@ if TYPE_CHECKING:
     from velodrome.run.keeping import Keeping, Verdict
     from velodrome.run.phase import Phase
     from velodrome.step.averaging import NoAveraging
-    from velodrome.step.compiled import NotCompiled
     from velodrome.step.determinism import Determinism
-    from velodrome.step.eager import EagerEngine
+    from velodrome.step.engine import Engine
     from velodrome.step.first_batch import FirstBatch
+    from velodrome.step.phases import NoPhases
     from velodrome.step.precision import Precision
     from velodrome.step.updates import Updates
     from velodrome.step.windows import Windows
@@ -96,7 +96,7 @@ class Run:
         keeping: when to save, and which epochs are the best.
         windows: of the optimizers; empty in a trainer that only evaluates.
         precision: in which batches go through the model.
-        compilation: of the model, or none.
+        engine_phases: what the engine is told of the loops around its batches.
         determinism: of the algorithms.
         averaging: of the weights.
         engine: passes batches through the model.
@@ -121,10 +121,10 @@ class Run:
         keeping: Keeping,
         windows: Windows,
         precision: Precision,
-        compilation: NotCompiled,
+        engine_phases: NoPhases,
         determinism: Determinism,
         averaging: NoAveraging,
-        engine: EagerEngine,
+        engine: Engine,
         log_every: int,
         seed: int | None,
         world: World,
@@ -143,7 +143,7 @@ class Run:
         self.keeping = keeping
         self.windows = windows
         self.precision = precision
-        self.compilation = compilation
+        self.engine_phases = engine_phases
         self.determinism = determinism
         self.averaging = averaging
         self.engine = engine
@@ -316,7 +316,7 @@ class Run:
 
     def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
-        place = self.compilation.watch(self.sources.placer(source), self._micro_batch_in_training)
+        place = self.engine_phases.watch(self.sources.placer(source), self._micro_batch_in_training)
         if self.is_alone:
             return place
         return lambda batch: (None, NO_BATCH) if batch is EMPTY else place(batch)

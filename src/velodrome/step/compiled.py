@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from velodrome.errors import ArgumentError, nearest
+from velodrome.step.phases import NO_PHASES, NoPhases
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    Place = Callable[[Any], tuple[Any, int]]
-    """puts a batch on the device, and counts its samples"""
+    from velodrome.step.phases import Place
 
-__all__ = ["NOT_COMPILED", "Compiled", "NotCompiled", "resolve_compilation"]
+__all__ = ["Compiled", "resolve_compilation"]
 
 _GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -29,27 +29,7 @@ _COMPILED_ONES = (5, 6, 7)
 _LAST_ONE = 8
 
 
-class NotCompiled:
-    """The model runs as it is."""
-
-    is_on = False
-    reuses_memory = False
-    """whether the next forward pass writes over the outputs of this one, as CUDA graphs do"""
-
-    def watch(self, place: Place, micro_batch: Callable[[], int | None]) -> Place:
-        """Return what puts batches on the device."""
-        del micro_batch
-        return place
-
-    def leave_phase(self) -> None:
-        """Nothing was changed."""
-
-    def calls(self) -> list[tuple[str, Any]]:
-        """Return what is done to each batch, in words and with who does it: for `Trainer.explain`."""
-        return []
-
-
-class Compiled(NotCompiled):
+class Compiled(NoPhases):
     """Compiles the model in place with `nn.Module.compile`: parameters keep their names, and the model its class.
 
     A batch of another size than the first one of its phase, once a phase, is the ragged last one: it runs without compilation,
@@ -155,16 +135,13 @@ class Compiled(NotCompiled):
             self._say(f"{line}, which never pays off: leave compile out for this model and device")
 
 
-NOT_COMPILED = NotCompiled()
-
-
 def resolve_compilation(
     compile: bool | str | Mapping[str, Any],
     model: nn.Module,
     *,
     device: torch.device,
     say: Callable[[str], None],
-) -> NotCompiled:
+) -> NoPhases:
     """Compile the model in place as asked, or leave it.
 
     Args:
@@ -176,7 +153,7 @@ def resolve_compilation(
         ArgumentError: an unknown mode or argument.
     """
     if compile is False or compile is None:
-        return NOT_COMPILED
+        return NO_PHASES
     if isinstance(compile, Mapping):
         arguments = dict(compile)
         mode = arguments.get("mode")

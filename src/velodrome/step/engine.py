@@ -6,7 +6,8 @@ compiled    step/compiled.py    the same calls, of a model that torch.compile ha
 captured    step/capture/       forward, loss, backward, clipping and update recorded once and replayed as one call
 ```
 
-Whichever it is, `loop/fit.py` reads the same: `forward`, `step`, `measure`.
+Whichever it is, `loop/fit.py` reads the same: `forward`, `step`, `measure`. What an engine has to know of the loops around its
+batches, it is told through `step/phases.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from velodrome.step.first_batch import FirstBatch
     from velodrome.step.losses import Loss
 
-    Place = Callable[[Any], tuple[Any, int]]
-    """puts a batch on the device, and counts its samples"""
-
-__all__ = ["ENGINES", "Engine", "Phases"]
+__all__ = ["ENGINES", "Engine"]
 
 ENGINES = ("auto", "eager", "compiled", "captured")
 
@@ -36,8 +33,10 @@ class Engine(Protocol):
 
     model: nn.Module
     loss: Loss | None
+    line: str
+    """which engine it is and why, in words"""
     part_sizes: dict[str, int]
-    why_not: str
+    """samples that go through the model at once since memory ran out, by "train" and "evaluation"; for a checkpoint"""
 
     def driven(self) -> AbstractContextManager[None]:
         """Return the context of a loop that gives every training batch to `forward`, its loss to `step`, and looks at neither between.
@@ -60,24 +59,4 @@ class Engine(Protocol):
 
     def calls(self) -> list[tuple[str, Any]]:
         """Return what `forward` calls, in order, in words and with the function: for `Trainer.explain`."""
-        ...
-
-
-class Phases(Protocol):
-    """What an engine is told of the loops around its batches."""
-
-    is_on: bool
-    reuses_memory: bool
-    """whether the next forward pass writes over the outputs of this one"""
-
-    def watch(self, place: Place, micro_batch: Callable[[], int | None]) -> Place:
-        """Take note that a loop begins; return what puts its batches on the device."""
-        ...
-
-    def leave_phase(self) -> None:
-        """Take note that it is over."""
-        ...
-
-    def calls(self) -> list[tuple[str, Any]]:
-        """Return what is done to each batch: for `Trainer.explain`."""
         ...

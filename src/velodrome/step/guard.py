@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-__all__ = ["NO_GUARD", "FlagGuard", "NoGuard", "NonFinite", "ReadGuard", "first_non_finite", "make_guard"]
+__all__ = ["NO_GUARD", "NUM_KEPT", "FlagGuard", "NoGuard", "NonFinite", "ReadGuard", "first_non_finite", "make_guard"]
 
-_CHUNK = 512  # losses that are kept one by one
+NUM_KEPT = 512  # losses that are kept one by one
 Place = Literal["loss", "gradient", "gradient norm", "elsewhere"]
 
 
@@ -204,7 +204,7 @@ class FlagGuard(NoGuard):
         """Keep the loss until the flag is read."""
         self._losses.append(seen)
         self._updates.append(self._num_updates)
-        if len(self._losses) >= _CHUNK:
+        if len(self._losses) >= NUM_KEPT:
             self._chunks.append(torch.stack(self._losses))
             self._losses = []
 
@@ -262,7 +262,9 @@ class FlagGuard(NoGuard):
         raise NonFinite("gradient", float("nan"), updates_ago=made)
 
 
-def make_guard(policy: str, optimizer: Optimizer, device: torch.device, *, is_scaled: bool) -> NoGuard:
+def make_guard(
+    policy: str, optimizer: Optimizer, device: torch.device, *, is_scaled: bool, is_recorded: bool = False
+) -> NoGuard:
     """Return the guard of an optimizer.
 
     Args:
@@ -270,6 +272,7 @@ def make_guard(policy: str, optimizer: Optimizer, device: torch.device, *, is_sc
         optimizer: whose updates it guards.
         device: of the parameters.
         is_scaled: fp16's scaler does the work.
+        is_recorded: steps are to be recorded, so that no number may be read; an optimizer that is not fused cannot be.
     """
     if is_scaled:
         return NoGuard()
@@ -279,7 +282,9 @@ def make_guard(policy: str, optimizer: Optimizer, device: torch.device, *, is_sc
     if policy != "stop":
         guard = ReadGuard(every_update=True, goes_on=policy == "skip")
         waits = f'on_nonfinite="{policy}" reads every loss before its backward pass, and looks at the gradients before each update'
-    elif device.type != "cuda":  # elsewhere torch's check of many tensors at once is not known to be there
+    elif device.type != "cuda" and not (
+        is_recorded and is_fused and device.type == "cpu"
+    ):  # elsewhere torch's check of many tensors at once is not known to be there
         guard = ReadGuard()
         waits = "every loss is read before its backward pass"
     else:

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from velodrome.step.precision import Precision
 
 __all__ = [
+    "NO_REPLAYS",
     "ONE_PROCESS",
     "GradientWorld",
+    "NoReplays",
     "Updates",
     "check_accumulate",
     "check_items",
@@ -82,6 +84,26 @@ class OneProcess:
 
 
 ONE_PROCESS = OneProcess()
+
+
+class NoReplays:
+    """Steps that are made as a whole, by the replay of a recording: here there are none, and each is made call by call."""
+
+    def step_of(self, optimizer: Optimizer) -> Callable[[], None]:
+        """Return what calls the optimizer in steps that are made call by call."""
+        return BareStep(optimizer)
+
+    def make_step(self, loss: Tensor) -> bool:
+        """Make the whole step of a loss, update included, if that is what its batch was staged for; return whether it was made."""
+        del loss
+        return False
+
+    def count_update(self) -> bool:
+        """Take note of the update that `make_step` has made; return whether there was one."""
+        return False
+
+
+NO_REPLAYS = NoReplays()
 
 
 class Updates:
@@ -131,8 +153,8 @@ class Updates:
         """gradient norms of the last update, before clipping; on the device"""
         self.micro_batches = 0
         """of the open window"""
-        self.make_step: Callable[[Optimizer], Callable[[], None]] = BareStep
-        """makes what calls the optimizer; taken up by `prepare`"""
+        self.replays: NoReplays = NO_REPLAYS
+        """makes whole steps, where an engine has recorded them; taken up by `prepare`, and in each step"""
         self._backward = BareBackward()
         self._step: Callable[[], None] = BareStep(optimizer)
         self._clipping = clipping
@@ -171,7 +193,7 @@ class Updates:
 
     def prepare(self) -> None:
         """Look what is switched on, before a phase of training: where nothing is, a step costs what the plain loop's costs."""
-        self._step = self.make_step(self.optimizer)
+        self._step = self.replays.step_of(self.optimizer)
         self._is_plain = (
             self.accumulate == 1
             and self.world.size == 1
@@ -235,6 +257,8 @@ class Updates:
         Raises:
             NonFinite: the loss; the window is as it was.
         """
+        if self.replays is not NO_REPLAYS and self.replays.make_step(loss):
+            return
         if items.__class__ is Tensor or items:  # the mean of no items is NaN, and counts nothing
             self.guard.check_loss(loss, items)
         if self._is_plain:
@@ -297,6 +321,8 @@ class Updates:
         Raises:
             NonFinite: a gradient; nothing was changed, and the gradients are still there.
         """
+        if self.replays is not NO_REPLAYS and self.replays.count_update():
+            return
         if self._is_plain:
             if self.on_first_gradients is not None:
                 self._show_first_gradients()

@@ -31,7 +31,7 @@ def fit(model, *, samples=100, epochs=2, batch_size=8, says=None, **arguments):
     x, y = tiny_classification(samples)
     trainer = vd.Trainer(model, "sgd", lr=0.3, loss="cross_entropy", device="cpu", progress=False, **arguments)
     if says is not None:
-        trainer._run.compilation._say = says.append
+        trainer._run.engine_phases._say = says.append
     return trainer.fit((x, y), (x, y), epochs=epochs, batch_size=batch_size, eval_batch_size=32, shuffle=False)
 
 

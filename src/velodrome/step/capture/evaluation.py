@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +11,16 @@ from velodrome.step.capture.limits import layout_of, reason_against_modules
 from velodrome.step.capture.recording import CannotRecord, Recording, Results, make_recording
 from velodrome.step.capture.rehearsal import Kept, PythonSide, difference
 from velodrome.step.capture.static_batch import StaticBatch, flatten
+from velodrome.step.capture.steps import without_kept_casts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
+    from velodrome.step.capture.context import CaptureContext
     from velodrome.step.capture.graphs import Recorder
-    from velodrome.step.eager import EagerEngine, Outcome
-    from velodrome.step.precision import Precision
+    from velodrome.step.eager import Outcome
 
-__all__ = ["CapturedEvaluation", "without_kept_casts"]
+__all__ = ["CapturedEvaluation"]
 
 _TIMES_BEFORE = 8
 """batches of one shape that are evaluated eagerly first: a recording costs as much as some hundred of them save"""
@@ -33,35 +33,25 @@ class CapturedEvaluation:
     Averaged weights lie elsewhere than those that are trained: each has its recording.
 
     Args:
-        engine: eager.
+        forward: of the eager engine.
         modules: the model, and the loss where that is a module.
-        precision: of the forward passes.
         recorder: of the device.
-        device: the model's.
-        say: shows a line to people.
-        keeps_outputs: metrics want what the model returns.
+        context: of the trainer.
     """
 
     def __init__(
         self,
-        engine: EagerEngine,
+        forward: Callable[[Any], Outcome],
         modules: Sequence[nn.Module],
-        precision: Precision,
         recorder: Recorder,
-        *,
-        device: torch.device,
-        say: Callable[[str], None],
-        keeps_outputs: bool,
+        context: CaptureContext,
     ) -> None:
         self.reason = ""
         """why nothing is recorded any more"""
-        self._engine = engine
-        self._modules = list(modules)
-        self._precision = precision
+        self._forward = forward
+        self._modules = modules
         self._recorder = recorder
-        self._device = device
-        self._say = say
-        self._keeps_outputs = keeps_outputs
+        self._context = context
         self._recordings: list[tuple[Any, Recording]] = []
         self._layout: Any = None
         self._last: StaticBatch | None = None
@@ -80,7 +70,7 @@ class CapturedEvaluation:
         """Return the outcome of a batch; its numbers are there at once, as far as the device is asked."""
         flat = None if self.reason else flatten(batch)
         if flat is None:
-            return self._engine.forward(batch)
+            return self._forward(batch)
         if self._layout is None:
             self._layout = self._read_layout()
         tensors, nesting = flat
@@ -94,19 +84,19 @@ class CapturedEvaluation:
         if self._last is None or not self._last.fits(tensors, nesting):
             if self._last is None or self._last.tensors[0].shape[:1] < tensors[0].shape[:1]:  # not the odd last batch
                 self._last, self._times = StaticBatch(batch, tensors, nesting), 0
-            return self._engine.forward(batch)
+            return self._forward(batch)
         self._times += 1
         if self._times >= _TIMES_BEFORE and len(self._recordings) < _MAX_RECORDINGS:
             self._times = 0
             self._record(StaticBatch(batch, tensors, nesting))
-        return self._engine.forward(batch)
+        return self._forward(batch)
 
     def _read_layout(self) -> Any:
         tensors = [tensor for each in self._modules for tensor in (*each.parameters(), *each.buffers())]
         return layout_of(tensors, self._modules)
 
     def _record(self, static: StaticBatch) -> None:
-        reason = reason_against_modules(self._modules, self._precision)
+        reason = reason_against_modules(self._modules, self._context.precision)
         try:
             if reason:
                 raise CannotRecord(reason)
@@ -117,7 +107,7 @@ class CapturedEvaluation:
             self.reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
         if self.reason:
             self.forget()
-            self._say(f"engine: evaluation is eager instead of captured: {self.reason}.")
+            self._context.say(f"engine: evaluation is eager instead of captured: {self.reason}.")
 
     def _try(self, static: StaticBatch) -> Recording:
         """Record a forward pass and compare a replay with the engine.
@@ -126,9 +116,9 @@ class CapturedEvaluation:
             CannotRecord: says why.
         """
         found: list[Results] = []
-        python = PythonSide(self._modules, self._device)
+        python = PythonSide(self._modules, self._context.device)
         buffers = {name: buffer for each in self._modules for name, buffer in each.named_buffers()}
-        kept = Kept(buffers, self._device)
+        kept = Kept(buffers, self._context.device)
         with self._recorder.noting_waits() as waits:
             self._recorder.on_side(lambda: found.append(self._run(static.batch)))
         changed = python.put_back()
@@ -140,7 +130,7 @@ class CapturedEvaluation:
             raise CannotRecord(changed.replace("a step", "a forward pass"))
         results = found[0]
         trusted = _numbers(results)
-        recording = make_recording(static, results, keeps_outputs=self._keeps_outputs)
+        recording = make_recording(static, results, held=self._context.held)
         kept.put_back()
         recording.replay = self._recorder.record(lambda: recording.write(self._run(static.batch)))
         recording.replay()
@@ -160,7 +150,7 @@ class CapturedEvaluation:
 
     def _run(self, batch: Any) -> Results:
         with without_kept_casts():
-            outcome = self._engine.forward(batch)
+            outcome = self._forward(batch)
         return Results(loss=outcome.loss, items=outcome.items, output=outcome.output, target=outcome.target, norms={})
 
 
@@ -169,14 +159,3 @@ def _numbers(results: Results) -> dict[str, Tensor]:
     if isinstance(results.output, Tensor):
         found["output"] = results.output.clone()
     return found
-
-
-@contextmanager
-def without_kept_casts() -> Iterator[None]:
-    """Have autocast cast weights each time inside: a cast that it keeps would not be made again by a replay."""
-    is_kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(is_kept)

@@ -13,13 +13,10 @@ from velodrome.step.eager import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from velodrome.step.capture.context import Held
     from velodrome.step.capture.static_batch import StaticBatch
 
 __all__ = ["CannotRecord", "Recording", "Results", "make_recording"]
-
-_LOSS_SLOTS = 1024  # twice what the guard holds before it sums up
-_HELD_NUMBERS = 1 << 18  # outputs that the metrics hold at most, see metrics/metric_set.py
-_HELD_BATCHES = 64
 
 
 class CannotRecord(Exception):
@@ -89,27 +86,28 @@ class Recording:
         return Outcome(loss, output, target, self.num_items if self.items is None else self.items.peek())
 
 
-def make_recording(static: StaticBatch, results: Results, *, keeps_outputs: bool) -> Recording:
+def make_recording(static: StaticBatch, results: Results, *, held: Held) -> Recording:
     """Return a recording with room for results like these, that has no replay yet.
 
     Args:
         static: the batch that they are of.
         results: of one time.
-        keeps_outputs: metrics want what the model returns.
+        held: how many results must not be written over. There is room for twice as many: batches of other shapes come between.
     Raises:
         CannotRecord: outputs are wanted, and are no tensors.
     """
-    recording = Recording(static=static, loss=Ring(results.loss, _LOSS_SLOTS))
-    recording.norms = {name: Ring(norm, _LOSS_SLOTS) for name, norm in results.norms.items()}
+    slots = 2 * held.losses
+    recording = Recording(static=static, loss=Ring(results.loss, slots))
+    recording.norms = {name: Ring(norm, slots) for name, norm in results.norms.items()}
     if isinstance(results.items, Tensor):
-        recording.items = Ring(results.items, _LOSS_SLOTS)
+        recording.items = Ring(results.items, slots)
     else:
         recording.num_items = results.items
-    if not keeps_outputs or results.output is None:
+    if not held.batches or results.output is None:
         return recording
     if not isinstance(results.output, Tensor):
         raise CannotRecord(f"the metrics want the model's output, which is a {type(results.output).__name__}")
-    slots = max(1, min(_HELD_BATCHES, _HELD_NUMBERS // max(1, results.output.numel()) + 2))
+    slots = min(2 * held.batches, held.numbers // max(1, results.output.numel()) + 2)
     recording.output = Ring(results.output, slots)
     places = [place for place, own in enumerate(static.tensors) if own is results.target]
     if places:

@@ -9,6 +9,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from velodrome.step.capture.attributes import Attributes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,7 +21,6 @@ __all__ = ["LARGEST_FRACTION", "Kept", "PythonSide", "difference", "named_state"
 LARGEST_FRACTION = 0.01
 """how far two ways of making the same steps may end from each other, relative to the way that the steps went, in each tensor"""
 _ROUNDING = 1e-6  # of the numbers themselves, for what hardly moves
-_PLAIN = (int, float, bool, str, bytes, type(None))
 
 
 def named_state(modules: Sequence[nn.Module], optimizer: Optimizer) -> dict[str, Tensor]:
@@ -86,11 +87,11 @@ class PythonSide:
     """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        self._modules = [each for module in modules for each in module.modules()]
         self._device = device
+        each = [each for module in modules for each in module.modules()]
         self._generators = self._read_generators()
-        self._attributes = [dict(vars(module)) for module in self._modules]
-        self._buffers = [dict(module._buffers) for module in self._modules]  # pyright: ignore[reportPrivateUsage]
+        self._attributes = Attributes(each)
+        self._buffers = [(module, dict(module._buffers)) for module in each]  # pyright: ignore[reportPrivateUsage]
 
     def put_back(self) -> str:
         """Put back what has changed, and return it in words: "" when nothing has."""
@@ -103,15 +104,10 @@ class PythonSide:
         numpy.random.set_state(self._generators["numpy.random"])
         if self._device.type != "cpu":
             torch.set_rng_state(self._generators["the CPU's generator"])
-        for module, before, buffers in zip(self._modules, self._attributes, self._buffers, strict=True):
-            own = vars(module)
-            for name, value in list(own.items()):
-                if name not in before or not _same(before[name], value):
-                    changed = f"a step assigns {type(module).__name__}.{name}, which a recording would not do again"
-                    if name in before:
-                        own[name] = before[name]
-                    else:
-                        del own[name]
+        attribute = self._attributes.put_back()
+        if attribute:
+            changed = f"a step assigns {attribute}, which a recording would not do again"
+        for module, buffers in self._buffers:
             for name, buffer in buffers.items():
                 if module._buffers.get(name) is not buffer:  # pyright: ignore[reportPrivateUsage]
                     changed = f"a step assigns another tensor to the buffer {name} of {type(module).__name__}: change it in place"
@@ -155,12 +151,6 @@ def difference(
 
 def _shown(tensor: Tensor) -> str:
     return str(tensor.item()) if tensor.numel() == 1 else f"another {tuple(tensor.shape)}"  # SYNC: something is wrong
-
-
-def _same(before: Any, now: Any) -> bool:
-    if before is now:
-        return True
-    return isinstance(now, _PLAIN) and type(before) is type(now) and before == now
 
 
 def _same_generator(before: Any, now: Any) -> bool:

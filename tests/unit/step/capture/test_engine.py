@@ -248,6 +248,22 @@ class Counts(Net):
         return super().forward(x) / (1 + self.calls)
 
 
+class CountsInAList(Net):
+    """The list stays the same one: only what is in it changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = [0]
+
+    @property
+    def calls(self):
+        return self.held[0]
+
+    def forward(self, x):
+        self.held[0] += self.training
+        return super().forward(x) / (1 + self.held[0])
+
+
 class AssignsBuffer(Net):
     def __init__(self):
         super().__init__()
@@ -265,6 +281,7 @@ class AssignsBuffer(Net):
         (Draws, "a step draws from Python's random"),
         (DrawsNumPy, "a step draws from numpy.random"),
         (Counts, "a step assigns Counts.calls"),
+        (CountsInAList, "a step assigns CountsInAList.held"),
         (AssignsBuffer, "a step assigns another tensor to the buffer mean of AssignsBuffer: change it in place"),
     ],
 )
@@ -396,6 +413,46 @@ def test_a_recording_that_draws_other_masks_is_not_trusted(capsys):
     assert "3 steps made both ways do not agree" in "".join(capsys.readouterr())
 
 
+class Breaks(torch.autograd.Function):
+    """Fails in the backward pass while a step is recorded: the layers behind it have their gradients by then."""
+
+    recorder = None
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if Breaks.recorder.is_recording:
+            raise RuntimeError("not while it is recorded")
+        return gradient
+
+
+class BreaksLate(Net):
+    def forward(self, x):
+        return self.last(Breaks.apply(self.drop(self.norm(self.first(x)).relu())))
+
+
+class Knows(Replayer):
+    is_recording = False
+
+    def record(self, work):
+        self.is_recording = True
+        try:
+            work()
+        finally:
+            self.is_recording = False
+        return super().record(work)
+
+
+def test_a_step_that_breaks_off_leaves_no_gradients_behind(capsys):
+    Breaks.recorder = Knows()
+    captured, eager = fit(Breaks.recorder, model=BreaksLate), fit("eager", model=BreaksLate)
+    assert "RuntimeError while a step was recorded: not while it is recorded" in "".join(capsys.readouterr())
+    assert_close(captured, eager)
+
+
 class Failing(Replayer):
     def record(self, work):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
@@ -444,6 +501,74 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_good_weights():
     ):
         trainer.fit(batches, epochs=1)
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+class TimesAll(Callback):
+    """Has the bill time every batch, as it does where batches are long."""
+
+    def on_epoch_start(self, trainer):
+        trainer._run.clock._every, trainer._run.clock._gap = 1, 0
+
+
+class GivesUp(TimesAll):
+    """A hook on the model: from the next step on nothing is recorded."""
+
+    def on_step_end(self, trainer):
+        if trainer.progress.steps_done == 8:
+            trainer.model.register_forward_hook(lambda *_: None)
+
+
+def test_recording_that_is_given_up_in_a_timed_batch_leaves_no_method_behind():
+    """The bill exchanges `backward` and `update` of timed batches: what it puts back must not be the engine's that gave up."""
+    recorder = Replayer()
+    captured, eager = fit(recorder, callbacks=[GivesUp()]), fit("eager", callbacks=[GivesUp()])
+    updates = next(iter(captured._windows.by_name.values()))
+
+    assert "has hooks" in captured._engine.reason
+    assert [name for name in ("backward", "update") if name in vars(updates)] == []
+    assert_close(captured, eager)
+    # 3 compared, and steps 4, 5, 7 and 8.
+    assert recorder.num_replayed == 3 + 4
+    bill = captured._run.clock.bill
+    assert bill.parts["backward"] > 0
+    assert bill.parts["optimizer"] > 0
+
+
+# -- results are read late -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [1, 8])
+def test_what_guard_means_and_metrics_hold_is_not_written_over(monkeypatch, more):
+    """500 steps without a log point; and with limits that somebody has raised."""
+    from velodrome.metrics import means, metric_set
+    from velodrome.step import guard
+
+    monkeypatch.setattr(metric_set, "MAX_HELD_BATCHES", metric_set.MAX_HELD_BATCHES * more)
+    monkeypatch.setattr(means, "MAX_PENDING", means.MAX_PENDING * more)
+    monkeypatch.setattr(guard, "NUM_KEPT", guard.NUM_KEPT * more)
+    data = make_data(1200)
+    results = []
+    for engine in (Replayer(), "eager"):
+        trainer = make_trainer(engine, model=lambda: nn.Linear(8, 3), log_every="1000 steps", grad_norms=True)
+        trainer.fit(data, batch_size=2, epochs=1)
+        results.append(trainer.result.metrics)
+    one, other = results
+    for name in ("train/loss", "train/accuracy", "train/grad_norm"):
+        assert one[name] == pytest.approx(other[name], rel=1e-6), name
+
+
+def test_with_too_few_places_results_would_be_written_over():
+    """The negative control: a ring as long as what is held is too short by what is made before it is read."""
+    from dataclasses import replace
+
+    trainer = make_trainer(Replayer(), model=lambda: nn.Linear(8, 3), log_every="1000 steps")
+    context = trainer._engine._context
+    short = replace(context, held=replace(context.held, batches=2, losses=8))
+    trainer._engine._steps._context = short
+    eager = make_trainer("eager", model=lambda: nn.Linear(8, 3), log_every="1000 steps")
+    for each in (trainer, eager):
+        each.fit(make_data(1200), batch_size=2, epochs=1)
+    assert trainer.result.metrics["train/accuracy"] != eager.result.metrics["train/accuracy"]
 
 
 def test_graphs_of_eager_steps_are_let_go():
