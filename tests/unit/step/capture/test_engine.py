@@ -662,6 +662,23 @@ def test_what_evaluation_changes_in_place_goes_on():
     assert captured.result.metrics["val/loss"] == pytest.approx(eager.result.metrics["val/loss"], rel=1e-4)
 
 
+class FailsInEvaluation(Replayer):
+    """Breaks off when the work is done, as a device may."""
+
+    def record(self, work):
+        if self.num_recorded:
+            work()
+            raise RuntimeError("the evaluation broke off")
+        return super().record(work)
+
+
+def test_what_a_recording_that_breaks_off_has_changed_is_put_back(tmp_path):
+    captured = evaluated(FailsInEvaluation(), model=CountsInABuffer, run_dir=tmp_path / "run", loggers=())
+    line = "engine: evaluation is eager instead of captured: RuntimeError: the evaluation broke off."
+    assert line in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert captured.model.seen == 12 + 22
+
+
 class CountsInEvaluation(Counts):
     def forward(self, x):
         self.calls += not self.training
