@@ -3,8 +3,8 @@ tensors: 1.2 times the best of them, twice the median, and within 1.1 of the bar
 
 FashionMNIST, 784-512-512-10, SGD 1e-3, batches of 64 in order, an evaluation in batches of 1,000 after every epoch: the recipe
 `fashion-mnist-tutorial`. Every arm runs in a process of its own, with the same number of threads, the same tensors in memory, the
-same first weights. Timed: from handing the tensors over to the last evaluation; not timed: starting Python, importing, reading the
-files. Beside the times: loss and accuracy of every epoch, how far the final weights lie from the quickstart's loop, and memory.
+same first weights. Timed: from handing the tensors over to the last evaluation; not timed: starting Python, importing (the compiler
+included that torch imports when the first of its optimizers is made), reading the files. Beside the times: loss and accuracy of every epoch, how far the final weights lie from the quickstart's loop, and memory.
 
 The floor is the bare eager step on one ready batch, as often as the job has steps: no data, no evaluation. It is there twice: with
 the memory as glibc manages it, which is what a loop of one's own has, and with freed memory kept, as a run of `fit` does
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import velodrome as vd
-from fresh import CHILDREN, Outcome, add_child_options, differences, is_child, run_fresh, serve
+from fresh import CHILDREN, COMPILER, Outcome, add_child_options, differences, is_child, run_fresh, serve
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
 from peer_jobs import PEERS, TensorJob, floor, raw, velodrome_fit, velodrome_switched
 from trainers import PACKAGES, installed, trainer_of
@@ -103,7 +103,8 @@ def run_arm(options: argparse.Namespace) -> None:
     count = options.samples or len(data.train[0])
     job = TensorJob(train=tuple(each[:count] for each in data.train), val=data.val, epochs=options.epochs)  # type: ignore[arg-type]
     switches = json.loads(options.switches) if options.arm == SWITCHED else {}
-    serve(partial(ARMS[options.arm], job, **switches), options)
+    imports = () if options.arm == SWITCHED else COMPILER
+    serve(partial(ARMS[options.arm], job, **switches), options, imports=imports)
 
 
 def compare(runs: dict[str, list[Outcome]]) -> dict[str, Any]:

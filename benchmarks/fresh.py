@@ -10,6 +10,7 @@ library that has threads, and leaves an `Outcome` in a folder: numbers as JSON, 
 from __future__ import annotations
 
 import compileall
+import importlib
 import json
 import os
 import subprocess
@@ -18,13 +19,14 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 CHILDREN = (
     "numbers of threads set, no PYTHONDONTWRITEBYTECODE, warnings ignored, byte code written before; else as it was"
 )
+# What torch imports when the first of its optimizers is made: a second or two. Some trainers import it by themselves.
+COMPILER = ("torch._dynamo",)
 # Every one is read once, when its library starts: they have to be set before the process does.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -74,9 +78,18 @@ def is_child(options: argparse.Namespace) -> bool:
     return bool(options.arm)
 
 
-def serve(arm: Callable[[], Outcome], options: argparse.Namespace) -> None:
-    """Run the arm in this process and leave its outcome in `--out`."""
+def serve(arm: Callable[[], Outcome], options: argparse.Namespace, *, imports: Iterable[str] = COMPILER) -> None:
+    """Run the arm in this process and leave its outcome in `--out`.
+
+    Args:
+        arm: runs what is measured.
+        options: those of `add_child_options`.
+        imports: modules to import first, since importing is not what these benchmarks time; none where the arm makes its
+            optimizer by Velodrome's name for it, which imports no compiler.
+    """
     torch.set_num_threads(options.threads)
+    for name in imports:
+        importlib.import_module(name)
     before = resident_bytes()
     outcome = arm()
     found = asdict(outcome) | {"rss_before_bytes": before, "peak_rss_bytes": peak_bytes()}
@@ -89,8 +102,24 @@ def serve(arm: Callable[[], Outcome], options: argparse.Namespace) -> None:
     (options.out / "outcome.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def run_fresh(script: str, arguments: Sequence[str], *, arm: str, threads: int, timeout_s: float = 1800) -> Outcome:
+def run_fresh(
+    script: str,
+    arguments: Sequence[str],
+    *,
+    arm: str,
+    threads: int,
+    timeout_s: float = 1800,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Outcome:
     """Run one arm of a script in a process of its own and return what it left.
+
+    Args:
+        script: whose child runs the arm.
+        arguments: of the script.
+        arm: its name.
+        threads: of every library.
+        timeout_s: how long it may take.
+        variables: of the environment, for this arm alone.
 
     Raises:
         SystemExit: the process failed; the end of what it wrote is shown.
@@ -98,7 +127,12 @@ def run_fresh(script: str, arguments: Sequence[str], *, arm: str, threads: int, 
     with tempfile.TemporaryDirectory(prefix="velodrome-bench-") as folder:
         command = [sys.executable, script, *arguments, "--arm", arm, "--out", folder, "--threads", str(threads)]
         done = subprocess.run(
-            command, env=child_environment(threads), capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            env={**child_environment(threads), **variables},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         file = Path(folder) / "outcome.json"
         if done.returncode or not file.exists():

@@ -78,16 +78,16 @@ def velodrome_fit(batches: Batches, **more: Any) -> tuple[float, Tensor]:
     import velodrome as vd
 
     model = new_model()
-    optimizer = sgd(model)
+    arguments = {"epochs": 1, "loss": "cross_entropy", "device": "cpu", "progress": False}
+    arguments |= {} if "optimizer" in more else {"optimizer": sgd(model)}
     start = perf_counter()
-    arguments = {"epochs": 1, "optimizer": optimizer, "loss": "cross_entropy", "device": "cpu", "progress": False}
     vd.fit(model, batches, **(arguments | more))
     return perf_counter() - start, model.weight.detach()
 
 
-def velodrome_fit_metrics(batches: Batches) -> tuple[float, Tensor]:
+def velodrome_fit_metrics(batches: Batches, **more: Any) -> tuple[float, Tensor]:
     """One call, with the accuracy of every batch."""
-    return velodrome_fit(batches, metrics=["accuracy"])
+    return velodrome_fit(batches, metrics=["accuracy"], **more)
 
 
 def lightning_trainer(batches: Batches) -> tuple[float, Tensor]:

@@ -2,7 +2,8 @@
 
 Whole processes are timed, from start to exit, in turns: import the trainer, build a linear layer, train one batch of 8 (the arms of
 `peer_steps.py`, which imports torch and no trainer by itself). The raw loop is a script of its own that imports torch and nothing else; it
-is there twice: the noise floor. Byte code is there for all.
+is there twice: the noise floor. Ours is there twice as well: with the `torch.optim.SGD` of all the others, and with the optimizer by name: torch
+imports its compiler when the first of its optimizers is made, and by name Velodrome makes one without. Byte code is there for all.
 
     python benchmarks/peers_startup.py --rounds 5
 """
@@ -20,7 +21,7 @@ from fresh import CHILDREN, child_environment
 from harness import add_common_options, environment, interleave, summary, write_record
 from trainers import PACKAGES, TRAINERS, installed
 
-RAW, OURS = "raw", "velodrome.fit"
+RAW, OURS, BY_NAME = "raw", "velodrome.fit", "velodrome.fit, optimizer by name"
 RAW_CHILD = """
 import torch
 from torch.nn import functional as F
@@ -42,7 +43,11 @@ logging.disable(logging.WARNING)
 import torch
 torch.set_num_threads(1)
 import peer_steps
-arm = {{"velodrome.fit": peer_steps.velodrome_fit_metrics, **peer_steps.PEERS}}[{name!r}]
+ours = {{
+    "velodrome.fit": peer_steps.velodrome_fit_metrics,
+    "velodrome.fit, optimizer by name": lambda batches: peer_steps.velodrome_fit_metrics(batches, optimizer="sgd", lr=peer_steps.LR),
+}}
+arm = (ours | peer_steps.PEERS)[{name!r}]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     arm([(torch.ones(8, 16), torch.zeros(8, dtype=torch.long))])
 """
@@ -59,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
 
     wanted = installed(TRAINERS, options.only)
-    arms = {name: partial(time_process, code_of(name)) for name in (RAW, f"{RAW} again", OURS, *wanted)}
+    arms = {name: partial(time_process, code_of(name)) for name in (RAW, f"{RAW} again", OURS, BY_NAME, *wanted)}
     interleave(arms, rounds=1, say=False)  # fills the file cache
     facts = environment(PACKAGES, threads=1, rounds=options.rounds, children=CHILDREN)
     times = interleave(arms, rounds=options.rounds, say=False)

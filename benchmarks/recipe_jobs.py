@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fresh import CHILDREN, Outcome, add_child_options, differences, is_child, run_fresh, serve
+from fresh import CHILDREN, COMPILER, Outcome, add_child_options, differences, is_child, run_fresh, serve
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
 from jobs import load_job, tutorial_loop, velodrome_recipe, velodrome_same_loaders, well_written_loop
 
@@ -69,7 +69,8 @@ def main() -> None:
     if is_child(options):
         job = load_job(options.job, data_root=options.data_root, epochs=epochs, changes=options.change)
         loop = ARMS[options.arm]
-        serve(partial(loop, job, **(switches if options.arm == "fit, switches" else {})), options)
+        arm = partial(loop, job, **(switches if options.arm == "fit, switches" else {}))
+        serve(arm, options, imports=() if loop is velodrome_recipe else COMPILER)
         return
 
     arguments = ["--job", options.job, "--data-root", str(options.data_root), "--epochs", str(epochs)]

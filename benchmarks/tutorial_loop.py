@@ -3,7 +3,8 @@
 Same data set objects (torchvision's FashionMNIST with ToTensor), same PyTorch DataLoaders (batch 64, in
 order), same initial weights, same optimizer (SGD, lr 1e-3), same prints, same number of threads, each arm in a
 process of its own. Timed from making the data sets to the last evaluation, so reading the files and preparing
-the data count for all; starting the process and importing torch count for none. In turns: the tutorial's loop,
+the data count for all; starting the process and importing torch, the compiler included that it imports
+when the first of its optimizers is made, count for none. In turns: the tutorial's loop,
 the same again (the noise floor), `fit`, the built-in recipe (its own way to the same images, an optimizer by name, which is
 fused), and the recipe with switches set by hand (`--switches`, bf16 when left out). bf16 changes the last digits, so there
 accuracy is compared and not bits. Beside the speed: accuracy and test loss of every epoch, and how far the final weights lie apart.
@@ -28,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import velodrome as vd
-from fresh import CHILDREN, Outcome, add_child_options, flat_weights, is_child, run_fresh, serve
+from fresh import CHILDREN, COMPILER, Outcome, add_child_options, flat_weights, is_child, run_fresh, serve
 from harness import add_common_options, environment, interleave, ratios, summary, write_record
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
@@ -213,7 +214,9 @@ def main() -> None:
         import_torchvision()
         _ = vd.Trainer  # `import velodrome` alone imports little
         switches = {"switches": options.switches} if options.arm == "switches" else {}
-        serve(partial(ARMS[options.arm], options.data_root, options.epochs, **switches), options)
+        loop = ARMS[options.arm]
+        imports = () if loop is velodrome_recipe else COMPILER
+        serve(partial(loop, options.data_root, options.epochs, **switches), options, imports=imports)
         return
 
     with tempfile.TemporaryDirectory(prefix="velodrome-bench-") as folder:

@@ -296,7 +296,9 @@ def memory(record: Record) -> str:
     facts = record["environment"]
     rows = [["", "peak, MB", "added by training, MB"]]
     for name, each in by_median(record["results"]["arms"], "peak_mb"):
-        rows.append([label_of(name), f"{each['peak_mb']['median']:,.0f}", f"{each['added_mb']['median']:,.0f}"])
+        added = each["added_mb"]
+        spread_mb = f"{added['median']:,.0f} ({added['min']:,.0f} to {added['max']:,.0f})"
+        rows.append([label_of(name), f"{each['peak_mb']['median']:,.0f}", spread_mb])
     note = (
         "One epoch of FashionMNIST, MLP 784-512-512-10. Peak: the whole process, libraries and data included; added: beyond what was "
         f"resident when the tensors were handed over. Medians of {facts['rounds']} runs."
@@ -399,6 +401,50 @@ def spread(numbers: Record) -> str:
     return f"{numbers['min']:.2f} to {numbers['max']:.2f}"
 
 
+def tuning(record: Record) -> str:
+    """Return the table of what tune found against combinations by hand."""
+    facts = record["environment"]
+    head = [
+        "recipe", "`tune` chose", "faster than the recipe", "best by hand", "share of its speed", "took", "validation of the recipe", "of the tuned one",
+    ]  # fmt: skip
+    rows = [head]
+    for name, each in record["results"].items():
+        tune, best, accuracy = each["tune"], each["best_by_hand"], each["accuracy"]
+        is_worth_it = (tune["verified"] or {}).get("faster") and tune["verified"]["as_good"]
+        learned = ["", ""]
+        if accuracy is not None:
+            show = (lambda value: f"{value:.4f}") if accuracy["key"] == "val/loss" else (lambda value: f"{value:.2%}")
+            epochs = f" after {accuracy['epochs']} epoch{'s' * (accuracy['epochs'] != 1)}"
+            learned = [show(accuracy["mean"]["recipe"]) + epochs, show(accuracy["mean"]["tuned"])]
+        rows.append(
+            [
+                f"`{name}`",
+                fields(tune["best"]) if is_worth_it else "the recipe as it is",
+                f"{tune['verified']['speed_up']:.2f} times" if is_worth_it else "",
+                "" if best is None else fields(best["fields"]),
+                f"**{each['share_of_best']:.0%}**",
+                f"{tune['seconds']:.0f} s of {tune['budget_s']:.0f} s",
+                *learned,
+            ]
+        )
+    seeds = max(
+        (len(each["accuracy"]["runs"]["recipe"]) for each in record["results"].values() if each["accuracy"]), default=0
+    )
+    noise = ", ".join(f"{each['noise']:.1%}" for each in record["results"].values())
+    note = (
+        "Share: speed of the tuned recipe's whole run, start-up and compilation included, by that of the best combination that was set by hand. Two "
+        f"equal configurations lie {noise} apart. Validation: means over {seeds} seeds, accuracy or loss. {conditions(facts)}"
+    )
+    return f"{table(rows)}\n\n{note}"
+
+
+def fields(changes: Record) -> str:
+    """Return fields of a recipe as the command line takes them."""
+    return ", ".join(
+        f"`{name}={str(value).lower() if isinstance(value, bool) else value}`" for name, value in changes.items()
+    )
+
+
 def switches(facts: Record) -> str:
     """Return a record's switches as they are given to `fit`."""
     return ", ".join(f"`{name}={value!r}`" for name, value in facts["switches"].items()) or "none"
@@ -418,6 +464,7 @@ TABLES: Mapping[str, Callable[[Record], str]] = {
     "cnn": recipe_job,
     "char_gpt": recipe_job,
     "memory": memory,
+    "tuning": tuning,
     "peers_startup": peers_startup,
     "speedruns": speedruns,
     "gpu": gpu,

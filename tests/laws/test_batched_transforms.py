@@ -31,11 +31,18 @@ EVERY = {
     "vertical": T.RandomVerticalFlip(),
     "cutout": T.Cutout(3),
     "erasing": T.RandomErasing(1.0),
-    "jitter": T.ColorJitter(0.4, 0.4),
+    "jitter": T.ColorJitter(0.4, 0.4, 0.4, 0.2),
+    "rotation": T.RandomRotation(90),
+    "affine": T.RandomAffine(
+        30, translate=(0.2, 0.3), scale=(0.7, 1.4), shear=(-10, 10, -5, 5), interpolation="bilinear", fill=7
+    ),
+    "resized crop": T.RandomResizedCrop((5, 6), scale=(0.2, 1.0)),
+    "resize": T.Compose([T.RandomHorizontalFlip(), T.Resize((5, 4))]),
     "noise": T.GaussianNoise(0.1),
     "all": T.Compose(
         [
-            T.ColorJitter(0.4, 0.4),
+            T.ColorJitter(0.4, 0.4, 0.4, 0.2),
+            T.RandomRotation(15, interpolation="bilinear"),
             T.RandomCrop((8, 9), padding=2),
             T.RandomHorizontalFlip(),
             T.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
@@ -44,6 +51,10 @@ EVERY = {
         ]
     ),
 }
+MIXED = T.Compose(
+    [T.RandomCrop((8, 9), padding=2), T.CutMix(SIZE, p=0.5), T.Normalize(0.5, 0.2), T.MixUp(SIZE, alpha=0.4)]
+)
+"""a function of (seed, epoch, index) and of which samples are in the batch"""
 
 
 class OneByOne(Dataset[Any]):
@@ -294,3 +305,100 @@ def test_a_weighted_sampler_goes_with_a_transform() -> None:
     sampler = WeightedRandomSampler([1.0] * SIZE, 20, generator=torch.Generator().manual_seed(0))
     batches = list(vd.DataLoader(OneByOne(), 8, sampler=sampler, seed=0, transform=T.ToFloat()))
     assert [len(images) for images, _ in batches] == [8, 8, 4]
+
+
+# -- samples that are mixed ----------------------------------------------------------------------------------------------
+
+
+def mixed(data: Any = None, **arguments: Any) -> list[list[Tensor]]:
+    """Return the batches of two epochs of mixed samples."""
+    loader = vd.DataLoader((IMAGES, LABELS) if data is None else data, 8, seed=3, transform=MIXED, **arguments)
+    return [list(map(torch.cat, zip(*loader, strict=True))) for _ in range(2)]
+
+
+def same_mixed(a: list[list[Tensor]], b: list[list[Tensor]]) -> bool:
+    return all(map(same, a, b))
+
+
+def test_samples_are_mixed_alike_in_chunks_in_batches_by_workers_and_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_chunks = mixed(shuffle=True)
+    assert not same(in_chunks[0], in_chunks[1])  # each epoch in another way
+    assert same_mixed(mixed(OneByOne(), shuffle=True), in_chunks)
+    assert same_mixed(mixed(OneByOne(), shuffle=True, num_workers=2), in_chunks)
+    monkeypatch.setattr("velodrome.data.columns._CHUNK_BYTES", 1)
+    assert same_mixed(mixed(shuffle=True), in_chunks)
+    assert same_mixed(mixed(Stream()), mixed())  # in order, a stream's items have the numbers of the samples
+
+
+def test_partners_are_of_the_same_batch_whatever_its_order() -> None:
+    """The labels of a batch, mixed, are made of the labels of that batch; a batch in another order mixes the same pairs."""
+    loader = vd.DataLoader((IMAGES, LABELS), 8, seed=3, transform=MIXED)
+    for number, (_, shares) in enumerate(loader):
+        own = range(8 * number, min(SIZE, 8 * number + 8))
+        assert shares[:, own.start : own.stop].sum(1) == pytest.approx([1.0] * len(own))
+    turned = T.MixUp(SIZE)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    keys = torch.arange(8)
+    numbers = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
+    images, shares = turned.pair(IMAGES[:8], LABELS[:8], T.Draws(keys, numbers))
+    images_2, shares_2 = turned.pair(IMAGES[:8][order], LABELS[:8][order], T.Draws(keys[order], numbers[order]))
+    assert torch.equal(images[order], images_2)
+    assert torch.equal(shares[order], shares_2)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_process_mixes_its_own_part_of_a_batch(size: int) -> None:
+    loader = vd.DataLoader((IMAGES, LABELS), 8, seed=3, transform=MIXED)
+    single = vd.DataLoader(OneByOne(), 8, seed=3, transform=MIXED)
+    for rank in range(size):
+        loader.set_epoch(0)
+        single.set_epoch(0)
+        for one, other in zip(
+            loader.iterate(share=Share(rank, size)), single.iterate(share=Share(rank, size)), strict=True
+        ):
+            assert (one is EMPTY) == (other is EMPTY)
+            assert one is EMPTY or same(list(one), list(other))
+
+
+@pytest.mark.parametrize("data", [(IMAGES, LABELS), OneByOne()], ids=["in memory", "sample by sample"])
+@pytest.mark.parametrize("done", [1, 4])
+def test_a_loader_that_goes_on_mixes_what_is_left_as_before(data: Any, done: int) -> None:
+    first, straight, after = (vd.DataLoader(data, 8, shuffle=True, seed=3, transform=MIXED) for _ in range(3))
+    iterator = iter(first)
+    for _ in range(done):
+        next(iterator)
+    after.load_state_dict(first.state_dict())
+    for batch, expected in zip(after, list(straight)[done:], strict=True):
+        assert same(list(batch), list(expected))
+
+
+@pytest.mark.usefixtures("batch_by_batch")
+def test_another_batch_size_mixes_other_partners() -> None:
+    """What the docs say: the first law of this file does not hold for samples that are mixed. Also its negative control."""
+    sevens = vd.DataLoader((IMAGES, LABELS), 7, seed=3, transform=MIXED)
+    eights = vd.DataLoader((IMAGES, LABELS), 8, seed=3, transform=MIXED)
+    assert not torch.equal(next(iter(sevens))[0], next(iter(eights))[0][:7])
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_run_on_mixed_samples_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, step: int) -> None:
+    def run(folder: Path | None, model: torch.nn.Module, *callbacks: vd.Callback) -> vd.Trainer:
+        data = vd.DataLoader((IMAGES, LABELS), 8, shuffle=True, transform=MIXED)
+        trainer = vd.Trainer(
+            model, optimizer="sgd", lr=0.01, loss="cross_entropy", metrics=["accuracy", "top3"], seed=0, progress=False,
+            run_dir=folder, loggers=(), resume="auto" if folder else "never", checkpoint="every step" if folder else None,
+            callbacks=callbacks,
+        )  # fmt: skip
+        trainer.fit(data, vd.DataLoader((IMAGES.float(), LABELS), 8), steps=14)
+        return trainer
+
+    straight, cut, after = network(), network(), network()
+    whole = run(None, straight)
+    with pytest.raises(RuntimeError, match="planted"):
+        run(tmp_path / "run", cut, FailsAt(step))
+    again = run(tmp_path / "run", after)
+    for a, b in zip(straight.parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert whole.result.metrics["train/accuracy"] == again.result.metrics["train/accuracy"]

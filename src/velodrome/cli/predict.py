@@ -98,8 +98,8 @@ def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> An
 
 def _outputs(model: Any, rows: Any, recipe: Recipe) -> Any:  # Any: torch, which this file imports only when run
     import velodrome
+    from velodrome.recipes.build import prediction_data
 
-    device = recipe.train.device
-    if isinstance(rows, tuple):  # inputs first, targets after them
-        return velodrome.predict(model, rows[0], batch_size=recipe.train.eval_batch_size, device=device)
-    return velodrome.predict(model, rows, device=device)
+    data = prediction_data(rows, recipe)
+    size = recipe.train.eval_batch_size if isinstance(rows, tuple) and data is rows[0] else None
+    return velodrome.predict(model, data, batch_size=size, device=recipe.train.device)

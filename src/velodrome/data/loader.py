@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
 from velodrome.data.arguments import check_combination, check_names
-from velodrome.data.augmenting import Augmentation
 from velodrome.data.choosing import WorkerChoice
 from velodrome.data.columns import Columns, columns_from
 from velodrome.data.order import epoch_order
@@ -19,8 +18,9 @@ from velodrome.data.own_order import check_own_order
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.data.share import EMPTY, WHOLE, Share
-from velodrome.data.transforming import BatchTransform
+from velodrome.data.transforms.applied import Augmentation
 from velodrome.data.transforms.base import Compose, Transform
+from velodrome.data.transforms.function import BatchTransform
 from velodrome.errors import ArgumentError, DataError
 from velodrome.seeding import check_seed
 
@@ -445,7 +445,7 @@ class DataLoader:
         start: int,
         seed: int,
         share: Share,
-        change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
+        change: Callable[[Sequence[torch.Tensor], torch.Tensor, int], Sequence[torch.Tensor]] | None,
     ) -> Iterator[tuple[int, Any]]:
         """Yield (number of samples, batch) from sample `start` of the epoch on; with a share, its part of the batch."""
         if columns is None:

@@ -126,8 +126,10 @@ def correct(output: Tensor, target: Tensor, labels: Labels) -> Tensor | tuple[Te
 
 
 def in_top_k(output: Tensor, target: Tensor, k: int, labels: Labels) -> Tensor | tuple[Tensor, Tensor]:
-    """Return whether the right class is among the k largest outputs. Shapes as in `correct`, class indices only."""
+    """Return whether the right class is among the k largest outputs. Shapes as in `correct`; of class probabilities the largest is right."""
     _check_tensors(f"top{k}", output, target)
+    if target.is_floating_point() and output.shape == target.shape and output.ndim > 1:
+        target = target.argmax(dim=1)
     if output.ndim != target.ndim + 1 or not _positions_agree(output, target) or output.shape[1] < k:
         raise DataError(
             f"top{k} cannot compare outputs of shape {tuple(output.shape)} with targets of shape {tuple(target.shape)}. "

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import DataError, RecipeError, VelodromeError
 from velodrome.recipes import registry
 from velodrome.recipes.fitting import check_task
+from velodrome.recipes.named_transforms import change_sample, make_transform
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
 from velodrome.recipes.switches import WHOLE_RUN, early_stopping, loader_switches, training_switches, watched
-from velodrome.recipes.transforms import make_transform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +127,15 @@ def training_loader(ready: Ready) -> Any:
 def evaluation_loader(data: LoadedData, recipe: Recipe) -> Any:
     """Return a new loader over the validation data."""
     return _loader(data.val, recipe, batch_size=recipe.train.eval_batch_size, training=False)
+
+
+def prediction_data(rows: Any, recipe: Recipe) -> Any:
+    """Return what `predict` is given: inputs, in a loader that changes them as evaluation data are where the recipe says so."""
+    from velodrome.data.loader import DataLoader
+
+    inputs = rows[0] if isinstance(rows, tuple) else rows  # targets after them
+    transform = make_transform(recipe.data.transforms, training=False)
+    return inputs if transform is None else DataLoader(inputs, recipe.train.eval_batch_size, transform=transform)
 
 
 def build(
@@ -320,7 +329,7 @@ def _loader(data: Any, recipe: Recipe, *, batch_size: int, training: bool) -> An
     from velodrome.data.loader import DataLoader
 
     if not is_indexed(data):
-        if training and recipe.data.transforms:
+        if make_transform(recipe.data.transforms, training=training) is not None:
             raise RecipeError(
                 f'data.transforms changes tensors and datasets, and data.name="{recipe.data.name}" gives a {type(data).__name__} of batches as '
                 f"they are. Leave it out, or give the loader its transform= yourself.",
@@ -340,7 +349,7 @@ def loader_arguments(recipe: Recipe, *, training: bool) -> dict[str, Any]:  # An
     return {
         "shuffle": training and recipe.train.shuffle,
         "num_workers": recipe.train.num_workers,
-        "transform": make_transform(recipe.data.transforms) if training else None,
+        "transform": make_transform(recipe.data.transforms, training=training),
         **loader_switches(recipe),
     }
 
@@ -388,7 +397,8 @@ def resolve_sizes(recipe: Recipe, data: Any, *, num_classes: int = 0) -> Recipe:
         begins = "begins with" if field == "sizes" else "is"
         raise RecipeError(f'model.{field} {begins} "auto", which works for tensors and datasets. Write the number.')
     sample = data[0][:1] if isinstance(data, tuple) else data[0][0]
-    shape = sample.shape[1:] if isinstance(data, tuple) else sample.shape
+    sample = change_sample(recipe.data.transforms, sample if isinstance(data, tuple) else sample[None])
+    shape = sample.shape[1:]
     numbers = {"sizes": math.prod(shape), "vocab_size": num_classes, "context": math.prod(shape[-1:])}
     if "vocab_size" in wanted and not num_classes:
         raise RecipeError(

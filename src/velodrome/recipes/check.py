@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from velodrome.errors import ArgumentError, RecipeError, nearest
 from velodrome.recipes import registry
+from velodrome.recipes.named_transforms import check_transforms
 from velodrome.recipes.problems import Origins, Problem, from_validation
 from velodrome.recipes.schema import NEVER
-from velodrome.recipes.transforms import check_transforms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -54,9 +54,7 @@ class ModelTable(NamedTable):
 class DataTable(NamedTable):
     """Which data: "fashion-mnist", "mnist", "csv", "text" or "package.module:callable", and its arguments."""
 
-    transforms: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] | None = (
-        None  # of the training data, at random; Any: TOML
-    )
+    transforms: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] | None = None  # in order; Any: TOML
 
 
 class LossTable(NamedTable):

@@ -156,6 +156,7 @@ class PlannedArm:
 
     def rehearse(self, *, steps: int, val_samples: int | None) -> Rehearsal:
         self.asked.append(steps)
+        steps = min(steps, self.facts.total_steps or steps)
         train, val = ({} if loss is None else {"loss": loss} for loss in self.losses)
         return Rehearsal(steps=steps, train=train, val={**val, "accuracy": 0.5}, seconds=1.0, digest=self.digest)
 
@@ -546,6 +547,7 @@ def test_a_combination_that_learns_worse_is_not_recommended(folder):
         ((None, None), (None, None), False),
         ((1.0, -1.0), (1.0, -0.9), False),
         ((1.0, 1.0), (1.0, float("nan")), False),
+        ((1.0, 0.0), (1.0, -float("nan")), False),
     ],
 )
 def test_a_loss_that_is_worse_or_not_known_is_no_recommendation(folder, before, after, expected):
@@ -557,6 +559,12 @@ def test_a_loss_that_is_worse_or_not_known_is_no_recommendation(folder, before, 
     assert result.is_worth_it is expected
     if before == (None, None):
         assert "there is no loss to compare" in result.sentence
+
+
+def test_a_run_that_is_over_before_the_check_is_said_to_be_as_long_as_it_is(folder):
+    facts = replace(FACTS, total_steps=4)
+    result = search_of(lambda change: PlannedArm(facts, 0.001 if change.fields else 0.01)).run()
+    assert "after 4 steps of the real run, on val: loss" in "\n".join(result.lines())
 
 
 def test_larger_batches_are_compared_after_as_many_samples(folder):

@@ -80,6 +80,12 @@ def test_shapes_that_do_not_fit_are_refused_with_both(output, target):
         assert f"{output} with targets of shape {target}" in str(caught.value)
 
 
+def test_top_k_of_mixed_labels_goes_by_the_largest_share():
+    output = torch.tensor([[0.1, 0.5, 0.4], [0.7, 0.2, 0.1]])
+    shares = torch.tensor([[0.2, 0.1, 0.7], [0.3, 0.1, 0.6]])  # class 2 is second and third
+    assert named_metric("top2", Labels()).values(output, shares).tolist() == [True, False]
+
+
 def test_top_k_of_fewer_classes_is_refused():
     with pytest.raises(DataError, match="with at least 5 classes"):
         named_metric("top5", Labels()).values(torch.zeros(2, 3), torch.zeros(2).long())

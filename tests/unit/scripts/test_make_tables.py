@@ -237,3 +237,39 @@ def test_check_finds_a_stale_page_and_changes_nothing(
         make_tables.main()
 
     assert page.read_text(encoding="utf-8") == PAGE
+
+
+def test_tune_is_shown_beside_the_best_by_hand(make_tables: ModuleType, tmp_path: Path) -> None:
+    runs = {"recipe": [{}, {}], "tuned": [{}, {}]}
+    good = {
+        "tune": {
+            "best": {"train.precision": "bf16", "train.channels_last": True},
+            "verified": {"faster": True, "as_good": True, "speed_up": 1.5},
+            "seconds": 170.4,
+            "budget_s": 180.0,
+        },
+        "best_by_hand": {"fields": {"train.threads": 2}, "speed": 1.02},
+        "share_of_best": 0.98,
+        "noise": 0.012,
+        "accuracy": {"key": "val/accuracy", "epochs": 2, "mean": {"recipe": 0.9, "tuned": 0.901}, "runs": runs},
+    }
+    nothing = {
+        **good,
+        "tune": {"best": None, "verified": None, "seconds": 60.0, "budget_s": 180.0},
+        "accuracy": {"key": "val/loss", "epochs": 1, "mean": {"recipe": 1.5, "tuned": 1.5}, "runs": runs},
+    }
+    record = {"environment": RECORD["environment"], "results": {"cnn": good, "gpt": nothing}}
+    (tmp_path / "tuning.json").write_text(json.dumps(record), encoding="utf-8")
+
+    page = make_tables.filled("<!-- table: tuning -->\n<!-- end table -->\n", tmp_path)
+
+    assert (
+        "| `cnn` | `train.precision=bf16`, `train.channels_last=true` | 1.50 times | `train.threads=2` | **98%** | 170 s of 180 s | "
+        "90.00% after 2 epochs | 90.10% |"
+    ) in page
+    assert (
+        "| `gpt` | the recipe as it is |  | `train.threads=2` | **98%** | 60 s of 180 s | 1.5000 after 1 epoch | 1.5000 |"
+        in page
+    )
+    assert "lie 1.2%, 1.2% apart" in page
+    assert "means over 2 seeds" in page

@@ -264,7 +264,7 @@ class Search:
         has_equal_bits = before.digest == after.digest or self._numerics != "equal" or not self.result.is_repeatable
         is_as_good = worse <= _MOST_VAL_LOSS and has_equal_bits  # false for NaN
         self.result.verified = Verified(
-            speed_up=comparison.speed_up, steps=steps, before=before, after=after, loss_change=worse,
+            speed_up=comparison.speed_up, steps=before.steps, before=before, after=after, loss_change=worse,
             is_faster=is_faster, is_as_good=is_as_good, has_equal_bits=has_equal_bits, rounds=comparison.second, baseline=comparison.first,
         )  # fmt: skip
 
@@ -282,4 +282,6 @@ def _relative(before: float, after: float) -> float:
     """Return how much larger the loss has become, relative: NaN where it is not known, infinite above a loss of 0."""
     if before == after:
         return 0.0
-    return (after - before) / abs(before) if before else math.copysign(math.inf, after)
+    if before:
+        return (after - before) / abs(before)
+    return math.nan if math.isnan(after) else math.copysign(math.inf, after)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+import torch
 
 from velodrome.data.transforms.counters import normals
 from velodrome.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-__all__ = ["Compose", "Draws", "Transform", "check_images", "check_probability", "per_sample"]
+__all__ = ["Compose", "Draws", "Transform", "as_planes", "check_fill", "check_images", "in_dtype_of", "per_sample"]
 
 
 class Draws:
@@ -23,24 +27,24 @@ class Draws:
         keys: of the samples, int64, shape (batch,).
         numbers: in [0, 1), float32, shape (batch, the transform's `num_draws`).
         stream: tells transforms of the same batch apart that draw normal numbers.
+        batch_size: samples a batch, where several batches are changed at once; None where they are one.
     """
 
-    __slots__ = ("keys", "numbers", "stream")
+    __slots__ = ("batch_size", "keys", "numbers", "stream")
 
-    def __init__(self, keys: Tensor, numbers: Tensor, stream: int = 0) -> None:
+    def __init__(self, keys: Tensor, numbers: Tensor, stream: int = 0, batch_size: int | None = None) -> None:
         self.keys = keys
         self.numbers = numbers
         self.stream = stream
+        self.batch_size = batch_size
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Return standard normal numbers, float32, shape (batch, *shape); the same ones when it is called again.
 
         Cost: two passes over four bytes a number more than `torch.randn` needs; no device wait.
         """
-        count = 1
-        for size in shape:
-            count *= size
-        return normals(self.keys, count, first=self.stream << 28).view(-1, *shape)
+        count = math.prod(shape)
+        return normals(self.keys, count, first=self.stream << 28).view(len(self.keys), *shape)
 
 
 class Transform(ABC):
@@ -53,6 +57,8 @@ class Transform(ABC):
 
     num_draws: int = 0
     """random numbers a sample"""
+    changes_targets: bool = False
+    """whether targets are changed too, by `pair`"""
 
     @abstractmethod
     def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
@@ -62,6 +68,16 @@ class Transform(ABC):
             batch: inputs, shape (batch, ...); a copy of the data, which may be changed in place.
             draws: the random numbers.
         """
+
+    def pair(self, inputs: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return changed inputs and their targets. One that changes targets, and says so in `changes_targets`, has a `pair` of its own.
+
+        Args:
+            inputs: see `__call__`.
+            targets: a copy as well, shape (batch, ...).
+            draws: the random numbers.
+        """
+        return self(inputs, draws), targets
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
@@ -78,50 +94,86 @@ class Compose(Transform):
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
+        if isinstance(transforms, Transform) or not isinstance(transforms, Iterable):
+            raise ArgumentError(f"transforms={transforms!r} is not a list of transforms. Give a list: Compose([...]).")
+        transforms = tuple(transforms)
         for transform in transforms:
             if not isinstance(transform, Transform):
                 raise ArgumentError(
                     f"{transform!r} is not a batched transform. Compose takes those of velodrome.transforms, and subclasses of its Transform; "
                     f"a function of a batch is given to the loader by itself, as transform=."
                 )
-        self.transforms = tuple(transforms)
+        self.transforms = transforms
         self.num_draws = sum(transform.num_draws for transform in self.transforms)
+        self.changes_targets = any(transform.changes_targets for transform in self.transforms)
 
     def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
         """Return the batch after all of them."""
+        for transform, own in self._each(draws):
+            batch = transform(batch, own)
+        return batch
+
+    def pair(self, inputs: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets after all of them."""
+        for transform, own in self._each(draws):
+            inputs, targets = transform.pair(inputs, targets, own)
+        return inputs, targets
+
+    def _each(self, draws: Draws) -> Iterator[tuple[Transform, Draws]]:
+        """Yield each transform with random numbers of its own."""
         begin = 0
         for number, transform in enumerate(self.transforms):
             end = begin + transform.num_draws
-            own = Draws(draws.keys, draws.numbers[:, begin:end], stream=draws.stream * 64 + number + 1)
-            batch, begin = transform(batch, own), end
-        return batch
+            stream = draws.stream * 64 + number + 1
+            yield transform, Draws(draws.keys, draws.numbers[:, begin:end], stream, draws.batch_size)
+            begin = end
 
     def __repr__(self) -> str:
         return f"Compose([{', '.join(map(repr, self.transforms))}])"
-
-
-def check_probability(name: str, value: float) -> float:
-    """Refuse what is no probability.
-
-    Raises:
-        ArgumentError: the value is no number from 0 to 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ArgumentError(f"{name}={value!r} is not a probability. It must be a number from 0 to 1.")
-    return value
 
 
 def check_images(batch: Tensor, transform: Transform) -> None:
     """Refuse a batch without height and width.
 
     Raises:
-        DataError: it has fewer than three dimensions.
+        DataError: it has fewer than three dimensions, or images without a pixel.
     """
     if batch.ndim < 3:
         raise DataError(
             f"{type(transform).__name__} changes images, (batch, channels, height, width) or (batch, height, width), and was given a batch "
             f"of shape {tuple(batch.shape)}. Leave it out, or give the data in the shape of images."
         )
+    if 0 in batch.shape[1:]:
+        raise DataError(
+            f"{type(transform).__name__} was given images of shape {tuple(batch.shape[1:])}, which have no pixel: look at what made them."
+        )
+
+
+def as_planes(batch: Tensor) -> Tensor:
+    """Return the images with all that is between the sample and the height as channels: (batch, channels, height, width)."""
+    return batch.reshape(len(batch), math.prod(batch.shape[1:-2]), *batch.shape[-2:])
+
+
+def check_fill(batch: Tensor, fill: float, transform: Transform) -> None:
+    """Refuse to fill a batch of whole numbers with what it cannot hold.
+
+    Raises:
+        DataError: a fraction, or a number out of the dtype's range.
+    """
+    if batch.is_floating_point() or batch.dtype == torch.bool:
+        return
+    limits = torch.iinfo(batch.dtype)
+    if fill != int(fill) or not limits.min <= fill <= limits.max:
+        raise DataError(
+            f"{type(transform).__name__} fills with {fill:g}, which {batch.dtype} cannot hold: whole numbers from {limits.min} to {limits.max}. Give "
+            f"such a number, or turn the images into floats before (transforms.ToFloat(), or Normalize)."
+        )
+
+
+def in_dtype_of(values: Tensor, batch: Tensor) -> Tensor:
+    """Return values in the dtype of the batch that they were made of; rounded where that one has whole numbers."""
+    is_rounded = values.is_floating_point() and not batch.is_floating_point()
+    return (values.round() if is_rounded else values).to(batch.dtype)
 
 
 def per_sample(numbers: Tensor, batch: Tensor) -> Tensor:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from velodrome.data.transforms.base import Transform, check_images, check_probability
-from velodrome.errors import ArgumentError
+from velodrome.data.transforms.arguments import (
+    FILL,
+    check_fraction_range,
+    check_number,
+    check_probability,
+    check_range,
+    check_whole,
+)
+from velodrome.data.transforms.base import Transform, check_fill, check_images
+from velodrome.data.transforms.tables import Table, roots_of_aspects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,15 +40,14 @@ class Cutout(Transform):
     num_draws = 3
 
     def __init__(self, size: int, *, fill: float = 0, p: float = 1.0) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ArgumentError(f"size={size!r} is not a side in pixels. It must be a whole number of at least 1.")
-        self.size = size
-        self.fill = fill
+        self.size = check_whole("size", size, "a side in pixels", least=1)
+        self.fill = check_number("fill", fill, *FILL)
         self.p = check_probability("p", p)
 
     def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
         """Return the images with their squares."""
         check_images(batch, self)
+        check_fill(batch, self.fill, self)
         height, width = batch.shape[-2:]
         numbers = draws.numbers
         top = (numbers[:, 0] * height).floor() - self.size // 2
@@ -73,25 +79,22 @@ class RandomErasing(Transform):
         ratio: tuple[float, float] = (0.3, 3.3),
         value: float = 0,
     ) -> None:
-        if not 0 <= scale[0] <= scale[1] <= 1:
-            raise ArgumentError(
-                f"scale={scale} are not two fractions of an area. They must be from 0 to 1, the smaller first."
-            )
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ArgumentError(f"ratio={ratio} are not two aspects. They must be above 0, the smaller first.")
         self.p = check_probability("p", p)
-        self.scale = tuple(scale)
-        self.ratio = tuple(ratio)
-        self.value = value
-        self._tables: dict[torch.device, Tensor] = {}
+        self.scale = check_fraction_range("scale", scale, "two fractions of an area")
+        self.ratio = check_range(
+            "ratio", ratio, "two aspects", "They must be two numbers above 0, the smaller first.", above=0
+        )
+        self.value = check_number("value", value, *FILL)
+        self._roots = Table(roots_of_aspects, *self.ratio)
 
     def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
         """Return the images with their rectangles."""
         check_images(batch, self)
+        check_fill(batch, self.value, self)
         height, width = batch.shape[-2:]
         numbers = draws.numbers
         share = numbers[:, 3 : 3 + _NUM_TRIES].double() * (self.scale[1] - self.scale[0]) + self.scale[0]
-        root = self._roots_of_aspects(batch.device)[(numbers[:, 3 + _NUM_TRIES :] * 65536).to(torch.int64)]
+        root = self._roots.at(numbers[:, 3 + _NUM_TRIES :])
         side = (share * (height * width)).sqrt()
         heights, widths = (side * root).round(), (side / root).round()
         fits = (heights < height) & (widths < width)
@@ -103,17 +106,6 @@ class RandomErasing(Transform):
         top = (numbers[:, 1] * (height - tall + 1)).floor()
         left = (numbers[:, 2] * (width - wide + 1)).floor()
         return _blank(batch, top, left, tall, wide, self.value)
-
-    def _roots_of_aspects(self, device: torch.device) -> Tensor:
-        """Return the square root of the aspect for 65,536 equal parts of its logarithm: looked up, for bits that no batch changes."""
-        if device not in self._tables:
-            low, high = (math.log(value) for value in self.ratio)
-            parts = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
-            self._tables[device] = (parts * (high - low) + low).div_(2).exp_().to(device)
-        return self._tables[device]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_tables": {}}
 
 
 def _blank(batch: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, fill: float) -> Tensor:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn import functional as F
 
-from velodrome.data.transforms.base import Transform, check_images, check_probability, per_sample
-from velodrome.errors import ArgumentError, DataError, nearest
+from velodrome.data.transforms.arguments import (
+    FILL,
+    check_choice,
+    check_number,
+    check_probability,
+    check_size,
+    check_whole,
+)
+from velodrome.data.transforms.base import Transform, check_fill, check_images, per_sample
+from velodrome.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,22 +49,16 @@ class RandomCrop(Transform):
     def __init__(
         self, size: int | tuple[int, int], *, padding: int = 0, fill: float = 0, padding_mode: PaddingMode = "constant"
     ) -> None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1:
-            raise ArgumentError(f"size={size!r} is not the size of an image. Both sides must be at least 1.")
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-            raise ArgumentError(
-                f"padding={padding!r} is not a number of pixels. It must be a whole number of at least 0."
-            )
-        _check_mode(padding_mode)
-        self.size = (height, width)
-        self.padding = padding
-        self.fill = fill
-        self.padding_mode: PaddingMode = padding_mode
+        self.size = check_size("size", size)
+        self.padding = check_whole("padding", padding, "a number of pixels", least=0)
+        self.fill = check_number("fill", fill, *FILL)
+        self.padding_mode: PaddingMode = check_choice("padding_mode", padding_mode, PaddingMode)
 
     def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
         """Return the rectangles."""
         check_images(batch, self)
+        if self.padding and self.padding_mode == "constant":
+            check_fill(batch, self.fill, self)
         return _crop(batch, draws.numbers, self.size, self.padding, self.fill, self.padding_mode)
 
 
@@ -72,16 +74,15 @@ class RandomTranslate(Transform):
     num_draws = 2
 
     def __init__(self, pixels: int, *, fill: float = 0, padding_mode: PaddingMode = "constant") -> None:
-        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
-            raise ArgumentError(f"pixels={pixels!r} is not a distance. It must be a whole number of at least 1.")
-        _check_mode(padding_mode)
-        self.pixels = pixels
-        self.fill = fill
-        self.padding_mode: PaddingMode = padding_mode
+        self.pixels = check_whole("pixels", pixels, "a distance", least=1)
+        self.fill = check_number("fill", fill, *FILL)
+        self.padding_mode: PaddingMode = check_choice("padding_mode", padding_mode, PaddingMode)
 
     def __call__(self, batch: Tensor, draws: Draws) -> Tensor:
         """Return the moved images."""
         check_images(batch, self)
+        if self.padding_mode == "constant":
+            check_fill(batch, self.fill, self)
         height, width = batch.shape[-2:]
         return _crop(batch, draws.numbers, (height, width), self.pixels, self.fill, self.padding_mode)
 
@@ -121,11 +122,6 @@ class RandomVerticalFlip(_RandomFlip):
     dim = -2
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in get_args(PaddingMode):
-        raise ArgumentError(f"padding_mode={mode!r} is not known. {nearest(mode, get_args(PaddingMode))}")
-
-
 def _crop(
     batch: Tensor, numbers: Tensor, size: tuple[int, int], padding: int, fill: float, mode: PaddingMode
 ) -> Tensor:
@@ -139,6 +135,8 @@ def _crop(
             f"The images are {full_height} x {full_width} with their padding, too small to cut {height} x {width} out of. Use a smaller size "
             f"or more padding."
         )
+    if not len(batch):
+        return batch.new_empty((*batch.shape[:-2], height, width))
     # Below 1 - 2**-24 times a whole number that fits into float32 rounds to below that number: no place outside is hit.
     top = (numbers[:, 0] * (full_height - height + 1)).to(torch.int64)
     left = (numbers[:, 1] * (full_width - width + 1)).to(torch.int64)

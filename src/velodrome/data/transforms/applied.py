@@ -1,4 +1,4 @@
-"""The batched transform of a loader in one epoch: which random numbers each sample of a batch gets."""
+"""A batched transform as a loader applies it in one epoch: which random numbers each sample of a batch gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from velodrome.data.transforms.counters import key_of_epoch, keys_of_samples, un
 from velodrome.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Augmentation"]
 
@@ -31,17 +31,20 @@ class Augmentation:
         self._transform = transform
         self._key = key_of_epoch(seed, epoch)
 
-    def of_rows(self, inputs: Tensor, rows: Tensor) -> Tensor:
-        """Return inputs, changed; of several batches at once where they lie in memory.
+    def of_rows(self, columns: Sequence[Tensor], rows: Tensor, batch_size: int) -> Sequence[Tensor]:
+        """Return columns, the inputs changed (the first one), and the targets (the last one) too where the transform does; of several batches at
+        once where they lie in memory.
 
         Args:
-            inputs: shape (samples, ...), a copy of the data.
+            columns: shape (samples, ...) each, a copy of the data.
             rows: indices of the samples, int64, on the same device.
+            batch_size: samples a batch; the last one may be short.
         Raises:
             FetchError: the transform raised something that does not say itself what to do.
-            DataError: it did, or gives another number of samples.
+            DataError: it did, or gives another number of samples, or changes targets where there are none.
         """
-        return self._apply(inputs, keys_of_samples(self._key, rows), lambda: rows.tolist())  # SYNC: the run has failed
+        keys = keys_of_samples(self._key, rows)
+        return self._apply(columns, keys, lambda: rows.tolist(), batch_size)  # SYNC: the run has failed
 
     def of_batch(self, batch: Any, *, position: int, indices: Sequence[Any] | None, by_position: bool = False) -> Any:
         """Return a batch that was read sample by sample, its input changed.
@@ -60,13 +63,12 @@ class Augmentation:
                 f"{type(self._transform).__name__} changes a tensor, or the first part of a tuple, and the batch is a {type(batch).__name__}"
                 f"{'' if inputs is batch else f' that begins with a {type(inputs).__name__}'}. Give (inputs, targets), or a function as transform."
             )
-        changed = self._apply(
-            inputs, self._keys(inputs, position, indices, by_position=by_position),
+        items = self._apply(
+            (batch,) if inputs is batch else tuple(batch), self._keys(inputs, position, indices, by_position=by_position),
             lambda: range(position, position + len(inputs)) if indices is None else indices,
         )  # fmt: skip
         if inputs is batch:
-            return changed
-        items = (changed, *batch[1:])
+            return items[0]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
 
     def _keys(self, inputs: Tensor, position: int, indices: Sequence[Any] | None, *, by_position: bool) -> Tensor:
@@ -83,20 +85,41 @@ class Augmentation:
             keys = keys_of_samples(self._key, torch.tensor(numbers), positions if by_position else None)
         return keys.to(inputs.device)
 
-    def _apply(self, inputs: Tensor, keys: Tensor, indices: Any) -> Tensor:
-        transform = self._transform
+    def _apply(
+        self, parts: Sequence[Any], keys: Tensor, indices: Callable[[], Sequence[Any]], batch_size: int | None = None
+    ) -> list[Any]:
+        """Return the parts of a batch with what the transform changes."""
+        transform, inputs = self._transform, parts[0]
+        draws = Draws(keys, uniforms(keys, transform.num_draws), batch_size=batch_size)
+        changed = list(parts)
         try:
-            changed = transform(inputs, Draws(keys, uniforms(keys, transform.num_draws)))
+            if transform.changes_targets:
+                changed[0], changed[1] = transform.pair(inputs, self._targets(parts), draws)
+            else:
+                changed[0] = transform(inputs, draws)
         except Exception as error:
             self._explain(error, list(indices()))
-        if not isinstance(changed, Tensor) or not changed.ndim or len(changed) != len(inputs):
-            what = (
-                f"a tensor of shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
-            )
-            raise DataError(
-                f"{type(transform).__name__} made {what} of {len(inputs)} samples. It must return a tensor whose first dimension is as long."
-            )
+        for part in changed[: 1 + transform.changes_targets]:
+            if not isinstance(part, Tensor) or not part.ndim or len(part) != len(inputs):
+                what = f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+                raise DataError(
+                    f"{type(transform).__name__} made {what} of {len(inputs)} samples. It must return a tensor whose first dimension is as long."
+                )
         return changed
+
+    def _targets(self, parts: Sequence[Any]) -> Tensor:
+        """Return the targets of a pair.
+
+        Raises:
+            DataError: the batch is none.
+        """
+        if len(parts) == 2 and isinstance(parts[1], Tensor):
+            return parts[1]
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise DataError(
+            f"{type(self._transform).__name__} changes inputs together with their targets, and a batch has {len(parts)} parts ({kinds}). It must be "
+            f"(inputs, targets), two tensors: give such data, or leave the transform out."
+        )
 
     def _explain(self, error: Exception, indices: list[Any]) -> NoReturn:
         remedy = "Check what it does with whole batches of inputs."

@@ -1,4 +1,8 @@
-"""`data.transforms`: the random transforms of the training data that a recipe can name."""
+"""`data.transforms`: the transforms that a recipe can name, in the order in which they are applied.
+
+Random ones change the training data only. Fixed ones (normalize, to_float, resize) belong to all data alike, those to evaluate and to predict
+included, and stand where they are needed: a crop that fills with black comes before `normalize`, noise after it.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +15,55 @@ from velodrome.recipes.problems import Origins, Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Random ones only: what is fixed belongs to all data alike, those to predict included, and to what [data] names.
+FIXED = {"normalize": "Normalize", "to_float": "ToFloat", "resize": "Resize"}
 TRANSFORMS = {
     "random_crop": "RandomCrop",
+    "random_resized_crop": "RandomResizedCrop",
     "random_translate": "RandomTranslate",
+    "random_rotation": "RandomRotation",
+    "random_affine": "RandomAffine",
     "random_horizontal_flip": "RandomHorizontalFlip",
     "random_vertical_flip": "RandomVerticalFlip",
     "cutout": "Cutout",
     "random_erasing": "RandomErasing",
     "color_jitter": "ColorJitter",
     "gaussian_noise": "GaussianNoise",
+    "mixup": "MixUp",
+    "cutmix": "CutMix",
+    **FIXED,
 }
-_FIXED = {"to_float", "normalize", "ToFloat", "Normalize"}
 _FIELD = "data.transforms"
 
 
 def make_transform(
-    tables: Sequence[Mapping[str, Any]] | None,
+    tables: Sequence[Mapping[str, Any]] | None, *, training: bool
 ) -> Any:  # Any: a Transform, of torch; None without tables
-    """Return the transform of a training loader; None where a recipe names none.
+    """Return the transform of a loader; None where a recipe names none.
 
+    Args:
+        tables: of the recipe, one a transform.
+        training: all of them; else those that belong to all data.
     Raises:
         ArgumentError: a name is not known, or its arguments are refused.
     """
-    if not tables:
+    wanted = [table for table in tables or () if training or table.get("name") in FIXED]
+    if not wanted:
         return None
     from velodrome import transforms
 
-    return transforms.Compose([_make(table) for table in tables])
+    return transforms.Compose([_make(table) for table in wanted])
+
+
+def change_sample(tables: Sequence[Mapping[str, Any]] | None, sample: Any) -> Any:  # Any: tensors
+    """Return a batch after the transforms that belong to all data: what a model is given."""
+    transform = make_transform(tables, training=False)
+    if transform is None:
+        return sample
+    import torch
+
+    from velodrome.transforms import Draws
+
+    return transform(sample.clone(), Draws(torch.zeros(len(sample), dtype=torch.int64), torch.zeros(len(sample), 0)))
 
 
 def check_transforms(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
@@ -46,7 +71,12 @@ def check_transforms(tables: Mapping[str, Any], origins: Origins) -> list[Proble
     data = tables.get("data")
     given = data.get("transforms") if isinstance(data, dict) else None
     problems = []
-    for table in given if isinstance(given, list) else []:
+    given = given if isinstance(given, list) else []
+    names = [table.get("name") for table in given if isinstance(table, dict)]
+    if isinstance(data, dict) and data.get("normalize") is True and "normalize" in names:
+        rule = 'normalises once more what data.normalize = true has normalised. Leave one of them out; "normalize" in the list says when.'
+        problems.append(Problem(field=_FIELD, rule=rule, value="normalize", origin=origins.of(_FIELD)))
+    for table in given:
         if isinstance(table, dict):
             try:
                 _make(table)
@@ -63,13 +93,9 @@ def _make(table: Mapping[str, Any]) -> Any:  # Any: a Transform
 
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     name = arguments.pop("name", None)
-    if name in _FIXED:
-        raise ArgumentError(
-            f"{name!r} is not random. All data, those to predict too, need it alike: have what data.name names do it (normalize = true)."
-        )
     if not isinstance(name, str) or name not in TRANSFORMS:
         raise ArgumentError(
-            f"name={name!r} is no known random transform. {nearest(str(name), TRANSFORMS)} Your own is written into the loader, in Python."
+            f"name={name!r} is no known transform. {nearest(str(name), TRANSFORMS)} Your own is written into the loader, in Python."
         )
     kind = getattr(transforms, TRANSFORMS[name])
     known = inspect.signature(kind).parameters

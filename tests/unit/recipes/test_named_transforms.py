@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from velodrome.errors import RecipeError
-from velodrome.recipes.build import build
+from velodrome.recipes.build import build, prediction_data
 from velodrome.recipes.eject.refuse import check_can_be_ejected
 from velodrome.recipes.read import load_recipe
 from velodrome.recipes.toml_writer import to_toml
@@ -55,13 +55,56 @@ def test_the_resolved_recipe_names_them_again(load, tmp_path):
         ('data.transforms=[{name="cutout"}]', "cutout needs size"),
         ('data.transforms=[{name="cutout", size=3, fil=1}]', "fill"),
         ('data.transforms=[{name="gaussian_noise", std=-1}]', "above 0"),
-        ('data.transforms=[{name="normalize", mean=0, std=1}]', "normalize = true"),
+        ('data.transforms=[{name="normalize", mean=0}]', "normalize needs std"),
+        ('data.transforms=[{name="normalize", mean=[], std=1}]', "is not a mean"),
+        ('data.transforms=[{name="mixup", num_classes=1}]', "at least 2"),
         ('data.transforms="cutout"', "must be a list"),
     ],
 )
 def test_mistakes_are_named(load, change, match):
     with pytest.raises(RecipeError, match=match):
         load(change)
+
+
+def test_fixed_ones_change_all_data_and_stand_where_they_are_needed(load):
+    """Black is 0 and comes in before the normalisation: (0 - 1) / 0.5 = -2, and the ones become 0, in evaluation data too."""
+    change = 'data.transforms=[{name="random_translate", pixels=2}, {name="normalize", mean=1, std=0.5}]'
+    ready = build(load(change))
+    train = torch.cat([x for x, _ in ready.train])
+    assert set(train.unique().tolist()) == {-2.0, 0.0}
+    assert all((x == 0).all() for x, _ in ready.val)
+    rows = prediction_data(ready.data.val, ready.recipe)
+    assert all((x == 0).all() for x in rows)
+
+
+def test_random_ones_do_not_reach_data_to_predict(load):
+    ready = build(load())
+    assert prediction_data(ready.data.val, ready.recipe) is ready.data.val[0]
+
+
+def test_a_resized_image_decides_the_first_size_of_the_mlp(load):
+    """Images of 4 x 4 as 3 x 3 have 9 numbers."""
+    ready = build(
+        load('model.sizes=["auto", 10]', 'data.transforms=[{name="resize", size=3}, {name="cutout", size=1}]')
+    )
+    assert ready.recipe.model.arguments["sizes"] == [9, 10]
+    assert next(iter(ready.val))[0].shape[1:] == (1, 3, 3)
+
+
+def test_mixed_labels_reach_the_training_only(load):
+    ready = build(load('data.transforms=[{name="mixup", num_classes=10}]'))
+    assert next(iter(ready.train))[1].shape[1:] == (10,)
+    assert next(iter(ready.val))[1].dtype == torch.int64
+
+
+def test_data_are_not_normalised_twice(recipe_file):
+    text = recipe_file.read_text().replace(
+        'name = "mnist"',
+        'name = "mnist"\nnormalize = true\ntransforms = [{ name = "normalize", mean = 0.1, std = 0.3 }]',
+    )
+    recipe_file.write_text(text)
+    with pytest.raises(RecipeError, match="Leave one of them out"):
+        load_recipe(recipe_file, ())
 
 
 def test_batches_as_they_are_cannot_be_changed(load):

@@ -1,4 +1,4 @@
-"""The loader's own `transform`: applied to each batch's input after it was gathered, with random numbers of its own."""
+"""A plain function as a loader's `transform`: applied to each batch's input after it was gathered, with random numbers of the batch."""
 
 from __future__ import annotations
 
