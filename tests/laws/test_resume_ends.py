@@ -263,3 +263,40 @@ def test_workers_that_persist_draw_their_seed_once_a_run_whatever_process_goes_o
     for epochs in (1, 2, 3):
         gone_on = train(tmp_path / "again", epochs)
     assert torch.equal(gone_on, straight)
+
+
+def own_loop(folder: Path, *, fails_at: int | None = None) -> vd.Trainer:
+    trainer = make(folder)
+    for epoch in trainer.epochs(2):
+        for inputs, targets in epoch.train(train_loader()):
+            trainer.step(functional.cross_entropy(trainer.model(inputs), targets))
+            if trainer.progress.steps_done == fails_at:
+                raise RuntimeError("of the user's own")
+    return trainer
+
+
+def test_an_error_within_a_batch_before_the_first_checkpoint_begins_the_run_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = own_loop(tmp_path / "straight")
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        own_loop(tmp_path / "run", fails_at=3)
+    again = own_loop(tmp_path / "run")
+    assert "begins anew, for it has no checkpoint to go on from" in capsys.readouterr().err
+    for mine, other in zip(again.model.state_dict().values(), straight.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_nothing_begins_anew_where_a_checkpoint_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        own_loop(tmp_path / "run", fails_at=3)
+    (tmp_path / "run/checkpoints/step-00000003/model.safetensors").write_bytes(b"torn")
+    with pytest.raises(vd.errors.CheckpointError, match="holds no checkpoint that can be gone on from"):
+        own_loop(tmp_path / "run")
+
+
+def test_a_run_that_is_named_is_not_begun_anew(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        own_loop(tmp_path / "run", fails_at=3)
+    with pytest.raises(vd.errors.CheckpointError, match=r'made within a batch.*resume="auto" begins it anew'):
+        vd.Trainer(nn.Linear(6, 3), lr=0.1, optimizer="sgd", loss="cross_entropy", resume=tmp_path / "run")

@@ -66,7 +66,10 @@ def find_resumption(
             f"one folder; nothing was changed. Copy the run directory and remove the newer checkpoints there."
         )
     if found is None:
-        raise CheckpointError(f"{folder} holds no checkpoint yet. There is nothing to go on from: train it anew.")
+        raise CheckpointError(
+            f"{folder} holds no checkpoint yet that can be gone on from. {' '.join(skipped)}{' ' if skipped else ''}There is nothing to "
+            f'lose: resume="auto" begins it anew in the same folder.'
+        )
     return folder, True, Resumption(found, skipped, accept_changes=accept_changes)
 
 
@@ -114,13 +117,21 @@ class _Found:
 
 
 def _newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint that is whole and says how to go on, and why newer ones are not."""
+    """Return the newest checkpoint that is whole and says how to go on, and why newer ones are not.
+
+    There is none yet where the run was left within a batch before its first whole checkpoint: then it begins anew.
+
+    Raises:
+        CheckpointError: there are others, and all of them are damaged or say nothing.
+    """
     skipped: list[str] = []
+    is_early = True
     refuse_links(folder)
     run_id = read_record(folder)["id"]
     for found in find_checkpoints(folder / "checkpoints"):
         if found.manifest is None or found.problem:
             skipped.append(found.problem)
+            is_early = False
             continue
         if found.manifest.run_id != run_id:
             continue
@@ -129,14 +140,16 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
             state = read_state(found.path, verify=False)
         except CheckpointError as error:
             skipped.append(error.message)
+            is_early = False
             continue
         if isinstance(state.get("resume"), dict):
             return found.path, skipped
-        reason = state.get("not_resumable") or "an older release saved it"
-        skipped.append(f"{found.path} holds weights only: {reason}.")
-    if skipped:
+        reason = state.get("not_resumable")
+        is_early = is_early and reason is not None
+        skipped.append(f"{found.path} holds weights only: {reason or 'an older release saved it'}.")
+    if not is_early:
         raise CheckpointError(
             f"{folder} holds no checkpoint that can be gone on from. {' '.join(skipped)} Begin a new run in another run_dir; weights "
             f"that are whole can be loaded with velodrome.load_model."
         )
-    return None, []
+    return None, skipped

@@ -74,6 +74,8 @@ class GoingOn:
         """
         run, resumption = self._run, self._resumption
         if resumption.checkpoint is None:
+            for reason in resumption.skipped:
+                run.files.warn(f"warning: The run begins anew, for it has no checkpoint to go on from: {reason}")
             return
         record = self._record = run.world.gather(dict(run.files.record))[0]
         self._path = resumption.checkpoint
