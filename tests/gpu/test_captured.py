@@ -243,9 +243,10 @@ class Unrecordable(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(8, CLASSES)
+        self.layer, self.drop = nn.Linear(8, CLASSES), nn.Dropout(0.3)
 
     def forward(self, x):
+        x = self.drop(x)  # draws before the recording breaks off, and in all steps after it
         if self.training:
             torch.cuda.current_stream().synchronize()
         return self.layer(x)
@@ -255,6 +256,43 @@ def test_a_recording_that_fails_leaves_a_device_that_works(capsys):
     captured, eager = fit("captured", build=Unrecordable), fit("eager", build=Unrecordable)
     assert "engine: eager instead of captured: " in "".join(capsys.readouterr())
     assert_close(captured, eager)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+    again = fit("captured", build=lambda: mlp(dropout=True))
+    assert is_captured(again), again._engine.reason
+    assert_close(again, fit("eager", build=lambda: mlp(dropout=True)))
+
+
+class BreaksInside(Unrecordable):
+    def forward(self, x):
+        if torch.cuda.is_current_stream_capturing():
+            self.drop(x)
+            raise ValueError("this is what went wrong")
+        return self.layer(self.drop(x))
+
+
+def test_the_error_that_is_shown_is_the_one_that_broke_the_recording_off(capsys):
+    captured, eager = fit("captured", build=BreaksInside), fit("eager", build=BreaksInside)
+    assert "ValueError while a step was recorded: this is what went wrong" in "".join(capsys.readouterr())
+    assert_close(captured, eager)
+
+
+class BreaksInEvaluation(nn.Sequential):
+    def forward(self, x):
+        if not self.training:
+            torch.cuda.current_stream().synchronize()
+        return super().forward(x)
+
+
+def test_a_recording_of_an_evaluation_that_fails_leaves_the_steps_recorded(tmp_path):
+    """The generator is the one that the steps were recorded with: dropout goes on as in the eager engine."""
+    trainers = []
+    for engine in ("captured", "eager"):
+        trainers.append(make_trainer(engine, build=lambda: BreaksInEvaluation(*mlp(dropout=True))))
+        trainers[-1].fit(make_data(), make_data(1005), batch_size=BATCH, eval_batch_size=100, epochs=3)
+    assert is_captured(trainers[0]), trainers[0]._engine.reason
+    assert trainers[0]._engine._evaluation.reason
+    assert_close(*trainers)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_good_weights():

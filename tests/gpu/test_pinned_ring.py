@@ -63,6 +63,13 @@ def test_nested_empty_shared_strided_and_packed_parts(ring):
     assert moved["pack"].data.device == DEVICE
 
 
+def test_pictures_keep_their_order_of_numbers(ring):
+    pictures = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
+    moved = ring((pictures, torch.arange(4)))[0]
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(moved.cpu(), pictures)
+
+
 def train(resident):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))

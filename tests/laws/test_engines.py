@@ -1,4 +1,8 @@
-"""Laws 1 and 3 under every engine: eager, compiled, and captured with a recorder for the CPU."""
+"""Laws 1 and 3 under every engine: eager, compiled, and captured with recorders for the CPU.
+
+`Replayer` runs what was recorded again, Python and all; `TapeReplayer` only its operations, on the memory that they had, so that a
+number that was frozen and memory that has gone stale show.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ import velodrome as vd
 from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.store import CheckpointStore
 from velodrome.testing.replayer import Replayer
+from velodrome.testing.tape import TapeReplayer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,14 +97,73 @@ def test_the_eager_engine_gives_the_bits_of_the_plain_loop(engine: str, optimize
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_recorded_steps_give_the_bits_of_the_plain_loop_with_its_learning_rate_in_a_tensor(optimizer: str) -> None:
+@pytest.mark.parametrize("make_recorder", [Replayer, TapeReplayer])
+def test_recorded_steps_give_the_bits_of_the_plain_loop_with_its_learning_rate_in_a_tensor(
+    make_recorder: Any, optimizer: str
+) -> None:
     """float32, as a device has it: 0.02 is another number there, by one part in 20 million."""
-    recorder = Replayer()
+    recorder = make_recorder()
     trainer = train(recorder, optimizer)
     assert (
         recorder.num_replayed == 3 + 14 - 3 - 2
     )  # 3 before they are trusted; 3 steps of warm-up and 2 odd last ones are eager
     assert same_bits(trainer.model, plain_loop(optimizer, lr=torch.tensor(0.02)))
+
+
+class Convolutions(nn.Module):
+    """A little of everything that a step can hold, but no BatchNorm: it makes of rounding what Adam makes steps of."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(24, 3)
+        self.norm, self.drop = nn.GroupNorm(2, 4), nn.Dropout(0.2)
+        self.drift = drift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            CALLS[0] += 1
+        h = functional.max_pool2d(self.norm(self.first(x.view(-1, 1, 2, 3))).relu(), 1)
+        return self.last(self.drop(h).flatten(1)) * (1 + self.drift * CALLS[0])
+
+
+CALLS = [0]
+"""Where no engine looks: a variable of a module. What it makes of it in a model changes from step to step."""
+SWITCHES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "schedule": {"scheduler": "cosine", "scheduler_args": {"warmup": 3}},
+    "clipping": {"clip_norm": 0.1, "grad_norms": True},
+    "bf16": {"precision": "bf16"},
+    "average": {"ema": 0.9},
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_tape_gives_the_bits_and_the_rows_of_python_that_runs_again(switch: str) -> None:
+    """Nothing that a step needs is decided in Python: rates, masks, norms and guards all come from the device."""
+    ends = []
+    for recorder in (Replayer(), TapeReplayer()):
+        trainer = train(recorder, model=Convolutions(), **SWITCHES[switch])
+        assert recorder.num_replayed == 3 + 14 - 3 - 2
+        ends.append(trainer)
+    assert same_bits(ends[0].model, ends[1].model)
+    rows = [[row[name] for row in each.result.history for name in ("train/loss", "train/accuracy")] for each in ends]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("drift", "is_found"), [(1e-5, False), (0.1, True)])
+def test_negative_control_a_number_that_changes_from_step_to_step_shows_on_a_tape(
+    capsys: pytest.CaptureFixture[str], drift: float, is_found: bool
+) -> None:
+    """Python that runs again hides it. A drift that changes little is frozen; one that changes much is found by the comparison."""
+    ends = []
+    for engine in ("eager", Replayer(), TapeReplayer()):
+        CALLS[0] = 0
+        ends.append(train(engine, model=Convolutions(drift), optimizer="sgd"))
+    shown = "".join(capsys.readouterr())
+    assert ("3 steps made both ways do not agree" in shown) is is_found
+    if not is_found:
+        assert not same_bits(ends[1].model, ends[2].model)
 
 
 def test_negative_control_another_learning_rate_gives_other_bits() -> None:
@@ -155,7 +219,7 @@ def kept(trainer: vd.Trainer) -> dict[str, torch.Tensor]:
     return found
 
 
-ENGINES = {"eager": lambda: "eager", "captured": Replayer}
+ENGINES = {"eager": lambda: "eager", "captured": Replayer, "on a tape": TapeReplayer}
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 7, 10])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from velodrome.data.batches import map_tensors, moves_itself
 
-__all__ = ["PinnedRing"]
+__all__ = ["PinnedRing", "laid_out_like"]
 
 # The copy of one batch, the batch after it, and one to spare where batches differ in size.
 _NUM_SLOTS = 3
@@ -70,7 +70,7 @@ class PinnedRing:
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             for tensor, offset in zip(flat, offsets, strict=True):
-                staged = buffer[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+                staged = laid_out_like(tensor, buffer[offset : offset + tensor.nbytes])
                 staged.copy_(tensor)
                 there = staged.to(self._device, non_blocking=True)
                 there.record_stream(current)  # its memory must not be given away while the computation reads it
@@ -88,6 +88,21 @@ class PinnedRing:
             return tensor.to(device, non_blocking=True) if found is None else found
 
         return map_tensors(batch, place, lambda other: other.to(device) if moves_itself(other) else other)
+
+
+def laid_out_like(tensor: Tensor, memory: Tensor) -> Tensor:
+    """Return a view of memory with the shape of a tensor, in its order of numbers where they lie without gaps: channels last stays so.
+
+    Args:
+        tensor: whose `nbytes` the memory has.
+        memory: of bytes.
+    """
+    flat = memory.view(tensor.dtype)
+    if tensor.is_contiguous():
+        return flat.view(tensor.shape)
+    # Reading the order of the numbers: what torch gives a copy that preserves the format.
+    strides = torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format).stride()
+    return flat.as_strided(tensor.shape, strides)
 
 
 def _is_copied(tensor: Tensor) -> bool:

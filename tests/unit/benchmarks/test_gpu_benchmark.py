@@ -67,3 +67,44 @@ def test_waits_are_those_of_steps(gpu: ModuleType) -> None:
     waits = gpu.count_waits("mlp", train, device).notes["waits"]
     assert waits["eager, fp32"]["added"] == 0
     assert waits["control: .item() a step"]["added"] >= 20
+
+
+def results_of(step_us: float, eager: float, tutorial: float, differs: float, added: int) -> dict[str, Any]:
+    arm = {
+        "step_us": {"median": step_us},
+        "times_eager": {"median": eager},
+        "times_tutorial": {"median": tutorial},
+        "loss_difference_from_eager": differs,
+    }
+    return {"goal_us": 75.0, "arms": {"captured, fp32": arm}, "waits": {"captured, fp32": {"added": added}}}
+
+
+@pytest.mark.parametrize(
+    ("measured", "met"),
+    [
+        ((60.0, 5.0, 40.0, 1e-5, 0), [True, True, True, True, True]),
+        ((75.1, 3.9, 29.9, 1e-2, 1), [False, False, False, False, False]),
+        ((75.0, 4.0, 29.0, float("nan"), 0), [True, True, False, False, True]),
+    ],
+)
+def test_each_goal_is_compared_with_what_was_measured(gpu: ModuleType, measured: Any, met: list[bool]) -> None:
+    assert [each["met"] for each in gpu.judge(results_of(*measured))] == met
+
+
+def test_a_goal_without_a_measurement_is_neither_met_nor_missed(gpu: ModuleType, capsys: Any) -> None:
+    results = {"goal_us": 130.0, "arms": {}}
+    results["goals"] = gpu.judge(results)
+    gpu.show("cnn", results)
+    assert "goal, captured, fp32: a step takes at most 130 us: not measured" in capsys.readouterr().out
+
+
+def test_captured_arms_are_compared_with_eager_ones_of_the_same_precision(gpu: ModuleType) -> None:
+    def run(step_us: float, losses: list[float]) -> Any:
+        notes = {"step_us": step_us, "first_epoch_s": 1.0, "peak_allocated_mb": 0.0, "peak_reserved_mb": 0.0}
+        return gpu.Outcome(seconds=1.0, losses=losses, accuracies=[0.5], notes=notes)
+
+    runs = {"raw": [run(100.0, [1.0])], "eager, bf16": [run(300.0, [1.1])], "captured, bf16": [run(60.0, [1.25])]}
+    found = gpu.compare(runs)
+    assert found["captured, bf16"]["times_eager"]["median"] == 5.0  # 300 / 60
+    assert found["captured, bf16"]["loss_difference_from_eager"] == pytest.approx(0.15)
+    assert "times_eager" not in found["eager, bf16"]

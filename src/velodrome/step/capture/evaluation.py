@@ -110,37 +110,27 @@ class CapturedEvaluation:
             self._context.say(f"engine: evaluation is eager instead of captured: {self.reason}.")
 
     def _try(self, static: StaticBatch) -> Recording:
-        """Record a forward pass and compare a replay with the engine.
+        """Record a forward pass and compare a replay with the engine; nothing of that counts.
 
         Raises:
             CannotRecord: says why.
         """
-        found: list[Results] = []
         python = PythonSide(self._modules, self._context.device)
         buffers = {name: buffer for each in self._modules for name, buffer in each.named_buffers()}
         kept = Kept(buffers, self._context.device)
-        with self._recorder.noting_waits() as waits:
-            self._recorder.on_side(lambda: found.append(self._run(static.batch)))
-        changed = python.put_back()
-        if waits or changed:
+        try:
+            results = self._run_watched(static, python)
+            trusted = _numbers(results.loss, results.output)
+            recording = make_recording(static, results, held=self._context.held)
             kept.put_back()
-        if waits:
-            raise CannotRecord(f"a forward pass waits for the device ({waits[0]})")
-        if changed:
-            raise CannotRecord(changed.replace("a step", "a forward pass"))
-        results = found[0]
-        trusted = _numbers(results)
-        recording = make_recording(static, results, held=self._context.held)
-        kept.put_back()
-        recording.replay = self._recorder.record(lambda: recording.write(self._run(static.batch)))
-        recording.replay()
-        outcome = recording.outcome(static.tensors)
-        replayed = {"loss": outcome.loss.clone()}
-        if isinstance(outcome.output, Tensor):
-            replayed["output"] = outcome.output.clone()
+            recording.replay = self._recorder.record(lambda: recording.write(self._run(static.batch)))
+            recording.replay()
+            outcome = recording.outcome(static.tensors)
+            replayed = _numbers(outcome.loss, outcome.output)
+        finally:
+            kept.put_back()
+            python.put_back()
         recording.rewind()
-        kept.put_back()
-        python.put_back()
         trusted = {name: trusted[name] for name in replayed}
         start = {name: torch.zeros_like(value) for name, value in trusted.items()}
         differs, _ = difference(replayed, trusted, start)
@@ -148,14 +138,22 @@ class CapturedEvaluation:
             raise CannotRecord(f"a replay does not agree with the eager engine: {differs}")
         return recording
 
+    def _run_watched(self, static: StaticBatch, python: PythonSide) -> Results:
+        found: list[Results] = []
+        with self._recorder.noting_waits() as waits:
+            self._recorder.on_side(lambda: found.append(self._run(static.batch)))
+        changed = python.put_back()
+        if waits:
+            raise CannotRecord(f"a forward pass waits for the device ({waits[0]})")
+        if changed:
+            raise CannotRecord(changed.replace("a step", "a forward pass"))
+        return found[0]
+
     def _run(self, batch: Any) -> Results:
         with without_kept_casts():
             outcome = self._forward(batch)
         return Results(loss=outcome.loss, items=outcome.items, output=outcome.output, target=outcome.target, norms={})
 
 
-def _numbers(results: Results) -> dict[str, Tensor]:
-    found = {"loss": results.loss.clone()}
-    if isinstance(results.output, Tensor):
-        found["output"] = results.output.clone()
-    return found
+def _numbers(loss: Tensor, output: Any) -> dict[str, Tensor]:
+    return {"loss": loss.clone(), **({"output": output.clone()} if isinstance(output, Tensor) else {})}

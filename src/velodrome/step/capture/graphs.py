@@ -5,9 +5,10 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs"; tor
 
 from __future__ import annotations
 
+import gc
 import warnings
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -55,20 +56,54 @@ class CudaGraphs:
         current.wait_stream(side)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record work into a graph; recordings share one pool, whose memory nothing outlives a replay in."""
+        """Record work into a graph; recordings share one pool, whose memory nothing outlives a replay in.
+
+        Raises:
+            Exception: what the work raised, rather than what torch says of a recording that has broken off.
+        """
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        graph, causes = torch.cuda.CUDAGraph(), []
+        # The stream is set here too: where a recording fails, torch's own context leaves it the current one (torch 2.13).
+        with torch.cuda.device(self._device), torch.cuda.stream(self._side_stream()), _no_garbage_collection():
+            try:
+                with self._recording(graph, pool=self._pool):
+                    try:
+                        work()
+                    except Exception as error:
+                        causes.append(error)
+                        raise
+            except Exception as error:
+                self._clear_up()
+                raise (causes or [error])[0] from None
+        return graph.replay
+
+    def _recording(self, graph: torch.cuda.CUDAGraph, *, pool: object = None) -> AbstractContextManager[None]:
         # Threads that load data or write checkpoints may call CUDA meanwhile: "global" would let that break the recording.
-        recording = torch.cuda.graph(
+        return torch.cuda.graph(
             graph,
-            pool=self._pool,  # pyright: ignore[reportArgumentType]  (an opaque token)
+            pool=pool,  # pyright: ignore[reportArgumentType]  (an opaque token)
             stream=self._side_stream(),
             capture_error_mode="thread_local",
         )
-        with torch.cuda.device(self._device), recording:
-            work()
-        return graph.replay
+
+    def _clear_up(self) -> None:
+        """Have generator and allocator leave a recording that has broken off: torch ends one that went well only.
+
+        Else the generator counts as being recorded, and the next dropout raises "Offset increment outside graph capture"; and the
+        allocator goes on keeping back what other streams have used.
+
+        Source: aten/src/ATen/cuda/CUDAGraph.cpp, `capture_end` and `reset`, torch 2.13.
+        """
+        pool, self._pool = self._pool, None  # the old one counts as being recorded into
+        inner: Any = torch._C  # Any: what torch.cuda.memory.use_mem_pool is made of
+        with suppress(Exception):  # where torch has cleared up by itself
+            inner._cuda_endAllocateToPool(self._side_stream().device_index, pool)
+            inner._cuda_releasePool(self._side_stream().device_index, pool)
+        with suppress(Exception):  # a recording that goes well ends it for the generator, too
+            nothing = torch.zeros(1, device=self._device)
+            with self._recording(torch.cuda.CUDAGraph()):
+                nothing.zero_()
 
     @contextmanager
     def noting_waits(self) -> Iterator[list[str]]:
@@ -92,3 +127,15 @@ class CudaGraphs:
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
         return self._stream
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage inside: what is freed then, pinned memory say, asks the device, which ends a recording."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

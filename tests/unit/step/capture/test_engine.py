@@ -9,6 +9,7 @@ from torch import nn
 
 from velodrome import Callback, Trainer
 from velodrome.testing.replayer import Replayer
+from velodrome.testing.tape import TapeReplayer
 
 NUM, BATCH = 90, 16  # 5 full batches and one of 10 samples an epoch
 CLASSES = 3
@@ -80,9 +81,10 @@ SWITCHES = {
 }
 
 
+@pytest.mark.parametrize("make_recorder", [Replayer, TapeReplayer])
 @pytest.mark.parametrize("name", SWITCHES)
-def test_replayed_steps_end_where_eager_ones_do(name):
-    recorder = Replayer()
+def test_replayed_steps_end_where_eager_ones_do(make_recorder, name):
+    recorder = make_recorder()
     captured, eager = fit(recorder, **SWITCHES[name]), fit("eager", **SWITCHES[name])
 
     # bf16: the eager engine keeps narrow copies of the weights for the step, which a recording makes anew; the numbers are the same.
@@ -168,6 +170,15 @@ class LoadsModel(Callback):
             trainer.model.load_state_dict({name: 0.5 * value for name, value in trainer.model.state_dict().items()})
 
 
+class ReplacesWeights(Callback):
+    """The parameter stays the same object, and lies elsewhere: what was recorded works on memory that nobody reads."""
+
+    def on_step_end(self, trainer):
+        if trainer.progress.steps_done == 5:
+            weight = trainer.model.last.weight
+            weight.data = 0.5 * weight.data
+
+
 class FreezesNorm(Callback):
     def on_step_end(self, trainer):
         if trainer.progress.steps_done == 5:
@@ -184,9 +195,10 @@ class Evaluates(Callback):
         trainer.log(inner=torch.tensor(trainer.evaluate(make_data(20), batch_size=10)["loss"]))
 
 
-@pytest.mark.parametrize("change", [LoadsOptimizer, LoadsModel, FreezesNorm, FreezesLayer, Evaluates])
-def test_what_a_callback_changes_is_seen(change):
-    captured = fit(Replayer(), callbacks=[change()], ema=0.8)
+@pytest.mark.parametrize("make_recorder", [Replayer, TapeReplayer])
+@pytest.mark.parametrize("change", [LoadsOptimizer, LoadsModel, ReplacesWeights, FreezesNorm, FreezesLayer, Evaluates])
+def test_what_a_callback_changes_is_seen(make_recorder, change):
+    captured = fit(make_recorder(), callbacks=[change()], ema=0.8)
     assert_close(captured, fit("eager", callbacks=[change()], ema=0.8))
 
 
@@ -296,6 +308,20 @@ def test_python_that_changes_from_step_to_step_is_run_eagerly(capsys, model, rea
     assert recorder.num_recorded == 0
     assert_close(captured, eager)
     assert getattr(captured.model, "calls", 12) == getattr(eager.model, "calls", 12) == 12
+
+
+class Waits(Net):
+    def forward(self, x):
+        return super().forward(x) * (2.0 if x.sum().item() > 1e9 else 1.0)
+
+
+def test_a_step_that_waits_is_run_eagerly_and_the_line_is_named(capsys):
+    recorder = TapeReplayer()
+    captured, eager = fit(recorder, model=Waits), fit("eager", model=Waits)
+    shown = "".join(capsys.readouterr())
+    assert f"engine: eager instead of captured: a step waits for the device ({__file__}, line " in shown
+    assert recorder.num_recorded == 0
+    assert_close(captured, eager)
 
 
 class Hooked(Net):
@@ -603,9 +629,10 @@ def evaluated(engine, *, model=None, **arguments):
     return trainer
 
 
+@pytest.mark.parametrize("make_recorder", [Replayer, TapeReplayer])
 @pytest.mark.parametrize("arguments", [{}, {"ema": 0.5}, {"precision": "bf16"}, {"metrics": []}])
-def test_evaluation_batches_are_replayed_too(arguments):
-    recorder = Replayer()
+def test_evaluation_batches_are_replayed_too(make_recorder, arguments):
+    recorder = make_recorder()
     captured, eager = evaluated(recorder, **arguments), evaluated("eager", **arguments)
     for one, other in zip(captured.result.history, eager.result.history, strict=True):
         for value in ("val/loss", "val/accuracy"):
@@ -633,6 +660,23 @@ def test_what_evaluation_changes_in_place_goes_on():
     assert recorder.num_recorded == 2
     assert captured.model.seen == eager.model.seen == 12 + 22
     assert captured.result.metrics["val/loss"] == pytest.approx(eager.result.metrics["val/loss"], rel=1e-4)
+
+
+class FailsInEvaluation(Replayer):
+    """Breaks off when the work is done, as a device may."""
+
+    def record(self, work):
+        if self.num_recorded:
+            work()
+            raise RuntimeError("the evaluation broke off")
+        return super().record(work)
+
+
+def test_what_a_recording_that_breaks_off_has_changed_is_put_back(tmp_path):
+    captured = evaluated(FailsInEvaluation(), model=CountsInABuffer, run_dir=tmp_path / "run", loggers=())
+    line = "engine: evaluation is eager instead of captured: RuntimeError: the evaluation broke off."
+    assert line in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert captured.model.seen == 12 + 22
 
 
 class CountsInEvaluation(Counts):
