@@ -507,7 +507,8 @@ def test_a_loop_that_was_left_within_a_batch_is_not_gone_on_from(
     again = case.make(tmp_path / "run", resume="auto")
     assert different(expected, outcome(case, again)) == []
     said = capsys.readouterr().err
-    assert "begins anew" in said and "made within a batch, and the loop was left there" in said
+    assert "begins anew" in said
+    assert "made within a batch, and the loop was left there" in said
 
 
 def test_an_unseeded_run_goes_on_in_the_order_of_the_first_process(tmp_path: Path) -> None:
