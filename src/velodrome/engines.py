@@ -195,7 +195,7 @@ def _captured(facts: _Facts, recorder: Recorder, *, name: str, why: str) -> Engi
 def _reason_not_to_record(facts: _Facts) -> str:
     """Return why "auto" records no steps; "" when it does."""
     if facts.device.type != "cuda":
-        return f"on {facts.device.type} a step is arithmetic alone"
+        return f"whole steps are recorded as CUDA graphs, and this trainer runs on {facts.device.type}"
     if facts.splits:
         return 'on_oom="split" runs batches in parts of changing size, which no recording can'
     if facts.has_step_fn:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from velodrome.cli.running import watching_arguments, watching_options
+
 
 def test_train_says_where_the_time_went(project, velodrome):
     answer = velodrome("train", "mine.toml", "--name", "mine")
@@ -28,6 +30,39 @@ def test_profile_and_find_syncs(project, velodrome):
     assert "Trace" in answer.out
     # Default batches are 11 to 15, and this run has eight.
     assert "No line was looked at: the run had fewer than 11 batches." in (run / "log.txt").read_text()
+
+
+def test_resume_watches_too(project, velodrome):
+    assert velodrome("train", "mine.toml", "--name", "mine").code == 0
+    answer = velodrome(
+        "resume", "runs/mine", "--recipe", "mine.toml", "train.epochs=6", "--profile-steps", "3:4", "--find-syncs"
+    )
+    assert answer.code == 0, answer.err
+    run = project / "runs" / "mine"
+    assert (run / "profile" / "batches-3-4.pt.trace.json").exists()
+    assert "No line waited for the device in 5 batches of training." in (run / "log.txt").read_text()
+    assert (
+        velodrome("resume", "runs/mine", "--recipe", "mine.toml", "train.epochs=7", "--profile-steps", "7:3").code == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "options"),
+    [
+        ({}, {}, []),
+        ({"profile": True}, {"profile": True}, ["--profile"]),
+        ({"profile_steps": "3:4"}, {"profile": "3:4"}, ["--profile-steps", "3:4"]),
+        (
+            {"stop_after": "8h", "find_syncs": True},
+            {"stop_after": "8h", "find_syncs": True},
+            ["--stop-after", "8h", "--find-syncs"],
+        ),
+    ],
+)
+def test_what_watches_or_ends_a_run_reaches_each_of_its_processes(given, arguments, options):
+    all_of_them = {"stop_after": None, "profile": False, "profile_steps": None, "find_syncs": False} | given
+    assert watching_arguments(**all_of_them) == arguments
+    assert watching_options(**all_of_them) == options
 
 
 def test_profile_in_a_recipe(project, velodrome):

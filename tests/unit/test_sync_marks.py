@@ -43,6 +43,27 @@ def waits(source):
     return sorted(found)
 
 
+def moves(source):
+    """Return the numbers of the lines that copy something to a device and wait until it has been taken."""
+
+    def waits_for_copy(call):
+        arguments = [ast.unparse(each) for each in call.args] + [
+            f"{each.arg}={ast.unparse(each.value)}" for each in call.keywords
+        ]
+        is_move = (
+            isinstance(call.func, ast.Attribute)
+            and call.func.attr == "to"
+            and any("device" in each for each in arguments)
+        )
+        return is_move and "non_blocking=True" not in arguments
+
+    return sorted(
+        node.func.end_lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and waits_for_copy(node)
+    )
+
+
 def is_read(call):
     if isinstance(call.func, ast.Attribute) and call.func.attr in READS:
         return True
@@ -68,6 +89,23 @@ def test_every_wait_says_why(file):
         f"{number}: {lines[number - 1].strip()}" for number in waits(source) if "# SYNC: " not in lines[number - 1]
     ]
     assert not unmarked
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "data" / "transforms").glob("*.py")), ids=lambda file: file.name)
+def test_every_copy_of_a_transform_says_why_it_may_wait(file):
+    """Transforms run in every batch, on the device; what they send there comes from memory that is not pinned."""
+    source = file.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    assert [lines[number - 1] for number in moves(source) if "# SYNC: " not in lines[number - 1]] == []
+
+
+@pytest.mark.parametrize("line", ["x.to(device)", "x.to(device=d)", "x.to(y.device, non_blocking=False)"])
+def test_negative_control_a_copy_that_waits_is_found(line):
+    assert moves(f"z = 0\n{line}") == [2]
+
+
+def test_copies_that_do_not_wait_and_conversions_are_left_alone():
+    assert moves("x.to(device, non_blocking=True)\nx.to(torch.int64)") == []
 
 
 @pytest.mark.parametrize(

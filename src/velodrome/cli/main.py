@@ -30,6 +30,7 @@ from velodrome.cli import (
     predict,
     recipes,
     replay,
+    resume,
     runs,
     train,
     tune,
@@ -62,7 +63,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
-app.command("resume")(train.resume)
+app.command("resume")(resume.resume)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("replay")(replay.replay)

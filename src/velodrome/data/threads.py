@@ -49,7 +49,7 @@ def limit_threads(*, num_workers: int, is_on_cpu: bool) -> str:
         return ""
     torch.set_num_threads(wanted)
     _set_by_us = wanted
-    beside = f" beside {num_workers} workers" if num_workers and is_on_cpu else ""
+    beside = f" beside {num_workers} worker{'s' * (num_workers != 1)}" if num_workers and is_on_cpu else ""
     return (
         f"threads: {threads} -> {wanted}{beside}, for this process may use {cores} core{'s' * (cores != 1)} (OMP_NUM_THREADS or "
         f"torch.set_num_threads decides otherwise)"

@@ -75,7 +75,7 @@ def test_a_share_of_our_launcher_is_no_wish_of_the_users(of_eight, monkeypatch):
     torch.set_num_threads(3)
     assert limit_threads(num_workers=1, is_on_cpu=True) == ""
     monkeypatch.setenv("VELODROME_THREADS", "3")
-    assert "3 -> 1 beside 1 workers" in limit_threads(num_workers=1, is_on_cpu=True)
+    assert "3 -> 1 beside 1 worker," in limit_threads(num_workers=1, is_on_cpu=True)
     monkeypatch.setenv("MKL_NUM_THREADS", "3")  # which no launcher sets
     torch.set_num_threads(3)
     assert limit_threads(num_workers=1, is_on_cpu=True) == ""

@@ -83,7 +83,7 @@ class Augmentation:
                 )
             numbers = [index if type(index) is int else _number_of(index) for index in indices]
             keys = keys_of_samples(self._key, torch.tensor(numbers), positions if by_position else None)
-        return keys.to(inputs.device)
+        return keys.to(inputs.device)  # SYNC: none where samples are read on the CPU, as they are but for rare datasets
 
     def _apply(
         self, parts: Sequence[Any], keys: Tensor, indices: Callable[[], Sequence[Any]], batch_size: int | None = None

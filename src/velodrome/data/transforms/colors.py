@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -152,9 +153,15 @@ def _turn_hue(images: Tensor, shares: Tensor, batch: Tensor) -> Tensor:
     p = (value * (1 - saturation)).clamp_(0, 1)
     q = (value * (1 - saturation * part)).clamp_(0, 1)
     t = (value * (1 - saturation + saturation * part)).clamp_(0, 1)
-    choice = torch.tensor(_SECTORS, device=images.device)[:, sector.to(torch.int64).remainder_(6)].movedim(0, 1)
+    choice = _sectors(images.device)[:, sector.to(torch.int64).remainder_(6)].movedim(0, 1)
     turned = torch.stack((value, p, q, t), 1).gather(1, choice)
     return turned if is_float else (turned * (256 - 1e-3)).floor_()
+
+
+@cache
+def _sectors(device: torch.device) -> Tensor:
+    """Return the table on the device: sent there once, since sending waits."""
+    return torch.tensor(_SECTORS).to(device)
 
 
 def _fraction(numbers: Tensor) -> Tensor:

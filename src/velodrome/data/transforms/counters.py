@@ -83,4 +83,4 @@ def _counters(count: int, device: torch.device, *, first: int = 0) -> Tensor:
 def _quantiles(device: torch.device) -> Tensor:
     """Return the 65,536 quantiles of the normal distribution in the middle of equal parts, float32."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    return torch.special.ndtri(middles).to(torch.float32).to(device)
+    return torch.special.ndtri(middles).to(torch.float32).to(device)  # SYNC: once a device

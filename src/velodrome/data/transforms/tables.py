@@ -39,7 +39,7 @@ class Table:
         device = numbers.device
         if device not in self._on:
             middles = (torch.arange(_SIZE, dtype=torch.float64) + 0.5) / _SIZE
-            self._on[device] = self._function(middles, *self._arguments).to(device)
+            self._on[device] = self._function(middles, *self._arguments).to(device)  # SYNC: once a device
         return self._on[device][(numbers * _SIZE).to(torch.int64)]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -80,8 +80,8 @@ class Normalize(Transform):
         if key not in self._constants:
             shape = (-1, 1, 1) if len(self.mean) > 1 else ()
             self._constants[key] = (
-                torch.tensor(self.mean, dtype=dtype).view(shape).to(device),
-                torch.tensor(self.std, dtype=dtype).view(shape).to(device),
+                torch.tensor(self.mean, dtype=dtype).view(shape).to(device),  # SYNC: once a device and dtype
+                torch.tensor(self.std, dtype=dtype).view(shape).to(device),  # SYNC: once a device and dtype
             )
         return self._constants[key]
 
