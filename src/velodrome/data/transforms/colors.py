@@ -161,7 +161,7 @@ def _turn_hue(images: Tensor, shares: Tensor, batch: Tensor) -> Tensor:
 @cache
 def _sectors(device: torch.device) -> Tensor:
     """Return the table on the device: sent there once, since sending waits."""
-    return torch.tensor(_SECTORS).to(device)
+    return torch.tensor(_SECTORS).to(device)  # SYNC: once a device
 
 
 def _fraction(numbers: Tensor) -> Tensor:
