@@ -1,7 +1,8 @@
-"""What modules keep in Python besides tensors: read by value, as far as it is small, and put back."""
+"""What modules keep in Python besides tensors: read by value, as far as it is small, and put back. Generators are put back too."""
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,8 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy
-from torch import Tensor, nn
+import torch
+from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +25,7 @@ _LARGEST = (
 )
 _DEEPEST = 6
 _MOST = 20_000  # values that are read in all
+_GENERATORS = (Generator, numpy.random.Generator, numpy.random.RandomState, random.Random)
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial, type, nn.Module, Tensor)
 _TORCHS_OWN = frozenset(vars(nn.Module()))  # parameters, buffers, modules and hooks are looked at by others
 
@@ -30,7 +33,7 @@ _TORCHS_OWN = frozenset(vars(nn.Module()))  # parameters, buffers, modules and h
 class Attributes:
     """The attributes of modules at one moment: numbers and texts by value, and so small lists, dicts, sets, arrays and plain objects in them.
 
-    Tensors, functions and modules count as changed when they are others; their values are not Python's. Of what has more than a
+    A generator is read by its state. Tensors, functions and modules count as changed when they are others; their values are not Python's. Of what has more than a
     thousand elements, the number of elements counts.
 
     Args:
@@ -69,7 +72,7 @@ class _Seen:
     size: int | None = None
     """of what is not looked into because it is too large"""
     copy: Any = None
-    """of what has no parts, but values: a set, an array"""
+    """of what has no parts, but values: a set, an array, the state of a generator"""
 
     @classmethod
     def of(cls, value: Any, depth: int, numbers: count[int]) -> _Seen:
@@ -77,6 +80,8 @@ class _Seen:
         ends = next(numbers) >= _MOST or depth >= _DEEPEST
         if isinstance(value, _PLAIN):
             return cls(value, {})
+        if isinstance(value, _GENERATORS):
+            return cls(value, {}, copy=_state(value))
         if isinstance(value, numpy.ndarray):
             return cls(value, {}, copy=value.copy()) if value.size <= _LARGEST else cls(value, {}, size=value.size)
         if isinstance(value, (list, tuple, dict, set, deque)):
@@ -92,6 +97,8 @@ class _Seen:
         """Return the name of the first part that has changed, "" if none has; of a value without parts "it"."""
         if isinstance(self.value, _PLAIN):
             return "" if type(now) is type(self.value) and _is_equal(self.value, now) else "it"
+        if isinstance(self.value, _GENERATORS):
+            return "" if now is self.value and repr(self.copy) == repr(_state(now)) else "it"
         if self.copy is not None:
             return "" if now is self.value and _is_equal(self.copy, now) else "it"
         if self.size is not None:
@@ -113,7 +120,9 @@ class _Seen:
     def restored(self) -> Any:
         """Return the object with what was in it."""
         value = self.value
-        if self.copy is not None:
+        if isinstance(value, _GENERATORS):
+            _set_state(value, self.copy)
+        elif self.copy is not None:
             if isinstance(value, set):
                 value.clear()
                 value.update(self.copy)
@@ -136,6 +145,40 @@ class _Seen:
             own.clear()
             own.update(held)
         return value
+
+
+def _state(generator: Any) -> Any:
+    """Return the state of a generator in plain values, so that all of it can be compared."""
+    if isinstance(generator, Generator):
+        return bytes(generator.get_state().numpy())  # SYNC: once a recording, of a generator of a module's own
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, numpy.random.RandomState):
+        return _in_lists(generator.get_state(legacy=False))
+    return _in_lists(generator.bit_generator.state)
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, Generator):
+        generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, numpy.random.RandomState):
+        generator.set_state(_in_arrays(state))
+    else:
+        generator.bit_generator.state = _in_arrays(state)
+
+
+def _in_lists(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _in_lists(value) for key, value in state.items()}
+    return (state.dtype.str, state.tolist()) if isinstance(state, numpy.ndarray) else state  # SYNC: none, NumPy's
+
+
+def _in_arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _in_arrays(value) for key, value in state.items()}
+    return numpy.array(state[1], dtype=state[0]) if isinstance(state, tuple) else state
 
 
 def _is_equal(before: Any, now: Any) -> bool:

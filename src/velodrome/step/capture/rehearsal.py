@@ -106,7 +106,7 @@ class PythonSide:
             torch.set_rng_state(self._generators["the CPU's generator"])
         attribute = self._attributes.put_back()
         if attribute:
-            changed = f"a step assigns {attribute}, which a recording would not do again"
+            changed = f"a step changes {attribute}, which a recording would not do again"
         for module, buffers in self._buffers:
             for name, buffer in buffers.items():
                 if module._buffers.get(name) is not buffer:  # pyright: ignore[reportPrivateUsage]

@@ -1,6 +1,7 @@
 """Attributes of modules: what has changed, and that it is put back."""
 
 import math
+import random
 from collections import deque
 
 import numpy
@@ -93,3 +94,24 @@ def test_what_holds_itself_ends():
     net.calls.append(net.calls)
     before = Attributes([net])
     assert before.put_back() == ""
+
+
+@pytest.mark.parametrize(
+    ("generator", "draw"),
+    [
+        (torch.Generator().manual_seed(3), lambda own: torch.rand(1, generator=own).item()),
+        (numpy.random.default_rng(3), lambda own: own.random()),
+        (numpy.random.Generator(numpy.random.MT19937(3)), lambda own: own.random()),
+        (numpy.random.RandomState(3), lambda own: own.normal()),
+        (random.Random(3), lambda own: own.gauss()),
+    ],
+)
+def test_a_generator_that_was_drawn_from_is_named_and_draws_the_same_again(generator, draw):
+    net = Net()
+    net.held = {"own": generator}
+    draw(generator)
+    before = Attributes([net])
+    assert before.put_back() == ""
+    drawn = [draw(generator) for _ in range(3)]
+    assert before.put_back() == "Net.held"
+    assert [draw(generator) for _ in range(3)] == drawn

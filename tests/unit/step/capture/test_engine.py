@@ -292,8 +292,8 @@ class AssignsBuffer(Net):
     [
         (Draws, "a step draws from Python's random"),
         (DrawsNumPy, "a step draws from numpy.random"),
-        (Counts, "a step assigns Counts.calls"),
-        (CountsInAList, "a step assigns CountsInAList.held"),
+        (Counts, "a step changes Counts.calls"),
+        (CountsInAList, "a step changes CountsInAList.held"),
         (AssignsBuffer, "a step assigns another tensor to the buffer mean of AssignsBuffer: change it in place"),
     ],
 )
