@@ -691,7 +691,7 @@ class CountsInEvaluation(Counts):
 def test_evaluation_that_cannot_be_recorded_is_eager(tmp_path):
     captured = evaluated(Replayer(), model=CountsInEvaluation, run_dir=tmp_path / "run", loggers=())
     eager = evaluated("eager", model=CountsInEvaluation)
-    line = "engine: evaluation is eager instead of captured: a forward pass assigns CountsInEvaluation.calls"
+    line = "engine: evaluation is eager instead of captured: a forward pass changes CountsInEvaluation.calls"
     assert line in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     assert captured.result.metrics["val/loss"] == pytest.approx(eager.result.metrics["val/loss"], rel=1e-4)
     assert captured.model.calls == eager.model.calls == 22
