@@ -76,10 +76,11 @@ def test_profile_in_a_recipe(project, velodrome):
     assert velodrome("train", "mine.toml", 'logging.profile="2:2"', "--dry-run").code == 0
 
 
-def test_wrong_steps_are_refused(project, velodrome):
-    answer = velodrome("train", "mine.toml", "--name", "mine", "--profile-steps", "7:3")
+@pytest.mark.parametrize("steps", ["7:3", "", "0", "x"])
+def test_wrong_steps_are_refused(project, velodrome, steps):
+    answer = velodrome("train", "mine.toml", "--name", "mine", "--profile-steps", steps)
     assert answer.code == 2
-    assert "says not which batches" in answer.err
+    assert f"--profile-steps '{steps}' says not which batches. Give a number of batches from the 11th on" in answer.err
     assert not (project / "runs" / "mine").exists()
 
 

@@ -284,7 +284,7 @@ class BreaksInEvaluation(nn.Sequential):
         return super().forward(x)
 
 
-def test_a_recording_of_an_evaluation_that_fails_leaves_the_steps_recorded(tmp_path):
+def test_a_recording_of_an_evaluation_that_fails_leaves_the_steps_recorded():
     """The generator is the one that the steps were recorded with: dropout goes on as in the eager engine."""
     trainers = []
     for engine in ("captured", "eager"):

@@ -371,7 +371,9 @@ def test_profile_ends_with_a_run_that_is_shorter_than_asked(tmp_path):
 
 @pytest.mark.parametrize("value", ["x", 0, "5:3", "0:3", -2, "a:b"])
 def test_batches_that_cannot_be_read_are_refused_before_anything_is_written(tmp_path, value):
-    with pytest.raises(ArgumentError, match='says not which batches. Give a number of batches, "FIRST:LAST"'):
+    with pytest.raises(
+        ArgumentError, match='says not which batches. Give a number of batches from the 11th on, or "FIRST:LAST"'
+    ):
         train(run_dir=tmp_path / "run", profile=value)
     assert not (tmp_path / "run").exists()
 

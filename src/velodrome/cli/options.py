@@ -8,6 +8,14 @@ from typing import Annotated
 
 import typer
 
+from velodrome.record.watch import parse_batches
+
+
+def _check_batches(steps: str | None) -> str | None:
+    parse_batches(steps, name="--profile-steps")
+    return steps
+
+
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the answer.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
@@ -31,7 +39,12 @@ Profile = Annotated[
 ]
 ProfileSteps = Annotated[
     str | None,
-    typer.Option("--profile-steps", help="Trace these batches instead: a number, or FIRST:LAST.", metavar="STEPS"),
+    typer.Option(
+        "--profile-steps",
+        callback=_check_batches,
+        help="Trace these batches instead: FIRST:LAST, or how many from the 11th on.",
+        metavar="STEPS",
+    ),
 ]
 FindSyncs = Annotated[
     bool,

@@ -23,7 +23,7 @@ def watching_arguments(
 ) -> dict[str, Any]:
     """Return the trainer's arguments for the options that end or watch a run; those of the recipe hold where none was given."""
     arguments: dict[str, Any] = {"stop_after": stop_after} if stop_after else {}
-    arguments |= {"profile": profile_steps or True} if profile or profile_steps else {}
+    arguments |= {"profile": profile_steps or True} if profile or profile_steps is not None else {}
     return arguments | ({"find_syncs": True} if find_syncs else {})
 
 

@@ -46,6 +46,7 @@ DEFAULT_TIMEOUT_S = 600.0
 """how long a batch is waited for; as the collectives of several processes, whose others wait meanwhile"""
 
 _POLL_S = 1.0
+_ENDING_S = 5.0
 # Nobody uses this one: SIGUSR1 and SIGUSR2 are asked for by schedulers and by users. Nowhere but in workers is it listened to.
 _DUMP_SIGNAL: int | None = int(signal.SIGRTMIN) + 9 if hasattr(signal, "SIGRTMIN") else getattr(signal, "SIGUSR2", None)
 _DUMP_WAIT_S = 2.0
@@ -158,7 +159,7 @@ def _end(owner: int, done: Any, queues: list[Any], workers: list[Any]) -> None:
             queue.put(None)
     for worker in workers:
         with suppress(ValueError):  # closed
-            worker.join(_POLL_S)
+            worker.join(_ENDING_S)
 
 
 class _WatchedIterator(_MultiProcessingDataLoaderIter):

@@ -176,8 +176,9 @@ def parse_batches(value: object, *, name: str) -> range | None:
     except ValueError:
         chosen = range(0)
     if not chosen or chosen.start < 0:
+        is_option = name.startswith("--")
         raise ArgumentError(
-            f'{name}={value!r} says not which batches. Give a number of batches, "FIRST:LAST" such as "100:104", counted from 1, or True for '
-            f"{first + 1}:{DEFAULT_BATCHES.stop}."
+            f"{name}{' ' if is_option else '='}{value!r} says not which batches. Give a number of batches from the {first + 1}th on, or "
+            f'"FIRST:LAST" such as "100:104", counted from 1{"" if is_option else f", or True for {first + 1}:{DEFAULT_BATCHES.stop}"}.'
         )
     return chosen

@@ -134,7 +134,7 @@ def test_workers_that_persist_end_at_once_when_garbage_is_collected():
     del loader
     begin = time.monotonic()
     gc.collect()
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 8  # of 10
     assert not any(worker.is_alive() for worker in workers)
 
 
