@@ -7,11 +7,8 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-
-import velodrome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,9 +65,9 @@ def _describe(error: Exception) -> str:
     origin: BaseException = error
     while origin.__cause__ is not None:
         origin = origin.__cause__
-    ours = [os.path.dirname(found) for found in (velodrome.__file__, torch.__file__, __file__) if found]
+    ours = str(Path(__file__).parents[2])
     for frame in reversed(traceback.extract_tb(origin.__traceback__)):
-        if not frame.filename.startswith((*ours, "<")) and "site-packages" not in frame.filename:
+        if not frame.filename.startswith((ours, "<")) and "site-packages" not in frame.filename:
             return f"{message.rstrip('.')} ({frame.filename}:{frame.lineno})."
     return message
 
