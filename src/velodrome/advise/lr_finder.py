@@ -429,8 +429,8 @@ def find_lr(
     refuse_what_writes(trainer_arguments)
     own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
     finder = LRFinder(lowest=lowest, highest=highest, steps=steps)
-    before = _Model.take(model)
     with position_kept(train), random_state_kept(resolve_device(own.get("device", "auto"))):
+        before = _Model.take(model)
         try:
             trainer = Trainer(model, callbacks=[finder], progress=False, checkpoint=None, loggers=(), **own)
             trainer.fit(train, steps=steps, batch_size=batch_size, shuffle=shuffle)

@@ -322,6 +322,9 @@ def test_gradients_and_strides_are_as_they_were():
     assert model[0].weight.is_contiguous()
     assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients, strict=True))
     assert all(map(torch.equal, gradients, copies))
+    with pytest.raises(DataError, match="iterator"):
+        vd.find_lr(model, iter([data]), loss="cross_entropy")
+    assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients, strict=True))
 
 
 @pytest.mark.parametrize("arguments", [{"lowest": "a"}, {"highest": None}])

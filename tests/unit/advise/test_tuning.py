@@ -513,6 +513,22 @@ def test_what_failed_in_the_end_leaves_what_was_found(folder):
     assert any(trial.is_taken for trial in search.result.trials)
 
 
+def test_a_recipe_that_fails_while_something_is_tried_ends_the_search_and_not_the_trial(folder):
+    class Dying(PlannedArm):
+        num_left = 7  # the noise takes five rounds, the first trial two, being clearly slower
+
+        def round(self, seconds):
+            self.num_left -= 1
+            if self.num_left < 0:
+                raise RuntimeError("the recipe itself")
+            return super().round(seconds)
+
+    search = search_of(lambda change: PlannedArm(FACTS, 0.02) if change.fields else Dying(FACTS, 0.01))
+    with pytest.raises(RuntimeError, match="the recipe itself"):
+        search.run()
+    assert [trial.why for trial in search.result.trials] == ["slower"]
+
+
 def test_no_noise_is_told_where_none_was_measured(folder):
     class Interrupting(PlannedArm):
         def round(self, seconds):

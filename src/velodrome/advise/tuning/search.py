@@ -17,7 +17,7 @@ from velodrome.recipes.read import load_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from velodrome.advise.tuning.facts import Facts
+    from velodrome.advise.tuning.facts import Facts, Round
     from velodrome.advise.tuning.measure import Agreement, Arm, Comparison
     from velodrome.advise.tuning.rehearsal import Rehearsal
     from velodrome.advise.tuning.setup import Change, Setup
@@ -230,7 +230,9 @@ class Search:
                     return replace(result, why=_too_far(reference.loss, its_facts.loss)), arm, None
             if why := self._why_refused(agreement, facts.loss, its_facts.loss):
                 return replace(result, why=why), arm, None
-            comparison = self._compare(incumbent, arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
+            comparison = self._compare(_Incumbent(incumbent), arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
+        except _IncumbentError as error:
+            raise error.__cause__ or error from None
         except Exception as error:  # whatever it is, this choice is not possible, and the others may be
             for arm in self._open[num_open:]:
                 self._close(arm)
@@ -281,6 +283,24 @@ class Search:
             speed_up=comparison.speed_up, steps=before.steps, before=before, after=after, loss_change=worse,
             is_faster=is_faster, is_as_good=is_as_good, has_equal_bits=has_equal_bits, rounds=comparison.second, baseline=comparison.first,
         )  # fmt: skip
+
+
+class _IncumbentError(Exception):
+    """The best so far failed, not what is tried against it: nothing can be tried any more."""
+
+
+class _Incumbent:
+    """The best so far, whose errors are told from those of the one on trial."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm
+        self.start, self.close = arm.start, arm.close
+
+    def round(self, seconds: float) -> Round:
+        try:
+            return self._arm.round(seconds)
+        except Exception as error:
+            raise _IncumbentError from error
 
 
 def _too_far(before: float, after: float) -> str:
