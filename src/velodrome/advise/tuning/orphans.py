@@ -31,7 +31,14 @@ def end_without(parent: int) -> None:
         with suppress(OSError, AttributeError):
             prctl = ctypes.CDLL(None).prctl
             prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-            os.register_at_fork(after_in_child=lambda: prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL))
+            forking = [0]
+
+            def begin_child() -> None:
+                prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+                if os.getppid() != forking[0]:  # it was gone before this was asked for
+                    os._exit(1)
+
+            os.register_at_fork(before=lambda: forking.__setitem__(0, os.getpid()), after_in_child=begin_child)
 
 
 def _watch(parent: int) -> None:
