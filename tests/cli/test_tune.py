@@ -110,6 +110,46 @@ def test_ctrl_c_shows_what_is_known_and_writes_nothing(project):
     assert [path.name for path in project.iterdir() if path.suffix == ".toml"] == ["mine.toml"]
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_other_signals_end_it_like_ctrl_c(project, number, code):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "velodrome.cli", "tune", "mine.toml", "--minutes", "5"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "Ctrl-C" in process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "interrupted" in out
+
+
+def test_lr_says_how_the_recipe_was_called(project, velodrome):
+    answer = velodrome("tune", "mine.toml", "--lr", "optimizer.name=sgd")
+    assert answer.code == 0, answer.err
+    assert "Try it: velodrome train mine.toml optimizer.lr=" in answer.out
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_test(project, velodrome):
+    answer = velodrome("tune", "mine.toml", "--lr", "--out", "nowhere/lr.csv")
+    assert answer.code == 2
+    assert "nowhere/lr.csv lies in nowhere, which is no folder" in answer.err
+    assert "Data:" not in answer.out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_an_answer_that_is_lost_is_an_error(project):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "velodrome.cli", "tune", "mine.toml", "--lr"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "The answer could not be written: No space left on device." in done.stderr
+
+
 def test_lr_suggests_and_writes_a_table(project, velodrome):
     answer = velodrome("tune", "mine.toml", "--lr", "--out", "lr.csv", "--json")
     assert answer.code == 0, answer.err

@@ -6,13 +6,14 @@ Both are about speed and memory only: another batch size is another training, wi
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from velodrome.advise.lr_finder import LEFT_OUT, refuse_what_writes
+from velodrome.advise.lr_finder import LEFT_OUT, check_number, refuse_what_writes
 from velodrome.advise.memory import process_peak_bytes
 from velodrome.advise.samples import num_samples
 from velodrome.data.columns import available_bytes
@@ -106,12 +107,20 @@ def find_batch_size(
         DataError: the data cannot be trained on.
     """
     total = _num_samples(train)
-    if largest is not None and largest < 1:
-        raise ArgumentError(f"largest={largest!r} is no batch size. It must be at least 1.")
+    if largest is not None and (isinstance(largest, bool) or not isinstance(largest, int) or largest < 1):
+        raise ArgumentError(
+            f"largest={largest!r} is no batch size. It must be a whole number of at least 1; leave it out to go up to the number of samples."
+        )
+    check_number("seconds_each", seconds_each)
+    if not (0 < seconds_each < math.inf):
+        raise ArgumentError(f"seconds_each={seconds_each!r} is no time to train for. It must be above 0, such as 0.5.")
+    check_number("memory_share", memory_share)
     if not 0 < memory_share <= 1:
         raise ArgumentError(f"memory_share={memory_share!r} is no share. It must be above 0 and at most 1.")
     refuse_what_writes(trainer_arguments)
     own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
+    if own.get("on_oom") == "split":
+        own["on_oom"] = "stop"  # a batch that is cut into pieces does not fit, which is what is asked here
     most = min(total, largest or total)
     device = resolve_device(own.get("device", "auto"))
     measured: list[MeasuredSize] = []
@@ -193,5 +202,9 @@ def _num_samples(train: Any) -> int:
     if total is None:
         raise ArgumentError(
             f"train is a {type(train).__name__}, which brings batches of its own size. Give the tensors or the dataset that they are cut from."
+        )
+    if total == 0:
+        raise DataError(
+            "The data have 0 samples. A batch needs at least one: check their path, split and filters.", num_samples=0
         )
     return total

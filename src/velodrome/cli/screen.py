@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import typer
@@ -29,11 +29,15 @@ class Screen:
     quiet: bool = False
     answer_matters: bool = True
     """False for a verb whose work is done once its files are written: a lost answer does not change its exit code"""
+    _lost: list[OSError | ValueError] = field(default_factory=list, init=False)
+    """why news did not arrive where the answer is to go: the stream is silenced since, and takes an answer without a word"""
 
     def say(self, line: str = "") -> None:
         """Show a line of news."""
         if not self.quiet:
-            write_quietly(line, sys.stderr if self.as_json else sys.stdout)
+            error = write_quietly(line, sys.stderr if self.as_json else sys.stdout)
+            if error is not None and not self.as_json:
+                self._lost.append(error)
 
     def say_data(self, line: str) -> None:
         """Show a line about the data: where they came from, and what is wrong with them."""
@@ -50,6 +54,8 @@ class Screen:
             write_quietly(text, sys.stdout)
             return
         try:
+            if self._lost:
+                raise self._lost[0]
             _write(text, sys.stdout)
         except BrokenPipeError:
             silence(sys.stdout)  # `velodrome recipes show NAME | head`: the reader has seen enough
@@ -59,12 +65,14 @@ class Screen:
             raise typer.Exit(1) from error
 
 
-def write_quietly(line: str, stream: TextIO | None) -> None:
-    """Write a line at once; a stream that is closed, full or at its end loses it, and everything after it."""
+def write_quietly(line: str, stream: TextIO | None) -> OSError | ValueError | None:
+    """Write a line at once; a stream that is closed, full or at its end loses it, and everything after it: returns why."""
     try:
         _write(line, stream)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         silence(stream)
+        return error
+    return None
 
 
 def silence(stream: TextIO | None) -> None:

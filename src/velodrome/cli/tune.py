@@ -5,7 +5,9 @@
 | 0 | done, whether something paid or nothing did |
 | 2 | the recipe or an argument is wrong |
 | 3 | the tuned recipe would take the place of a file |
+| 1 | a trial of the recipe as it is failed, or the file could not be written; what was known by then is shown |
 | 130 | interrupted; what was known by then is shown, and nothing was written |
+| 143, 129 | told to end (SIGTERM), the terminal is gone (SIGHUP): the same |
 """
 
 # ruff: noqa: TC001, TC003  (typer reads the annotations)
@@ -20,8 +22,6 @@ import typer
 
 from velodrome.cli.options import Device, Json, Overrides, Quiet, Verbose
 from velodrome.cli.screen import Screen
-
-INTERRUPTED = 130
 
 
 class Numerics(StrEnum):
@@ -41,7 +41,10 @@ def tune(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A built-in recipe's name or a .toml file.", metavar="RECIPE")],
     overrides: Overrides = None,
-    minutes: Annotated[float, typer.Option("--minutes", help="That all trials may take.", metavar="N")] = 3.0,
+    minutes: Annotated[
+        float,
+        typer.Option("--minutes", help="That all trials may take; starting the recipe comes on top.", metavar="N"),
+    ] = 3.0,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The tuned recipe; default: RECIPE.tuned.toml, beside the recipe.", metavar="FILE"),
@@ -75,6 +78,7 @@ def tune(
     from velodrome.advise.tuning.search import Search
     from velodrome.advise.tuning.setup import Setup
     from velodrome.advise.tuning.writing import choose_path, write_tuned_recipe
+    from velodrome.cli.tune_end import ended_in_order, show_what_is_known
     from velodrome.cli.tune_one import find_largest_batch, find_learning_rate
     from velodrome.errors import ArgumentError
     from velodrome.recipes.read import load_recipe
@@ -96,7 +100,7 @@ def tune(
                 f"techniques{writes}. Leave {'it' if len(unused) == 1 else 'them'} out, or ask without {question}."
             )
     if lr:
-        find_learning_rate(loaded, screen, out, overwrite=overwrite)
+        find_learning_rate(loaded, screen, out, recipe=recipe, overwrite=overwrite)
         return
     if largest_batch:
         find_largest_batch(loaded, screen)
@@ -108,11 +112,18 @@ def tune(
     search = Search(
         setup, loaded.recipe, seconds=60 * minutes, numerics=numerics, batch_size=batch_size, say=screen.say
     )
-    screen.say(f"Recipe: {loaded.name}; trials take about {minutes:g} min. Ctrl-C shows what is known so far.")
-    result = search.run()
-    if result.is_worth_it and not result.is_interrupted:
-        write_tuned_recipe(path, setup, result)
-        result.written = str(path)
+    screen.say(
+        f"Recipe: {loaded.name}; trials take about {minutes:g} min after the start. Ctrl-C shows what is known so far."
+    )
+    with ended_in_order() as signals:
+        try:
+            result = search.run()
+            if result.is_worth_it and not result.is_interrupted:
+                write_tuned_recipe(path, setup, result)
+                result.written = str(path)
+        except Exception as error:
+            show_what_is_known(search.result, error, screen)
+            raise
     screen.answer("\n".join(result.lines()), result.to_json())
     if result.is_interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(signals.exit_code)

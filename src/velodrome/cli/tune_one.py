@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from velodrome.errors import ArgumentError, RefusedError
+from velodrome.cli.tune_end import answer_with_error
+from velodrome.errors import ArgumentError, RefusedError, VelodromeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,19 +20,21 @@ __all__ = ["find_largest_batch", "find_learning_rate"]
 _ENDINGS = (".csv", ".png", ".svg", ".pdf")
 
 
-def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *, overwrite: bool) -> None:
+def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *, recipe: str, overwrite: bool) -> None:
     """Make a range test with a recipe, and show what it suggests.
 
     Args:
         loaded: the recipe.
         screen: shows the answer.
         out: a .csv file, or a picture; None writes nothing.
+        recipe: as the user called it.
         overwrite: replace what is there.
     Raises:
-        ArgumentError: the file has another ending.
-        RefusedError: it is there already.
+        ArgumentError: the file has another ending, or its folder is not there.
+        RefusedError: it is there already, or cannot be written.
     """
     from velodrome.advise.lr_finder import find_lr
+    from velodrome.advise.outputs import check_place
     from velodrome.recipes.build import training_loader
 
     if out is not None and out.suffix not in _ENDINGS:
@@ -41,14 +45,20 @@ def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *
         raise RefusedError(
             f"{out} exists already, so nothing was tried. Give another name with --out, or --overwrite.", path=out
         )
+    if out is not None:
+        check_place(out)
     ready = _build(loaded, screen)
     curve = find_lr(ready.model, training_loader(ready), **_arguments(ready))
-    if out is not None:
-        curve.to_csv(out) if out.suffix == ".csv" else curve.plot(out)
-    lr = curve.suggestion
+    lr, failure = curve.suggestion, None
+    if out is not None and curve.rates:
+        try:
+            curve.to_csv(out) if out.suffix == ".csv" else curve.plot(out)
+        except VelodromeError as error:  # it could be written before the test: the answer is shown all the same
+            failure = error
     lines = [curve.sentence, f"The recipe has {_number(loaded.recipe.optimizer.lr)}."]
-    lines += [f"Try it: velodrome train {loaded.name} optimizer.lr={lr:.2g}"] if lr is not None else []
-    lines += [f"Written: {out}"] if out is not None else []
+    lines += [f"Try it: velodrome train {shlex.quote(recipe)} optimizer.lr={lr:.2g}"] if lr is not None else []
+    is_written = out is not None and bool(curve.rates) and failure is None
+    lines += [f"Written: {out}"] if is_written else []
     data = {
         "suggestion": lr,
         "steepest": curve.steepest,
@@ -58,9 +68,14 @@ def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *
         "losses": list(curve.losses),
         "smoothed": list(curve.smoothed),
         "recipe_lr": loaded.recipe.optimizer.lr,
-        "written": None if out is None else str(out),
+        "written": str(out) if is_written else None,
     }
-    screen.answer("\n".join(lines), data)
+    if failure is None:
+        screen.answer("\n".join(lines), data)
+        return
+    error = VelodromeError(failure.message, path=out)  # no wrong argument: the place was good before the test
+    answer_with_error("\n".join(lines), data, error, screen)
+    raise error from failure
 
 
 def find_largest_batch(loaded: LoadedRecipe, screen: Screen) -> None:

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from velodrome.errors import DataError
+from velodrome.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +32,7 @@ class Columns:
         as_list: hand a batch of several tensors out as a list, as PyTorch's loader does for datasets, not as a tuple.
         transform: what makes the dataset's samples of those that are kept here, where a dataset was recognised; a batched transform.
     Raises:
+        ArgumentError: a sparse tensor.
         DataError: no tensor, a tensor without dimensions, or lengths that differ.
     """
 
@@ -49,6 +50,12 @@ class Columns:
         flat = _flat(tensors)
         if not flat:
             raise DataError(f"{name} holds no tensor. Give (inputs, targets).")
+        sparse = next((tensor for tensor in flat if tensor.layout is not torch.strided), None)
+        if sparse is not None:
+            raise ArgumentError(
+                f"{name} holds a sparse tensor ({sparse.layout}), from which no batches can be gathered. Give tensor.to_dense(), or a Dataset that "
+                f"makes dense samples."
+            )
         if any(tensor.ndim == 0 for tensor in flat):
             raise DataError(
                 f"{name} holds a tensor without dimensions. The first dimension of each must count the samples."

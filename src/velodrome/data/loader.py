@@ -87,6 +87,13 @@ class DataLoader:
             raise ArgumentError(
                 f'num_workers={num_workers!r} is not a number of processes. Give one, 0 for none, or "auto" to have it measured.'
             )
+        if num_workers != "auto" and (
+            isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0
+        ):
+            raise ArgumentError(
+                f"num_workers={num_workers!r} is not a number of processes. It must be a whole number, 0 for none; also where data in memory "
+                f"need none."
+            )
         if not isinstance(resident, bool) and resident != "auto":
             raise ArgumentError(f'resident={resident!r} is not known. It must be True, False or "auto".')
         check_names(torch_arguments, own=DataLoader.__init__.__kwdefaults__ or {})

@@ -10,7 +10,7 @@ from torch import nn
 
 import velodrome as vd
 from velodrome.advise.batch_size import BatchSizes, MeasuredSize
-from velodrome.errors import ArgumentError
+from velodrome.errors import ArgumentError, DataError
 from velodrome.testing.tiny import tiny_classification, tiny_mlp
 
 
@@ -81,6 +81,20 @@ def test_the_end_of_memory_is_the_end_of_the_sizes():
     assert "memory ended at 8" in found.limit
 
 
+def test_a_batch_that_would_be_split_does_not_fit():
+    found = vd.find_batch_size(
+        Greedy(), tiny_classification(), loss="cross_entropy", seconds_each=0.001, on_oom="split"
+    )
+    assert found.largest == 4
+    assert "memory ended at 8" in found.limit
+
+
+def test_no_samples_are_refused():
+    data = tuple(each[:0] for each in tiny_classification())
+    with pytest.raises(DataError, match="The data have 0 samples"):
+        vd.find_batch_size(tiny_mlp(), data, loss="cross_entropy")
+
+
 def test_memory_is_foreseen_on_a_cpu():
     class Growing(nn.Module):
         def __init__(self) -> None:
@@ -102,6 +116,12 @@ def test_memory_is_foreseen_on_a_cpu():
     ("arguments", "message"),
     [
         ({"largest": 0}, "at least 1"),
+        ({"largest": "4"}, "largest='4' is no batch size. It must be a whole number"),
+        ({"largest": 2.5}, "whole number of at least 1"),
+        ({"largest": True}, "whole number of at least 1"),
+        ({"seconds_each": float("nan")}, "no time to train for. It must be above 0"),
+        ({"seconds_each": -1}, "must be above 0"),
+        ({"seconds_each": "1"}, "must be a number"),
         ({"memory_share": 0}, "above 0 and at most 1"),
         ({"run_dir": "runs/x"}, "writes nothing"),
     ],

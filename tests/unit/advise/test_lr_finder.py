@@ -261,3 +261,73 @@ def test_a_trainer_that_writes_or_schedules_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(ArgumentError, match="2 optimizers"):
         trainer.fit(data, steps=10, batch_size=16)
+
+
+def lost_after(num_steps, value=float("nan")):
+    """A loss that is `value` from one step on."""
+    calls = [0]
+
+    def loss(output, target):
+        calls[0] += 1
+        return nn.functional.cross_entropy(output, target) * (value if calls[0] > num_steps else 1)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("loss", "step", "words"),
+    [
+        (lost_after(0), 1, "The loss was NaN at step 1, before any update"),
+        (lost_after(0, float("inf")), 1, "The loss was infinite at step 1"),
+        (lost_after(9), 10, "the loss was NaN at step 10"),
+        (lost_after(29), 30, "the loss was NaN at step 30"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named_and_is_divergence(loss, step, words):
+    data = torch.randn(64, 8), torch.randint(0, 3, (64,))
+    curve = vd.find_lr(tiny_mlp(), data, loss=loss, batch_size=16)
+    assert curve.not_finite_at == step
+    assert len(curve.rates) == step - 1
+    assert curve.has_diverged
+    assert curve.suggestion is None  # at 1e-7 to 2e-5 nothing was learned: what fell was noise
+    assert words in curve.sentence
+
+
+@pytest.mark.parametrize("value", [1.0, 0.3])
+def test_a_constant_loss_never_fell(value):
+    curve = vd.find_lr(
+        tiny_mlp(), tiny_classification(), loss=lambda output, target: (output * 0).sum() + value, batch_size=16
+    )
+    assert len(curve.rates) == 100
+    assert not curve.has_diverged
+    assert curve.suggestion is None
+    assert "never fell" in curve.sentence
+
+
+def test_a_loss_that_falls_has_a_suggestion():
+    """The negative control of the two above."""
+    curve = vd.find_lr(tiny_mlp(), tiny_classification(), loss="cross_entropy", batch_size=16)
+    assert curve.suggestion is not None
+    assert curve.not_finite_at is None
+
+
+def test_gradients_and_strides_are_as_they_were():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 4))
+    data = torch.randn(32, 3, 4, 4), torch.arange(32) % 4
+    nn.functional.cross_entropy(model(data[0]), data[1]).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    copies = [gradient.clone() for gradient in gradients]
+    vd.find_lr(model, data, loss="cross_entropy", batch_size=16, steps=10, channels_last=True)
+    assert model[0].weight.is_contiguous()
+    assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients, strict=True))
+    assert all(map(torch.equal, gradients, copies))
+    with pytest.raises(DataError, match="iterator"):
+        vd.find_lr(model, iter([data]), loss="cross_entropy")
+    assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients, strict=True))
+
+
+@pytest.mark.parametrize("arguments", [{"lowest": "a"}, {"highest": None}])
+def test_a_rate_that_is_no_number_is_refused(arguments):
+    with pytest.raises(ArgumentError, match="It must be a number"):
+        vd.find_lr(tiny_mlp(), tiny_classification(), loss="cross_entropy", batch_size=16, **arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -16,12 +17,13 @@ from velodrome.advise.tuning.bench import Bench
 from velodrome.advise.tuning.facts import Facts, Round
 from velodrome.advise.tuning.measure import Agreement, Comparison, agree, take_turns
 from velodrome.advise.tuning.rehearsal import Rehearsal
+from velodrome.advise.tuning.remote import RemoteBench, TrialError
 from velodrome.advise.tuning.search import Search
 from velodrome.advise.tuning.setup import Change, Setup
 from velodrome.advise.tuning.techniques import find_techniques
 from velodrome.advise.tuning.writing import choose_path, write_tuned_recipe
 from velodrome.data.threads import usable_cores
-from velodrome.errors import ArgumentError, DataError, RefusedError
+from velodrome.errors import ArgumentError, DataError, RefusedError, VelodromeError
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
 
@@ -85,6 +87,16 @@ class Noting(nn.Linear):
 
 def noting():
     return Noting(16, 3)
+
+
+def one():
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def ones():
+    return (torch.ones(4, 1), torch.ones(4, 1)), None
 
 
 def net():
@@ -472,6 +484,69 @@ def test_compilation_that_is_less_than_close_is_taken_only_where_numbers_may_cha
         assert [trial.is_taken for trial in result.trials if trial.technique == "compile"] == [is_taken]
 
 
+def test_small_differences_add_up_against_the_recipe_as_it_is(folder):
+    # Two steps of 0.8e-4 each: the second one is close to the first, and 1.6e-4 from the recipe, which is more than rounding.
+    def arms(change):
+        count = ("train.threads" in change.fields) + ("optimizer.fused" in change.fields)
+        facts = replace(FACTS, loss=2.0 * (1 + 0.8e-4 * count), digest=str(count))
+        return PlannedArm(facts, 0.01 * 0.5**count)
+
+    result = search_of(arms, numerics="close").run()
+    (fused,) = [trial for trial in result.trials if trial.technique == "fused optimizer"]
+    assert not fused.is_taken
+    assert fused.agreement is not None
+    assert fused.agreement.difference == pytest.approx(1.6e-4)
+    assert result.change is not None
+    assert list(result.change.fields) == ["train.threads"]
+
+
+def test_what_failed_in_the_end_leaves_what_was_found(folder):
+    class FailsLate(PlannedArm):
+        def rehearse(self, *, steps, val_samples):
+            raise RuntimeError("planted")
+
+    search = search_of(lambda change: FailsLate(FACTS, 0.001 if change.fields else 0.01))
+    with pytest.raises(RuntimeError, match="planted"):
+        search.run()
+    assert search.result.is_anything_known
+    assert "the whole was not checked, so nothing was written" in search.result.sentence
+    assert any(trial.is_taken for trial in search.result.trials)
+
+
+def test_a_recipe_that_fails_while_something_is_tried_ends_the_search_and_not_the_trial(folder):
+    class Dying(PlannedArm):
+        num_left = 7  # the noise takes five rounds, the first trial two, being clearly slower
+
+        def round(self, seconds):
+            self.num_left -= 1
+            if self.num_left < 0:
+                raise RuntimeError("the recipe itself")
+            return super().round(seconds)
+
+    search = search_of(lambda change: PlannedArm(FACTS, 0.02) if change.fields else Dying(FACTS, 0.01))
+    with pytest.raises(RuntimeError, match="the recipe itself"):
+        search.run()
+    assert [trial.why for trial in search.result.trials] == ["slower"]
+
+
+def test_no_noise_is_told_where_none_was_measured(folder):
+    class Interrupting(PlannedArm):
+        def round(self, seconds):
+            raise KeyboardInterrupt
+
+    result = search_of(lambda change: Interrupting(FACTS, 1)).run()
+    assert result.sentence == "Nothing was tried, so nothing is known to be faster than the recipe as it is."
+    assert result.to_json()["noise"] is None
+    assert not result.is_anything_known
+
+
+def test_a_start_that_takes_longer_than_all_trials_may_is_told(folder):
+    now = itertools.count()
+    result = search_of(plain, seconds=2.0, clock=lambda: float(next(now))).run()
+    assert result.start_s == 1.0  # a second goes by whenever somebody looks at the clock
+    assert "of 2 s (starting the recipe alone took 1 s, which comes on top)" in "\n".join(result.lines())
+
+
 def test_where_the_recipe_is_not_the_same_twice_what_is_known_of_a_technique_counts(folder):
     digests = itertools.count()
 
@@ -622,6 +697,26 @@ def test_a_bench_trains_and_evaluates_and_says_what_it_found(folder):
     assert one.evaluation_s > 0
 
 
+def test_a_recipe_that_needs_its_schedule_is_tried_with_it_and_for_more_steps_than_it_has(folder):
+    # Of (w - 1)^2 gradient descent diverges at rates above 1: the warm-up leads to 2 at the 12th of 12 steps, then the run is over.
+    setup = setup_of(
+        "model.name=shelf_for_tuning_tests:one", "data.name=shelf_for_tuning_tests:ones", "loss.name=mse", "optimizer.lr=2.0",
+        "train.metrics=[]", "train.epochs=12", "train.batch_size=4", "scheduler.name=constant", "scheduler.warmup=12",
+    )  # fmt: skip
+    bench = Bench(setup)
+    facts = bench.start()
+    assert facts.total_steps == 12
+    weight = bench._trainer.model.weight.detach().clone()
+    for _ in range(2):
+        bench.round(0.1)
+    assert bench._trainer.progress.steps_done > 100
+    assert bench._trainer.model.weight.item() == pytest.approx(weight.item(), rel=0.01)
+    real = Bench(setup).rehearse(steps=12, val_samples=None)
+    assert (facts.loss, facts.digest) == (real.loss, real.digest)  # the first steps are those of the real run
+    plain = Bench(setup_of(*setup.overrides[:-2])).start()
+    assert plain.digest != facts.digest  # the negative control: without the schedule they are others
+
+
 def test_equal_configurations_agree_to_the_bit_and_others_do_not(folder):
     one, same, other = (Bench(setup_of(*more)).start() for more in ((), (), ("train.seed=1",)))
     assert (one.loss, one.digest) == (same.loss, same.digest)
@@ -762,3 +857,36 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_tried(fold
     with pytest.raises(ArgumentError, match="no folder"):
         choose_path("mine.toml", folder / "nowhere" / "tuned.toml")
     assert str(choose_path("mnist-mlp", None)) == "mnist-mlp.tuned.toml"
+
+
+def test_a_disk_that_is_full_in_the_end_says_what_was_found(folder, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    result = search_of(lambda change: PlannedArm(FACTS, 0.005 if "train.precision" in change.fields else 0.01)).run()
+    monkeypatch.setattr("velodrome.record.atomic._write_temp", full)
+    with pytest.raises(VelodromeError, match="No space left on device.*velodrome train mine.toml") as caught:
+        write_tuned_recipe(folder / "t.toml", setup_of("train.epochs=2"), result)
+    assert caught.value.exit_code == 1
+    assert "train.epochs=2 'train.precision=\"bf16\"'" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("os._exit(9)", r"The trial of threads=1 ended, its process with exit code 9"),
+        ("raise RuntimeError('planted')", r"The trial of threads=1 failed. .*RuntimeError: planted \(.*shelf_for_tuning_tests.py:\d+\)\."),
+        ("time.sleep(60)", r"The trial of threads=1 was not done after 8 s"),
+    ],
+)  # fmt: skip
+def test_a_trial_that_ends_badly_is_named(folder, code, message):
+    with (folder / "shelf_for_tuning_tests.py").open("a") as module:
+        module.write(f"\n\nclass Bad(nn.Linear):\n    def forward(self, x):\n        import os\n        {code}\n")
+        module.write("\n\ndef bad():\n    return Bad(16, 3)\n")
+    setup = setup_of("model.name=shelf_for_tuning_tests:bad", **{"train.threads": 1})
+    arm = RemoteBench(setup, timeout_s=8.0 if "sleep" in code else 120.0)
+    try:
+        with pytest.raises(TrialError, match=message):
+            arm.start()
+    finally:
+        arm.close()

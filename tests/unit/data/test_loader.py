@@ -387,7 +387,7 @@ def test_describe_says_how_the_data_are_read():
         ("x", {"seed": 1.5}, "seed=1.5 is not a seed"),
         ("x", {"shufle": True}, "no argument 'shufle'. Did you mean \"shuffle\""),
         ("x", {"persistent_worker": True}, "Did you mean \"persistent_workers\""),
-        ("list", {"num_workers": -1}, "PyTorch's DataLoader refused its arguments: num_workers"),
+        ("list", {"num_workers": -1}, "num_workers=-1 is not a number of processes"),
         ("list", {"persistent_workers": True}, "refused its arguments: persistent_workers option needs num_workers > 0"),
         ("stream", {"shuffle": True}, "Stream is an IterableDataset, whose order is its own"),
         ("stream", {"sampler": [0]}, "Stream is an IterableDataset, whose order is its own"),
@@ -426,3 +426,28 @@ def test_states_of_something_else_are_refused():
         loader.load_state_dict({**state, "seed": 2})
     with pytest.raises(ArgumentError, match="has no epoch, samples_done. It must be what state_dict"):
         loader.load_state_dict({"seed": 1, "num_samples": 4})
+
+
+@pytest.mark.parametrize("num_workers", [-1, 2.5, True, None])
+def test_a_wrong_number_of_workers_is_refused_for_data_in_memory_too(num_workers):
+    with pytest.raises(
+        ArgumentError, match=f"num_workers={num_workers!r} is not a number of processes. It must be a whole"
+    ):
+        velodrome.DataLoader((torch.zeros(4, 2), torch.zeros(4)), num_workers=num_workers)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: (x, torch.zeros(4)), lambda x: {"x": x}])
+def test_sparse_tensors_are_refused(wrap):
+    with pytest.raises(ArgumentError, match=r"holds a sparse tensor .*Give tensor.to_dense\(\)"):
+        velodrome.DataLoader(wrap(torch.eye(4).to_sparse()))
+
+
+@pytest.mark.parametrize("data", [(torch.zeros(4, 2), torch.zeros(4)), torch.zeros(4, 2)])
+def test_a_transform_that_returns_nothing_is_named(data):
+    def scale(x):
+        x.mul_(2)
+
+    with pytest.raises(
+        ArgumentError, match="transform=scale returned None for a batch. It must return the changed inputs"
+    ):
+        next(iter(velodrome.DataLoader(data, 2, transform=scale)))

@@ -1,12 +1,14 @@
 """One configuration of a recipe on the bench: built, warmed up, and ready to train a few steps by the clock.
 
-It trains with `Trainer.fit`, as the real run does, but writes nothing. What concerns a whole run only is left out of the timed steps:
-schedule, average of weights, early stopping. `rehearse` has all of it.
+It trains with `Trainer.fit`, as the real run does, but writes nothing. The first steps, whose losses are compared, are those of the real
+run, schedule included. Far more steps are timed than the run may have, so those hardly move the weights: the learning rate is a millionth
+of the recipe's, which changes nothing about the time of a step. Average of weights and early stopping are left to `rehearse`.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,13 @@ from velodrome.advise.memory import peak_bytes
 from velodrome.advise.samples import num_samples
 from velodrome.advise.tuning.aside import aside, build_quietly, digest_of, validation_loader, wait_for
 from velodrome.advise.tuning.facts import Facts, Round
-from velodrome.advise.tuning.rehearsal import Rehearsal, rehearse
+from velodrome.advise.tuning.rehearsal import Rehearsal, StopAfter, rehearse
 from velodrome.callbacks.base import Callback
 from velodrome.data.bound import BoundLoader
 from velodrome.data.threads import usable_cores
 from velodrome.errors import DataError
-from velodrome.recipes.switches import WHOLE_RUN
+from velodrome.step.schedules.base import NO_SCHEDULE
+from velodrome.step.schedules.rates import set_rate
 
 if TYPE_CHECKING:
     from velodrome.advise.tuning.setup import Setup
@@ -34,7 +37,9 @@ __all__ = ["WARM_UP_STEPS", "Bench"]
 
 WARM_UP_STEPS = 12
 """that every configuration begins with, on the same weights and batches: their losses are compared"""
-_LEFT_OUT = WHOLE_RUN - {"compile", "engine"}
+_LEFT_OUT = frozenset({"ema", "stop_after"})
+_TIMED_RATE = 1e-6
+"""of the learning rate that the first steps end with: thousands of steps at it move the weights by less than one of theirs"""
 _LEAST_STEPS = 3
 _PREFETCHED = 2  # batches a worker, of torch's loader: those of the pause between two rounds are no speed
 _LONGEST_REST_S = 1.0
@@ -83,7 +88,8 @@ class Bench:
             arguments = {key: value for key, value in self.ready.trainer_arguments.items() if key not in _LEFT_OUT}
             self._clock = _Clock()
             trial = replace(self.ready, callbacks=(), trainer_arguments=arguments)
-            self._trainer = trial.make_trainer(progress=False, callbacks=[self._clock])
+            self._first_steps = StopAfter(WARM_UP_STEPS)
+            self._trainer = trial.make_trainer(progress=False, callbacks=[self._clock, self._first_steps])
             self._val: Any = None
             self._val_scale = 0.0
             self._step_s = 0.0
@@ -91,9 +97,17 @@ class Bench:
     def start(self) -> Facts:
         """Train the first steps and learn what there is to know."""
         with aside(self._setup):
-            result = self._trainer.fit(self.ready.train, steps=WARM_UP_STEPS)
+            total, val = num_samples(self.ready.data.val), self.ready.val
+            if total is not None:
+                val = validation_loader(self.ready, min(total, self.ready.recipe.train.eval_batch_size))
+            elif val is not None and iter(val) is val:
+                val = None
+            # With what a schedule asks for: the length of the run, and the validation of an epoch.
+            result = self._trainer.fit(self.ready.train, val, **self.ready.fit_arguments)
+            self._first_steps.steps = sys.maxsize
             digest = digest_of(self._trainer.model)
-            if (total := num_samples(self.ready.data.val)) is not None:
+            self._hold_weights()
+            if total is not None:
                 self._trainer.evaluate(self._source(min(total, self.ready.recipe.train.eval_batch_size)))
             wait_for(self._trainer.device)
             warm_up_s = perf_counter() - self._created
@@ -125,6 +139,14 @@ class Bench:
 
     def close(self) -> None:
         """Nothing is to be done: what a bench in this process holds, it holds as any object does."""
+
+    def _hold_weights(self) -> None:
+        """Let the schedule go, and lower the learning rate so far that any number of steps can be timed."""
+        for updates in self._trainer._run.windows.by_name.values():
+            updates.schedule = NO_SCHEDULE
+            for group in updates.optimizer.param_groups:
+                if "lr" in group:  # an optimizer of the user's may have none
+                    set_rate(group, group["lr"] * _TIMED_RATE)
 
     def _train(self, *, lead: int, steps: int) -> float:
         """Train and take the time of a step; return what the beginning and the end of it took besides."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from velodrome.advise.tuning.setup import Setup
     from velodrome.trainer import Trainer
 
-__all__ = ["Rehearsal", "rehearse"]
+__all__ = ["Rehearsal", "StopAfter", "rehearse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,14 @@ class Rehearsal:
         return (self.val if "loss" in self.val else self.train).get("loss", float("nan"))
 
 
-class _StopAfter(Callback):
+class StopAfter(Callback):
     """Ends a run of full length after a few steps: schedules are those of the full length."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def on_step_end(self, trainer: Trainer) -> None:
+        """Ask for the end once there are so many."""
         if trainer.progress.steps_done >= self.steps:
             trainer.stop()
 
@@ -60,7 +61,7 @@ def rehearse(setup: Setup, *, steps: int, val_samples: int | None) -> Rehearsal:
     """
     with aside(setup):
         ready = build_quietly(setup)
-        trainer = ready.make_trainer(progress=False, callbacks=[_StopAfter(steps)])
+        trainer = ready.make_trainer(progress=False, callbacks=[StopAfter(steps)])
         val, total = ready.val, num_samples(ready.data.val)
         if val is not None and val_samples is not None and total is not None and val_samples < total:
             val = validation_loader(ready, val_samples)

@@ -1,7 +1,7 @@
 """A bench in a process of its own: its threads, its memory, and whatever it breaks.
 
 The two speak in lines of JSON. What the recipe's code prints goes elsewhere, and Ctrl-C reaches only the process that tunes, which ends
-the others.
+the others; they end themselves when it is gone.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ class RemoteBench:
 
     def __init__(self, setup: Setup, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        self.name = f"the trial of {setup.change}" if setup.change.fields else "the trial of the recipe as it is"
+        """for messages"""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
         self._unread = b""
         # What this process can import its children can: a recipe may name code that stands anywhere on this path.
         path = os.pathsep.join(dict.fromkeys(entry or os.getcwd() for entry in ["", *sys.path]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "velodrome.advise.tuning.worker"],
+            [sys.executable, "-m", "velodrome.advise.tuning.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -100,7 +102,8 @@ class RemoteBench:
     def _answer(self) -> dict[str, Any]:
         answer = json.loads(self._read_line())
         if "error" in answer:
-            raise TrialError(answer["error"], kind=answer["kind"], code=answer["exit_code"])
+            message = f"{self.name[0].upper()}{self.name[1:]} failed. {answer['error']}"
+            raise TrialError(message, kind=answer["kind"], code=answer["exit_code"])
         return answer["answer"]
 
     def _read_line(self) -> bytes:
@@ -109,7 +112,11 @@ class RemoteBench:
         while b"\n" not in self._unread:
             left = deadline - perf_counter()
             if left <= 0 or not select.select([number], [], [], left)[0]:
-                raise TrialError(f"it was not done after {self._timeout_s:.0f} s, and was ended", kind="timeout")
+                raise TrialError(
+                    f"{self.name[0].upper()}{self.name[1:]} was not done after {self._timeout_s:.0f} s, and was ended. Give it more --minutes, "
+                    f"or see with `velodrome train` what takes so long.",
+                    kind="timeout",
+                )
             part = os.read(number, 1 << 16)
             if not part:
                 raise TrialError(self._why_it_ended(), kind="ended")
@@ -124,7 +131,8 @@ class RemoteBench:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        return f"its process ended {how}{f': {lines[-1]}' if lines else ''}"
+        said = f"; the last that it said: {lines[-1]}" if lines else ""
+        return f"{self.name[0].upper()}{self.name[1:]} ended, its process {how}{said}."
 
 
 def encode(answer: Facts | Round | Rehearsal) -> str:

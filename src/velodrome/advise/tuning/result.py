@@ -36,7 +36,7 @@ class TrialResult:
     """of an epoch with its evaluation, against the best before it; NaN where it was not measured"""
     rounds: tuple[Round, ...] = ()
     agreement: Agreement | None = None
-    """None where the first steps see other batches"""
+    """with the recipe as it is; None where the first steps see other batches"""
     break_even_steps: int | None = None
     total_steps: int | None = None
     is_taken: bool = False
@@ -137,6 +137,8 @@ class Tuning:
     recipe: str
     budget_s: float
     seconds: float = 0.0
+    start_s: float = 0.0
+    """that starting the first two trials took, which no budget can bound"""
     facts: Facts | None = None
     noise: float = 0.0
     """how far apart the baseline and its twin were, relative"""
@@ -167,7 +169,8 @@ class Tuning:
         """Return what to change."""
         if self.change is None:
             known = "Nothing that was tried is" if self.trials else "Nothing was tried, so nothing is known to be"
-            return f"{known} faster than the recipe as it is, by more than the noise of {100 * self.noise:.1f} %."
+            noise = f", by more than the noise of {100 * self.noise:.1f} %" if self.baseline else ""
+            return f"{known} faster than the recipe as it is{noise}."
         if self.verified is None:
             return f"So far {self.change} looked faster; the whole was not checked, so nothing was written."
         if not self.verified.is_faster:
@@ -178,6 +181,16 @@ class Tuning:
         if not self.verified.is_as_good:
             return f"{self.verified.speed_up:.2f}x: {self.change}; but {self.verified.why_not}."
         return f"{self.verified.speed_up:.2f}x: {self.change}"
+
+    @property
+    def is_anything_known(self) -> bool:
+        """Whether there is something to show, however it ended."""
+        return bool(self.baseline or self.trials)
+
+    @property
+    def _why_longer(self) -> str:
+        is_longer = round(self.seconds) > round(self.budget_s)
+        return f" (starting the recipe alone took {self.start_s:.0f} s, which comes on top)" if is_longer else ""
 
     def lines(self) -> list[str]:
         """Return everything for people to read."""
@@ -197,7 +210,8 @@ class Tuning:
             header = ("technique", "change", "speed", "step", "memory", "losses", "outcome")
             lines += ["", *_table([header, *(each.cells for each in self.trials)]), ""]
             lines.append(
-                "Speed is that of an epoch with its evaluation, against the best before: those that are taken add up."
+                "Speed is that of an epoch with its evaluation, against the best before: those that are taken add up. "
+                "Losses are compared with those of the recipe as it is."
             )
         if self.skipped:
             lines.append("Not tried:")
@@ -207,7 +221,7 @@ class Tuning:
         if self.verified is not None:
             lines.append(f"Checked: {self.verified.sentence}.")
         lines.append(
-            f"Took {self.seconds:.0f} s of {self.budget_s:.0f} s{', interrupted' if self.is_interrupted else ''}."
+            f"Took {self.seconds:.0f} s of {self.budget_s:.0f} s{self._why_longer}{', interrupted' if self.is_interrupted else ''}."
         )
         lines.append(self.sentence)
         if self.written is not None:
@@ -223,7 +237,7 @@ class Tuning:
             "seconds": self.seconds,
             "interrupted": self.is_interrupted,
             "facts": None if self.facts is None else asdict(self.facts),
-            "noise": self.noise,
+            "noise": self.noise if self.baseline else None,
             "repeatable": self.is_repeatable,
             "baseline": [asdict(each) for each in self.baseline],
             "trials": [

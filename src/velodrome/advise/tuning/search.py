@@ -17,7 +17,7 @@ from velodrome.recipes.read import load_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from velodrome.advise.tuning.facts import Facts
+    from velodrome.advise.tuning.facts import Facts, Round
     from velodrome.advise.tuning.measure import Agreement, Arm, Comparison
     from velodrome.advise.tuning.rehearsal import Rehearsal
     from velodrome.advise.tuning.setup import Change, Setup
@@ -80,6 +80,7 @@ class Search:
         self._open: list[Any] = []
         self._noise_s = 0.0
         self._placed: tuple[str, ...] = ()
+        self._reference: tuple[Facts, float] | None = None
         self.result = Tuning(recipe=setup.recipe, budget_s=seconds)
 
     def run(self) -> Tuning:
@@ -104,6 +105,7 @@ class Search:
         facts = baseline.start()
         twin_facts = twin.start()
         start_s = self._clock() - begun  # of two at once: no less than that of one
+        result.start_s = start_s
         result.facts = facts
         same = agree((facts.loss, facts.digest), (twin_facts.loss, twin_facts.digest))
         result.is_repeatable = same.kind == "equal bits"
@@ -116,6 +118,7 @@ class Search:
         self._choose_round(num_choices, start_s)
         self._measure_noise(baseline, twin, facts.steps_per_epoch)
         best = (self._setup, baseline, facts)
+        self._reference = facts, 0.0
         cost_s = start_s + self._noise_s
         for name in names:
             # Looked up when its turn comes: what was taken before may rule it out.
@@ -136,6 +139,9 @@ class Search:
                     if best[1] is not baseline:
                         self._close(best[1])
                     best = (best[0].with_change(change), arm, its_facts)
+                    # After another batch size there is nothing to compare with before it.
+                    reference, limit = self._reference if technique.compares else (its_facts, 0.0)
+                    self._reference = reference, max(limit, technique.limit if technique.compares else 0.0)
                     result.change = best[0].change
                 elif arm is not None:
                     self._close(arm)
@@ -212,11 +218,21 @@ class Search:
             its_facts = arm.start()
             agreement = None
             if technique.compares:
-                agreement = agree((facts.loss, facts.digest), (its_facts.loss, its_facts.digest))
+                # With the recipe as it is, not with the best so far: several small differences are a large one.
+                assert self._reference is not None
+                reference, limit = self._reference
+                agreement = agree((reference.loss, reference.digest), (its_facts.loss, its_facts.digest))
                 result = replace(result, agreement=agreement)
-            if why := self._why_refused(technique, agreement, facts.loss, its_facts.loss):
+                step = agree((facts.loss, facts.digest), (its_facts.loss, its_facts.digest))
+                if step.difference > technique.limit:
+                    return replace(result, why=_too_far(facts.loss, its_facts.loss)), arm, None
+                if agreement.difference > max(limit, technique.limit):
+                    return replace(result, why=_too_far(reference.loss, its_facts.loss)), arm, None
+            if why := self._why_refused(agreement, facts.loss, its_facts.loss):
                 return replace(result, why=why), arm, None
-            comparison = self._compare(incumbent, arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
+            comparison = self._compare(_Incumbent(incumbent), arm, (facts.steps_per_epoch, its_facts.steps_per_epoch))
+        except _IncumbentError as error:
+            raise error.__cause__ or error from None
         except Exception as error:  # whatever it is, this choice is not possible, and the others may be
             for arm in self._open[num_open:]:
                 self._close(arm)
@@ -234,10 +250,10 @@ class Search:
                 return replace(result, why="does not pay in this run"), arm, its_facts
         return replace(result, is_taken=True, why="taken"), arm, its_facts
 
-    def _why_refused(self, technique: Technique, agreement: Agreement | None, before: float, after: float) -> str:
+    def _why_refused(self, agreement: Agreement | None, before: float, after: float) -> str:
         """Return what is wrong with the numbers of the first steps; nothing where nothing is."""
-        if not math.isfinite(after) or (agreement is not None and agreement.difference > technique.limit):
-            return f"the loss of the first steps is too far off: {after:.6g} instead of {before:.6g}"
+        if not math.isfinite(after):
+            return _too_far(before, after)
         if agreement is None or not self.result.is_repeatable or self._allows(agreement.numerics):
             return ""
         return f'the numbers are {agreement.kind}, and numerics="{self._numerics}"'
@@ -267,6 +283,28 @@ class Search:
             speed_up=comparison.speed_up, steps=before.steps, before=before, after=after, loss_change=worse,
             is_faster=is_faster, is_as_good=is_as_good, has_equal_bits=has_equal_bits, rounds=comparison.second, baseline=comparison.first,
         )  # fmt: skip
+
+
+class _IncumbentError(Exception):
+    """The best so far failed, not what is tried against it: nothing can be tried any more."""
+
+
+class _Incumbent:
+    """The best so far, whose errors are told from those of the one on trial."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm
+        self.start, self.close = arm.start, arm.close
+
+    def round(self, seconds: float) -> Round:
+        try:
+            return self._arm.round(seconds)
+        except Exception as error:
+            raise _IncumbentError from error
+
+
+def _too_far(before: float, after: float) -> str:
+    return f"the loss of the first steps is too far off: {after:.6g} instead of {before:.6g}"
 
 
 def _break_even(comparison: Comparison, facts: Facts, its_facts: Facts) -> int:

@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +19,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Answer calls until the input ends."""
+    """Answer calls until the input ends, or the process that asks is gone."""
+    from velodrome.advise.tuning.orphans import end_without
+
+    end_without(int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the recipe's code prints is no answer
     sys.stdout = sys.stderr
@@ -46,10 +51,25 @@ def serve(calls: Iterable[str], answers: Any) -> None:  # Any: a text stream
                     )
         except Exception as error:  # whatever it is, the process that tunes has to know, and to go on without this one
             kind, code = type(error).__name__, getattr(error, "exit_code", 1)
-            answer = json.dumps({"error": f"{kind}: {error}", "kind": kind, "exit_code": code})
+            answer = json.dumps({"error": _describe(error), "kind": kind, "exit_code": code})
         gc.collect()
         answers.write(answer + "\n")
         answers.flush()
+
+
+def _describe(error: Exception) -> str:
+    """Return what happened, and where in the recipe's code, if it was there."""
+    from velodrome.errors import VelodromeError
+
+    message = error.message if isinstance(error, VelodromeError) else f"{type(error).__name__}: {error}"
+    origin: BaseException = error
+    while origin.__cause__ is not None:
+        origin = origin.__cause__
+    ours = str(Path(__file__).parents[2])
+    for frame in reversed(traceback.extract_tb(origin.__traceback__)):
+        if not frame.filename.startswith((ours, "<")) and "site-packages" not in frame.filename:
+            return f"{message.rstrip('.')} ({frame.filename}:{frame.lineno})."
+    return message
 
 
 def _setup(given: dict[str, Any]) -> Setup:

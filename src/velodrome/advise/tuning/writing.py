@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velodrome.errors import ArgumentError, RefusedError
+from velodrome.advise.outputs import check_place, write_answer
+from velodrome.errors import ArgumentError, RefusedError, VelodromeError
 from velodrome.recipes.read import load_recipe
 from velodrome.recipes.toml_writer import to_toml
-from velodrome.record.atomic import replace_file
 
 if TYPE_CHECKING:
     from velodrome.advise.tuning.result import Tuning
@@ -24,7 +25,7 @@ def choose_path(recipe: str, out: Path | None, *, overwrite: bool = False) -> Pa
 
     Raises:
         ArgumentError: it is no .toml file, or its folder is not there.
-        RefusedError: it would take the place of a file.
+        RefusedError: it would take the place of a file, or cannot be written there.
     """
     is_file = recipe.endswith(".toml") or "/" in recipe or "\\" in recipe
     path = out or (Path(recipe).with_suffix(".tuned.toml") if is_file else Path(f"{recipe}.tuned.toml"))
@@ -39,6 +40,7 @@ def choose_path(recipe: str, out: Path | None, *, overwrite: bool = False) -> Pa
             f"{path} exists already, so nothing was tried. Give another name with --out, or --overwrite to replace a file.",
             path=path,
         )
+    check_place(path)
     return path
 
 
@@ -46,16 +48,20 @@ def write_tuned_recipe(path: Path, setup: Setup, result: Tuning) -> None:
     """Write the recipe with all that paid, whole or not at all.
 
     Raises:
-        RefusedError: the file cannot be written.
+        RefusedError: something is there by now that is no file.
+        VelodromeError: the file cannot be written.
     """
     assert result.change is not None
     recipe = load_recipe(setup.recipe, setup.with_change(result.change).all_overrides).recipe
     head = [f"# {setup.recipe}, tuned: {result.sentence}", *_how(result)]
     try:
-        replace_file(path, ("\n".join(head) + "\n\n" + to_toml(_given_tables(recipe))).encode())
+        write_answer(path, ("\n".join(head) + "\n\n" + to_toml(_given_tables(recipe))).encode())
     except OSError as error:
-        raise RefusedError(
-            f"{path} cannot be written: {error.strerror}. Give another file with --out.", path=path
+        fields = " ".join(shlex.quote(each) for each in setup.with_change(result.change).all_overrides)
+        raise VelodromeError(
+            f"{path} cannot be written: {error.strerror}. What it would have said can be given by hand: "
+            f"velodrome train {shlex.quote(setup.recipe)} {fields}",
+            path=path,
         ) from error
 
 

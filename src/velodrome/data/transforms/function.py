@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.data.failures import Failure, list_of
 from velodrome.data.randomness import GeneratorsKept, epoch_key, seed_generators
+from velodrome.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,16 +52,25 @@ class BatchTransform:
             size: samples, of all processes together.
         Raises:
             FetchError: the function raised.
+        ArgumentError: it returned nothing.
         """
         try:
             with GeneratorsKept(self._device):
                 seed_generators(self._key, b"transform:%d" % position, self._device)
-                return self._apply(batch)
+                changed = self._apply(batch)
         except Exception as error:
             indices = self._indices(position, size)
             of = f"samples {position} to {position + size - 1} of the epoch" if indices is None else list_of(indices)
             remedy = "Check what it does with a batch: transform= is given whole batches of inputs, not samples."
             Failure.of(error, f"transform of {of}", indices or (), remedy=remedy).raise_here()
+        else:
+            if changed is None or (isinstance(changed, (tuple, list)) and changed[0] is None):
+                name = getattr(self._function, "__name__", type(self._function).__name__)
+                raise ArgumentError(
+                    f"transform={name} returned None for a batch. It must return the changed inputs: end it with a return, also where it changes them "
+                    f"in place."
+                )
+            return changed
 
     def _apply(self, batch: Any) -> Any:
         function = self._function
