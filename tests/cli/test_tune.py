@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -116,6 +117,7 @@ def test_other_signals_end_it_like_ctrl_c(project, number, code):
     process = subprocess.Popen(
         [sys.executable, "-m", "velodrome.cli", "tune", "mine.toml", "--minutes", "5"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # `nohup`, if the tests run under it, has it ignored
     )  # fmt: skip
     assert process.stdout is not None
     assert "Ctrl-C" in process.stdout.readline()

@@ -47,11 +47,13 @@ def test_python_blocks_are_short() -> None:
 
 def test_velodrome_commands_run_one_after_the_other(tmp_path: Path) -> None:
     """Run in one folder, as a reader would, but on the embedded digits, so that nothing is downloaded."""
-    assert len(commands()) == 8
+    assert len(commands()) == 9
     for command in commands():
         words = shlex.split(command)[1:]
-        if words[0] in ("train", "eject"):
+        if words[0] in ("train", "eject", "tune"):
             words += ["data.source=embedded"]
+        if words[0] == "tune":
+            words += ["--minutes", "0.1"]
         runs = sorted((tmp_path / "runs").glob("*")) if (tmp_path / "runs").is_dir() else []
         words = [word.replace("runs/<run>", str(runs[0])) if "<run>" in word else word for word in words]
 

@@ -144,9 +144,9 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
             continue
         if isinstance(state.get("resume"), dict):
             return found.path, skipped
-        reason = state.get("not_resumable")
-        is_early = is_early and reason is not None
-        skipped.append(f"{found.path} holds weights only: {reason or 'an older release saved it'}.")
+        is_early = is_early and state.get("is_within_batch") is True
+        reason = state.get("not_resumable") or "an older release saved it"
+        skipped.append(f"{found.path} holds weights only: {reason}.")
     if not is_early:
         raise CheckpointError(
             f"{folder} holds no checkpoint that can be gone on from. {' '.join(skipped)} Begin a new run in another run_dir; weights "

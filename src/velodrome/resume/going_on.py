@@ -246,7 +246,8 @@ class GoingOn:
         """Return what a checkpoint holds besides the weights; the reason, where a run cannot go on from it."""
         run = self._run
         if run.position.is_in_batch:
-            return SavedState(state={"not_resumable": "it was made within a batch, and the loop was left there"})
+            reason = "it was made within a batch, and the loop was left there"
+            return SavedState(state={"not_resumable": reason, "is_within_batch": True})
         try:
             saved = collect_state(run, [collect_own(run)] if run.is_alone else run.saves.together.take())
         except CheckpointError as error:
