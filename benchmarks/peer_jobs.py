@@ -6,7 +6,6 @@ shows for tensors. Nobody writes files or draws a bar; everybody records trainin
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-import trainers  # noqa: F401 - tells Keras its backend
+import trainers  # before Keras: tells it its backend
 import velodrome as vd
 from fresh import Outcome, flat_weights
 from models import mlp
@@ -353,7 +352,7 @@ class Rows(Dataset[dict[str, Any]]):
 
 def transformers_trainer(job: TensorJob) -> Outcome:
     """The Trainer of transformers, in the data's order, without its clipping and decay."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
     class Wrapped(nn.Module):
         def __init__(self) -> None:
@@ -369,18 +368,11 @@ def transformers_trainer(job: TensorJob) -> Outcome:
             return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     module = Wrapped()
-    arguments = TrainingArguments(
-        output_dir=os.devnull + "-unused",
+    arguments = trainers.quiet_arguments(
         num_train_epochs=job.epochs,
         per_device_train_batch_size=job.batch_size,
         per_device_eval_batch_size=job.eval_batch_size,
         eval_strategy="epoch",
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to=[],
-        save_strategy="no",
-        max_grad_norm=0.0,
-        logging_steps=50,
     )
     optimizer = sgd(module)
     trainer = InOrder(

@@ -6,7 +6,6 @@ the trained weight. Importing this file imports torch and no trainer, ours neith
 
 from __future__ import annotations
 
-import os
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import trainers  # noqa: F401 - tells Keras its backend
+import trainers  # before Keras: tells it its backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,7 +220,7 @@ def poutyne_fit(batches: Batches) -> tuple[float, Tensor]:
 
 def transformers_trainer(batches: Batches) -> tuple[float, Tensor]:
     """The Trainer of transformers, over single samples' loader replaced by the ready batches."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
     class Wrapped(nn.Module):
         def __init__(self) -> None:
@@ -238,16 +237,9 @@ def transformers_trainer(batches: Batches) -> tuple[float, Tensor]:
             return torch.utils.data.DataLoader(Ready(items), batch_size=None)  # type: ignore[arg-type]
 
     module = Wrapped()
-    arguments = TrainingArguments(
-        output_dir=os.devnull + "-unused",
+    arguments = trainers.quiet_arguments(
         num_train_epochs=1,
         per_device_train_batch_size=8,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to=[],
-        save_strategy="no",
-        max_grad_norm=0.0,
-        logging_steps=50,
     )
     optimizer = sgd(module)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

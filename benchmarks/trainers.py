@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,3 +49,19 @@ def installed(arms: Iterable[str], only: Sequence[str] = ()) -> list[str]:
     return [
         arm for arm in arms if (not only or arm in only) and all(map(importlib.util.find_spec, trainer_of(arm).modules))
     ]
+
+
+def quiet_arguments(**more: Any) -> Any:
+    """Return the `TrainingArguments` of transformers for a run on the CPU that writes no files, draws no bar and does not clip."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=os.devnull + "-unused",
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to=[],
+        save_strategy="no",
+        max_grad_norm=0.0,
+        logging_steps=50,
+        **more,
+    )

@@ -125,13 +125,12 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
         CheckpointError: there are others, and all of them are damaged or say nothing.
     """
     skipped: list[str] = []
-    is_early = True
+    num_within_batch = 0
     refuse_links(folder)
     run_id = read_record(folder)["id"]
     for found in find_checkpoints(folder / "checkpoints"):
         if found.manifest is None or found.problem:
             skipped.append(found.problem)
-            is_early = False
             continue
         if found.manifest.run_id != run_id:
             continue
@@ -140,14 +139,13 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
             state = read_state(found.path, verify=False)
         except CheckpointError as error:
             skipped.append(error.message)
-            is_early = False
             continue
         if isinstance(state.get("resume"), dict):
             return found.path, skipped
-        is_early = is_early and state.get("is_within_batch") is True
+        num_within_batch += state.get("is_within_batch") is True
         reason = state.get("not_resumable") or "an older release saved it"
         skipped.append(f"{found.path} holds weights only: {reason}.")
-    if not is_early:
+    if len(skipped) > num_within_batch:
         raise CheckpointError(
             f"{folder} holds no checkpoint that can be gone on from. {' '.join(skipped)} Begin a new run in another run_dir; weights "
             f"that are whole can be loaded with velodrome.load_model."

@@ -14,6 +14,7 @@ __all__ = ["give_back_freed_memory", "keep_freed_memory"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 512 * 2**20
 _LARGEST_KEPT_BYTES = 32 * 2**20  # glibc takes no more; larger pieces go back to the system when they are freed
+_is_kept = False
 _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
@@ -26,18 +27,20 @@ def keep_freed_memory() -> bool:
     Cost: two system calls' worth of time; memory that is free stays resident until `give_back_freed_memory`.
     Source: mallopt(3).
     """
+    global _is_kept
     if any(os.environ.get(name) for name in _OF_THE_USER) or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     libc = _glibc()
     if libc is None:
         return False
     kept = libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES) and kept)
+    _is_kept = bool(libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES) and kept)
+    return _is_kept
 
 
 def give_back_freed_memory() -> None:
-    """Return what is free to the system, as at the end of a run."""
-    libc = _glibc()
+    """Return what is free to the system, as at the end of a run; nothing happens where nothing was kept."""
+    libc = _glibc() if _is_kept else None
     if libc is not None:
         libc.malloc_trim(0)
 
