@@ -80,13 +80,22 @@ def one(value: float) -> dict[str, float]:
 
 def test_trainers_are_sorted_by_their_time_with_what_they_learned(make_tables: ModuleType, tmp_path: Path) -> None:
     def arm(seconds: float, **more: object) -> dict[str, object]:
-        return {"seconds": one(seconds), "times_ours": one(seconds / 2), "peak_rss_mb": 1234.0, **more}
+        ran = ranged(seconds, 0.9 * seconds, 2 * seconds)
+        return {"seconds": ran, "times_ours": one(seconds / 2), "peak_rss_mb": 1234.0, **more}
 
     learned = {"accuracy": 0.65, "weights_equal": True, "largest_weight_difference": 0.0}
     record = {
         "environment": {**RECORD["environment"], "epochs": 5, "switches": {"precision": "bf16"}},
         "results": {
-            "arms": {"Ignite": arm(3.0, **learned), "velodrome.fit, switches": arm(2.0, **learned), "floor: bare steps": arm(1.0)},
+            "arms": {
+                "Ignite": arm(3.0, **learned),
+                "Keras": arm(6.0, **learned),
+                "velodrome.fit, switches": arm(1.5, **learned),
+                "velodrome.fit": arm(2.0, **learned),
+                "floor: bare steps": arm(1.0),
+                "floor: bare steps, freed memory kept": arm(1.6),
+                "raw over a loader": arm(2.5, **learned),
+            },
             "best_peer": one(1.5),
             "median_peer": one(2.5),
             "times_floor": one(1.05),
@@ -100,9 +109,14 @@ def test_trainers_are_sorted_by_their_time_with_what_they_learned(make_tables: M
     page = make_tables.filled(PAGE.replace("startup", "end_to_end"), tmp_path)
 
     lines = [line for line in page.splitlines() if line.startswith("|")]
-    assert lines[2] == "| floor: bare steps |  | 1.0 | 0.50 |  |  | 1,234 |"
-    assert lines[3] == "| **`velodrome.fit`**, switches |  | 2.0 | 1.00 | 65.00% | 0 | 1,234 |"
-    assert lines[4] == "| Ignite | 0.5 | 3.0 | 1.50 | 65.00% | 0 | 1,234 |"
+    assert lines[2] == "| floor: bare steps |  | 1.0 | 0.50 | 0.9 |  |  | 1,234 |"
+    assert lines[5] == "| **`velodrome.fit`** |  | 2.0 | 1.00 | 1.8 | 65.00% | 0 | 1,234 |"
+    assert lines[7] == "| Ignite | 0.5 | 3.0 | 1.50 | 2.7 | 65.00% | 0 | 1,234 |"
+    # 2.7 / 1.8 and 5.4 / 1.8 of Ignite and Keras, and 1.8 / 1.44
+    assert (
+        "best of the others takes 1.50 times as long as `fit`, their median 2.25 times, and `fit` 1.25 times as long as the bare"
+        in page
+    )
     assert "The best of the other trainers takes 1.50 times as long as `fit`, the median 2.50 times." in page
     assert "1.05 times what the bare steps alone take on one ready batch, and 1.25 times what they take" in page
     assert "Switches: `precision='bf16'`." in page
