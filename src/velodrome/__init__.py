@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from velodrome import errors, transforms
     from velodrome.advise.batch_size import BatchSizes, find_batch_size
-    from velodrome.advise.lr_finder import LRCurve, LRFinder, find_lr
+    from velodrome.advise.lr_curve import LRCurve
+    from velodrome.advise.lr_finder import LRFinder, find_lr
     from velodrome.api import evaluate, fit, predict
     from velodrome.averages import EMA, SWA
     from velodrome.callbacks.base import Callback
@@ -48,7 +49,7 @@ _HOMES = {
     "DataLoader": "velodrome.data.loader",
     "EarlyStopping": "velodrome.callbacks.early_stopping",
     "FitResult": "velodrome.loop.result",
-    "LRCurve": "velodrome.advise.lr_finder",
+    "LRCurve": "velodrome.advise.lr_curve",
     "LRFinder": "velodrome.advise.lr_finder",
     "StopReason": "velodrome.loop.progress",
     "Trainer": "velodrome.trainer",

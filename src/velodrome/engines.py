@@ -12,8 +12,6 @@ from velodrome.errors import ArgumentError, nearest
 from velodrome.metrics import means, metric_set
 from velodrome.step import guard
 from velodrome.step.capture.context import CaptureContext, Held
-from velodrome.step.capture.engine import CapturedEngine, CapturedPhases
-from velodrome.step.capture.graphs import CudaGraphs
 from velodrome.step.compiled import resolve_compilation
 from velodrome.step.engine import ENGINES
 
@@ -80,6 +78,8 @@ class EngineChoice:
         """
         if self.recorder is None or not len(windows):
             return engine, phases
+        from velodrome.step.capture.engine import CapturedEngine, CapturedPhases  # many modules, for those who record
+
         captured = CapturedEngine(engine, next(iter(windows.by_name.values())), self.recorder, context)
         return captured, CapturedPhases(captured)
 
@@ -146,7 +146,7 @@ def _choose_auto(facts: _Facts) -> EngineChoice:
     if reason:
         return EngineChoice(name="eager", why=reason, is_news=facts.device.type == "cuda")
     why = "a whole step is one launch; it is checked against eager before use"
-    return EngineChoice(name="captured", why=why, recorder=CudaGraphs(facts.device))
+    return EngineChoice(name="captured", why=why, recorder=_cuda_graphs(facts.device))
 
 
 def _choose_eager(facts: _Facts) -> EngineChoice:
@@ -167,7 +167,7 @@ def _choose_captured(facts: _Facts) -> EngineChoice:
             f'engine="captured" records CUDA graphs, and this trainer runs on {facts.device}. Use engine="eager", or device="cuda" where '
             f"there is one: velodrome doctor shows what torch finds."
         )
-    return _captured(facts, CudaGraphs(facts.device), name='engine="captured"', why="it was asked for")
+    return _captured(facts, _cuda_graphs(facts.device), name='engine="captured"', why="it was asked for")
 
 
 def _choose_recorder(recorder: Any, facts: _Facts) -> EngineChoice:
@@ -177,6 +177,12 @@ def _choose_recorder(recorder: Any, facts: _Facts) -> EngineChoice:
 
 
 _CHOOSE = {"auto": _choose_auto, "eager": _choose_eager, "compiled": _choose_compiled, "captured": _choose_captured}
+
+
+def _cuda_graphs(device: torch.device) -> Recorder:
+    from velodrome.step.capture.graphs import CudaGraphs
+
+    return CudaGraphs(device)
 
 
 def _compiled(facts: _Facts, *, why: str) -> EngineChoice:

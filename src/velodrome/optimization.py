@@ -13,7 +13,7 @@ from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.guard import make_guard
 from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
 from velodrome.step.precision import Precision, check_fits_model, make_scaler
-from velodrome.step.schedules import resolve_scheduler
+from velodrome.step.schedules.base import NO_SCHEDULE, Schedule
 from velodrome.step.updates import GradientWorld, Updates, check_accumulate
 from velodrome.step.windows import Windows
 
@@ -70,13 +70,7 @@ class Optimization:
         layers = layer_names(model) if self.grad_norms else {}
         windows = {}
         for name, optimizer in optimizers.items():
-            schedule = resolve_scheduler(
-                schedulers.get(name),
-                optimizer,
-                arguments=self.scheduler_args if name in schedulers else {},
-                every=self.scheduler_every if name in schedulers else None,
-                monitor=self.scheduler_monitor if name in schedulers else None,
-            )
+            schedule = self._schedule(schedulers[name], optimizer) if name in schedulers else NO_SCHEDULE
             windows[name] = Updates(
                 optimizer,
                 accumulate=check_accumulate(self.accumulate),
@@ -123,6 +117,16 @@ class Optimization:
             return resolve_optimizers(self.optimizer, model, lr=self.lr, arguments=arguments)
         groups = self.parameter_groups or None
         return {"optimizer": resolve_optimizer(self.optimizer, model, lr=self.lr, arguments=arguments, groups=groups)}
+
+    def _schedule(self, scheduler: object, optimizer: Optimizer) -> Schedule:
+        arguments, every, monitor = self.scheduler_args, self.scheduler_every, self.scheduler_monitor
+        if scheduler is None and not arguments and every is None and monitor is None:
+            return NO_SCHEDULE
+        from velodrome.step.schedules.resolve import (
+            resolve_scheduler,  # where there is none, its modules are not needed
+        )
+
+        return resolve_scheduler(scheduler, optimizer, arguments=arguments, every=every, monitor=monitor)
 
     def _schedulers(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
         """Return what was given as the scheduler of each optimizer: one for each, or one made by name or factory for all."""

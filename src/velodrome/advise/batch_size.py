@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from velodrome.advise.lr_finder import LEFT_OUT, check_number, refuse_what_writes
+from velodrome.advise.finders import LEFT_OUT, check_number, refuse_what_writes
 from velodrome.advise.memory import process_peak_bytes
 from velodrome.advise.samples import num_samples
 from velodrome.data.columns import available_bytes

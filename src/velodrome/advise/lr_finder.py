@@ -3,7 +3,6 @@
 ```text
 find_lr(model, train, loss=..., optimizer=...)   a trainer of its own with an LRFinder, then everything put back
 LRFinder()                                       the same as a callback, for a trainer that you make
-LRCurve                                          what came out: rates, losses, the suggestion; a CSV file, a picture
 ```
 
 Source: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2015, https://arxiv.org/abs/1506.01186, section 3.3; the exponential
@@ -12,186 +11,26 @@ sweep, smoothing and stop as in fastai's `LRFinder` and davidtvs/pytorch-lr-find
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn.parameter import is_lazy
-
-from velodrome.advise.outputs import find_target, write_answer
+from velodrome.advise.finders import LEFT_OUT, ModelKept, check_number, position_kept, refuse_what_writes
+from velodrome.advise.lr_curve import LRCurve
 from velodrome.callbacks.base import Callback
 from velodrome.devices import resolve_device
-from velodrome.errors import ArgumentError, DataError, NumericsError
+from velodrome.errors import ArgumentError, NumericsError
 from velodrome.nonfinite.snapshot import Snapshot
-from velodrome.report.lr_curve import plot_lr_curve
 from velodrome.seeding import get_random_state, random_state_kept, set_random_state
 from velodrome.step.schedules.base import NO_SCHEDULE
 from velodrome.step.schedules.rates import set_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from velodrome.trainer import Trainer
 
-__all__ = ["LRCurve", "LRFinder", "check_number", "find_lr", "position_kept"]
-
-LEFT_OUT = (
-    "scheduler",
-    "scheduler_args",
-    "scheduler_every",
-    "scheduler_monitor",
-    "ema",
-    "compile",
-    "engine",
-    "stop_after",
-    "callbacks",
-)
-WRITES = ("run_dir", "resume", "checkpoint", "loggers")
-"""arguments of a trainer that have it write something"""
-_ROUNDING = 1e-6  # of a loss in 32 bits
-_NORMAL_DEVIATION = 1.05  # of the median distance of two draws: 0.954 of their deviation, were they normal
-_SKIPPED = 0.1  # of the sweep: the first losses say how the weights began, not what the learning rate does
-
-
-def check_number(name: str, value: object) -> None:
-    """Refuse an argument that is no number.
-
-    Raises:
-        ArgumentError: it is a text, None, or something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ArgumentError(f"{name}={value!r} is a {type(value).__name__}. It must be a number: leave quotes out.")
-
-
-def refuse_what_writes(trainer_arguments: Mapping[str, Any]) -> None:
-    """Refuse what would have a finder's trainer write something.
-
-    Raises:
-        ArgumentError: names the argument.
-    """
-    for name in WRITES:
-        if trainer_arguments.get(name) is not None:
-            raise ArgumentError(
-                f"{name}={trainer_arguments[name]!r} was given, and a finder writes nothing. Leave it out."
-            )
-
-
-@dataclass(frozen=True)
-class LRCurve:
-    """The losses of a range test, and what they suggest."""
-
-    rates: tuple[float, ...]
-    """learning rate of each step"""
-    losses: tuple[float, ...]
-    """loss of each step, before its update"""
-    smoothed: tuple[float, ...]
-    """exponential mean of the losses, corrected for its beginning"""
-    has_diverged: bool = False
-    """whether the sweep ended because the loss rose, or was not finite any more"""
-    not_finite_at: int | None = None
-    """the step, counted from 1, that ended the sweep because a number was NaN or infinite; it is not among the losses"""
-    not_finite: str = ""
-    """which number that was, and what: "the loss was NaN\""""
-
-    @property
-    def steepest(self) -> float | None:
-        """The learning rate at which the smoothed loss falls fastest; None where it never falls."""
-        lowest, start = self._lowest_index(), int(_SKIPPED * len(self.rates))
-        if not self._fell:
-            return None
-        slopes = {
-            index: (self.smoothed[index + 1] - self.smoothed[index - 1])
-            / math.log(self.rates[index + 1] / self.rates[index - 1])
-            for index in range(max(1, start), lowest)
-        }
-        best = min(slopes, key=slopes.__getitem__, default=None)
-        return None if best is None or slopes[best] >= 0 else self.rates[best]
-
-    @property
-    def lowest_tenth(self) -> float | None:
-        """A tenth of the learning rate at which the smoothed loss is lowest; None where it never falls."""
-        return None if self.steepest is None else self.rates[self._lowest_index()] / 10
-
-    @property
-    def suggestion(self) -> float | None:
-        """The learning rate to begin with: where the loss falls fastest; None where it never falls."""
-        return self.steepest
-
-    @property
-    def sentence(self) -> str:
-        """What came out, for people."""
-        if self.not_finite_at == 1:
-            return (
-                f"{self.not_finite[0].upper()}{self.not_finite[1:]} at step 1, before any update, so there is no suggestion. No learning rate "
-                "helps: see what the data, the model and the loss give."
-            )
-        lost = f"{self.not_finite} at step {self.not_finite_at}"
-        if self.steepest is None or self.lowest_tenth is None:
-            ended = "" if self.not_finite_at is None else f"; {lost}, and the test ended there"
-            return (
-                f"The loss never fell by more than its noise in {len(self.rates)} steps{ended}. So there is no suggestion. Give more steps, or "
-                "another range; and see that the model can learn from these data at all."
-            )
-        end = "where it diverged" if self.has_diverged else "the end of the range"
-        end += "" if self.not_finite_at is None else f": {lost}"
-        return (
-            f"lr {self.steepest:.2g}: there the loss falls fastest; a tenth of where it is lowest is {self.lowest_tenth:.2g}. "
-            f"{len(self.rates)} steps, from {self.rates[0]:.2g} to {self.rates[-1]:.2g}, {end}."
-        )
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write rates, losses and smoothed losses, a row a step, in one move.
-
-        Raises:
-            RefusedError: something is there that is no file: a named pipe, a device.
-            ArgumentError: the file cannot be written.
-        """
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(("lr", "loss", "smoothed_loss"))
-        rows.writerows(zip(self.rates, self.losses, self.smoothed, strict=True))
-        try:
-            write_answer(path, text.getvalue().encode())
-        except OSError as error:
-            raise ArgumentError(
-                f"The table cannot be written to {os.fspath(path)}: {error.strerror}. Its folder must be there and take files. Give another path."
-            ) from error
-
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the curve, and write it to a file if one is given.
-
-        Raises:
-            ArgumentError: matplotlib is not installed, or the file cannot be written.
-            RefusedError: something is there that is no file: a named pipe, a device.
-        """
-        path = None if path is None else find_target(path)
-        marks = {"steepest": self.steepest, "lowest / 10": self.lowest_tenth}
-        known = {name: rate for name, rate in marks.items() if rate is not None}
-        return plot_lr_curve(self.rates, self.losses, self.smoothed, known, path)
-
-    @property
-    def _fell(self) -> bool:
-        """Whether the smoothed loss fell by more than one step differs from the next, which is more than the mean of noise does."""
-        lowest, start = self._lowest_index(), int(_SKIPPED * len(self.rates))
-        if lowest <= start:
-            return False
-        before, after = self.smoothed[start], self.smoothed[lowest]
-        jumps = sorted(abs(b - a) for a, b in pairwise(self.losses[start : lowest + 1]))
-        noise = _NORMAL_DEVIATION * jumps[len(jumps) // 2]
-        return before - after > max(noise, _ROUNDING * max(abs(before), abs(after)))
-
-    def _lowest_index(self) -> int:
-        start = min(int(_SKIPPED * len(self.rates)), max(0, len(self.rates) - 1))
-        return min(range(start, len(self.rates)), key=self.smoothed.__getitem__, default=0)
+__all__ = ["LRFinder", "find_lr"]
 
 
 class LRFinder(Callback):
@@ -430,7 +269,7 @@ def find_lr(
     own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
     finder = LRFinder(lowest=lowest, highest=highest, steps=steps)
     with position_kept(train), random_state_kept(resolve_device(own.get("device", "auto"))):
-        before = _Model.take(model)
+        before = ModelKept.take(model)
         try:
             trainer = Trainer(model, callbacks=[finder], progress=False, checkpoint=None, loggers=(), **own)
             trainer.fit(train, steps=steps, batch_size=batch_size, shuffle=shuffle)
@@ -441,62 +280,3 @@ def find_lr(
         finally:
             before.put_back()
     return finder.result
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What a trainer changes about a model besides its numbers."""
-
-    model: nn.Module
-    trains: dict[nn.Parameter, tuple[bool, Tensor | None]]
-    strides: dict[str, tuple[int, ...]]
-
-    @classmethod
-    def take(cls, model: nn.Module) -> _Model:
-        """Note it, and take gradients that are there aside: the test frees its own."""
-        trains = {each: (each.requires_grad, each.grad) for each in model.parameters()}
-        strides = {
-            name: each.stride() for name, each in _parts(model) if each.layout is torch.strided and not is_lazy(each)
-        }
-        for parameter in trains:
-            parameter.grad = None
-        return cls(model, trains, strides)
-
-    def put_back(self) -> None:
-        """Put back which parameters train, their gradients, and the order of numbers in memory (channels_last)."""
-        for name, tensor in _parts(self.model):
-            strides = self.strides.get(name)
-            if strides is not None and tensor.stride() != strides:
-                own = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-                tensor.data = own.copy_(tensor.detach())
-        for parameter, (was_trained, gradient) in self.trains.items():
-            parameter.requires_grad_(was_trained)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
-
-
-def _parts(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-@contextmanager
-def position_kept(data: Any) -> Iterator[None]:
-    """Put the place of a loader back where it was, and the generator that it draws from.
-
-    Raises:
-        DataError: the data are an iterator, which cannot be put back.
-    """
-    if hasattr(data, "__next__"):
-        raise DataError(
-            f"The data are a {type(data).__name__}, an iterator, which the test would use up. Give a loader, a list of batches, or a dataset."
-        )
-    before = dict(vars(data)) if type(data).__module__.startswith("velodrome.") and hasattr(data, "set_epoch") else None
-    generator: Any = getattr(data, "generator", None)  # Any: torch.Generator, where there is one
-    state = generator.get_state() if hasattr(generator, "get_state") else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            vars(data).update(before)
-        if state is not None:
-            generator.set_state(state)

@@ -109,7 +109,7 @@ def _build(loaded: LoadedRecipe, screen: Screen) -> Ready:
 
 def _arguments(ready: Ready) -> dict[str, Any]:
     """Return the recipe's arguments of a trainer, without those for what it writes."""
-    from velodrome.advise.lr_finder import WRITES
+    from velodrome.advise.finders import WRITES
 
     return {name: value for name, value in ready.trainer_arguments.items() if name not in WRITES}
 

@@ -5,10 +5,8 @@ Only where nothing about a sample is random: what is kept would be the same in e
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
@@ -60,12 +58,12 @@ def read_into_memory(dataset: Any, *, role: str = "training") -> Any:
                 f"Leave in_memory out, and let workers read it (num_workers)."
             )
         kept = [torch.empty((count, *first[key].shape[1:]), dtype=first[key].dtype) for key in keys]
-        before = _generators()
-        for index in range(count):
-            for tensor, part in zip(kept, _parts(parts[index], keys, kept, index, name), strict=True):
-                tensor[index] = part
-        if not _are_equal(before, _generators()):
-            raise _random(name, "draws random numbers")
+        with GeneratorsKept() as generators:
+            for index in range(count):
+                for tensor, part in zip(kept, _parts(parts[index], keys, kept, index, name), strict=True):
+                    tensor[index] = part
+            if generators.has_moved:
+                raise _random(name, "draws random numbers")
         for index in sorted({round(each * (count - 1) / _NUM_READ_TWICE) for each in range(_NUM_READ_TWICE + 1)}):
             again = _parts(parts[index], keys, kept, index, name)
             if not all(_same(tensor[index], part) for tensor, part in zip(kept, again, strict=True)):
@@ -108,16 +106,6 @@ def _random(name: str, why: str) -> DataError:
         f"{name} {why}: kept in memory, its samples would be the same in every epoch. Leave in_memory out, or move what is random to batched "
         f"transforms (data.transforms)."
     )
-
-
-def _generators() -> tuple[Any, ...]:
-    return random.getstate(), numpy.random.get_state(legacy=False)["state"], torch.default_generator.get_state()
-
-
-def _are_equal(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    arrays = [state[1] for state in (before, after)]
-    same_numpy = arrays[0]["pos"] == arrays[1]["pos"] and numpy.array_equal(arrays[0]["key"], arrays[1]["key"])
-    return before[0] == after[0] and same_numpy and torch.equal(before[2], after[2])  # SYNC: on the CPU
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

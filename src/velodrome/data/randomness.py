@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import operator
+import pickle
 import random
 from functools import cache
 from typing import Any, Self
@@ -81,6 +82,15 @@ class GeneratorsKept:
         self._numpy = _numpy_state()
         return self
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether anything was drawn, by Python, NumPy or torch on the CPU, since the context was entered."""
+        return (
+            _comparable(_numpy_state()) != _comparable(self._numpy)
+            or random.getstate() != self._python
+            or not torch.equal(torch.default_generator.get_state(), self._torch)  # SYNC: on the CPU
+        )
+
     def __exit__(self, *exc_info: object) -> None:
         _set_numpy_state(self._numpy)
         random.setstate(self._python)
@@ -109,6 +119,11 @@ def _numpy_state() -> tuple[bytes, Any]:
     # The second number of a pair of normal ones lies outside of that memory, and may be used without changing it.
     _last = words, state if state["has_gauss"] or not words else None
     return _last
+
+
+def _comparable(state: tuple[bytes, Any]) -> tuple[bytes, bytes]:
+    words, whole = state
+    return words, b"" if whole is None else pickle.dumps(whole)  # it holds arrays, which do not compare to one truth
 
 
 def _set_numpy_state(state: tuple[bytes, Any]) -> None:

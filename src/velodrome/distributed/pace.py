@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median_low
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Pace:
         self._steps_done = steps_done
         self.own_s = [total + new for total, new in zip(self.own_s, own_s, strict=True)]
         slowest = max(range(len(own_s)), key=own_s.__getitem__)
-        ratio = own_s[slowest] / max(1e-9, median_low(own_s))
+        ratio = own_s[slowest] / max(1e-9, _middle(own_s))
         if ratio <= _TOO_SLOW or own_s[slowest] < _LEAST_S:
             self._slow = (-1, 0)
             return
@@ -70,8 +69,14 @@ class Pace:
             return ""
         self._has_complained = True
         step_ms = self.step_ms
-        others = median_low(step_ms)
+        others = _middle(step_ms)
         return (
             f"Rank {rank} takes {step_ms[rank]:.3g} ms a step by itself, and the median of the {len(step_ms)} processes is {others:.3g} ms "
             f"({self._ratio:.1f} times as long): all wait for it. Look at its device, its data and what else runs on its machine."
         )
+
+
+def _middle(values: Sequence[float]) -> float:
+    from statistics import median_low  # 3 ms to import, for several processes only
+
+    return median_low(values)

@@ -18,7 +18,6 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from velodrome.errors import ArgumentError, NumericsError, nearest
-from velodrome.nonfinite.bundle import write_bundle
 from velodrome.nonfinite.facts import Facts, collect_facts, say_what_happened, say_what_next
 from velodrome.nonfinite.snapshot import Snapshot
 from velodrome.seeding import get_random_state
@@ -167,6 +166,8 @@ class Stop:
         run = self.run
         if run.files.path is None or facts.batch is None:
             return None
+        from velodrome.nonfinite.bundle import write_bundle
+
         is_clean = facts.first_kind not in ("weight", "buffer")
         try:
             return write_bundle(

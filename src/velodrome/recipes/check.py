@@ -198,7 +198,7 @@ def _check_groups(tables: Mapping[str, Any], origins: Origins) -> list[Problem]:
 
 def _check_scheduler(tables: Mapping[str, Any], origins: Origins, *, import_user_code: bool) -> list[Problem]:
     """Check name and arguments of a schedule; what depends on the run's length is the trainer's to judge."""
-    from velodrome.step.schedules import known_schedules, resolve_scheduler
+    from velodrome.step.schedules.resolve import known_schedules, resolve_scheduler
 
     section = tables.get("scheduler")
     name = section.get("name") if isinstance(section, dict) else None

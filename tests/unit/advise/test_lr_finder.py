@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import velodrome as vd
-from velodrome.advise.lr_finder import LRCurve
+from velodrome.advise.lr_curve import LRCurve
 from velodrome.errors import ArgumentError, DataError
 from velodrome.testing.tiny import tiny_classification, tiny_cnn, tiny_mlp
 

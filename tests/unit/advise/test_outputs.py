@@ -9,7 +9,7 @@ import tempfile
 
 import pytest
 
-from velodrome.advise.lr_finder import LRCurve
+from velodrome.advise.lr_curve import LRCurve
 from velodrome.advise.outputs import check_place, write_answer
 from velodrome.advise.tuning.writing import choose_path
 from velodrome.errors import ArgumentError, RefusedError

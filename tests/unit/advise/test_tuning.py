@@ -318,6 +318,43 @@ def test_what_is_clear_takes_fewer_rounds():
     assert len(take_turns(fast, same, steps=(10, 10), rounds=5, seconds=1).ratios) == 5
 
 
+class Crowded(PlannedArm):
+    """An arm whose turns others disturb when told so, and are ten times as long then."""
+
+    def __init__(self, step_s, shares):
+        super().__init__(FACTS, step_s)
+        self.shares = iter(shares)
+
+    def round(self, seconds):
+        share = next(self.shares)
+        calm = super().round(seconds)
+        return replace(calm, others_share=share, step_s=calm.step_s * (10 if share > 0.2 else 1))
+
+
+def turns_of(shares, *, other=0.009):
+    return take_turns(Crowded(0.01, shares), PlannedArm(FACTS, other), steps=(10, 10), rounds=5, seconds=1)
+
+
+def test_turns_that_others_disturb_do_not_count_and_are_made_again():
+    found = turns_of([0.0, 0.6, 0.1, 0.9, 0.0, 0.0, 0.2])
+    assert found.ratios == pytest.approx([1.111] * 5, abs=1e-3)
+    assert not found.is_disturbed
+    assert found.others_share == 0.2
+
+
+def test_a_clear_answer_of_calm_turns_is_enough():
+    found = turns_of([0.0, 0.9, 0.0], other=0.02)
+    assert found.ratios == pytest.approx([0.5, 0.5])
+    assert not found.is_disturbed
+
+
+def test_where_others_never_rest_all_turns_count_and_the_comparison_says_so():
+    found = turns_of([0.9, 0.5, 0.9, 0.9, 0.0, 0.9, 0.9, 0.9])
+    assert len(found.ratios) == 8  # five, and three again
+    assert found.is_disturbed
+    assert found.others_share == 0.9
+
+
 def test_losses_are_equal_close_or_changed():
     assert agree((2.0, "a"), (2.0, "a")) == Agreement(kind="equal bits", difference=0.0)
     assert agree((2.0, "a"), (2.0, "b")).kind == "close"  # the losses agree, the weights do not to the bit
@@ -365,6 +402,79 @@ def test_a_gain_within_the_noise_is_no_gain(folder):
     result = search_of(arms).run()  # the baseline and its twin: 1 against 2
     assert result.noise == pytest.approx(0.5)
     assert not [trial for trial in result.trials if trial.is_taken and trial.speed_up < 1.5]
+
+
+class Disturbed(PlannedArm):
+    """The recipe as it is, which another program slows down during some of its rounds."""
+
+    def __init__(self, slow_rounds, share=0.0):
+        super().__init__(FACTS, 0.010)
+        self.slow_rounds, self.share, self.num_rounds = slow_rounds, share, 0
+
+    def round(self, seconds):
+        self.num_rounds += 1
+        found = super().round(seconds)
+        if self.num_rounds in self.slow_rounds:
+            found = replace(found, step_s=0.4, others_share=self.share)
+        return found
+
+
+def disturbed_arms(slow_rounds, share=0.0):
+    """Return arms of which threads=1 is half as fast as the recipe, and bf16 is 1.43 times as fast: at rounds 6 to 8, threads are tried."""
+    baselines = [Disturbed(slow_rounds, share)]
+
+    def arms(change):
+        if not change.fields:
+            return baselines.pop() if baselines else PlannedArm(FACTS, 0.010)
+        step_s = 0.010
+        step_s *= {1: 2.0, 2: 1.5}.get(change.fields.get("train.threads"), 1.0)
+        step_s *= 0.7 if change.fields.get("train.precision") == "bf16" else 1.0
+        return PlannedArm(FACTS, step_s)
+
+    return arms
+
+
+def test_where_the_whole_is_not_faster_a_part_of_it_that_is_is_found(folder):
+    said = []
+    tuning = search_of(disturbed_arms(range(6, 9)), said=said).run()
+    assert tuning.change == Change(fields={"train.precision": "bf16"})
+    assert tuning.is_worth_it
+    assert tuning.verified.speed_up == pytest.approx(1 / 0.7)
+    (threads,) = [each for each in tuning.trials if str(each.change) == "threads=2"]
+    assert threads.speed_up > 20
+    assert not threads.is_taken
+    assert threads.outcome == "left out again: with it all were 0.95x"
+    assert '  not faster (0.95x); precision="bf16" alone: 1.43x' in said
+    # Without the other program, nothing is ever wrong.
+    assert search_of(disturbed_arms([])).run().change == Change(fields={"train.precision": "bf16"})
+
+
+def test_parts_are_tried_only_while_there_is_time(folder):
+    ticks = itertools.count(step=10.0)
+    tuning = search_of(disturbed_arms(range(6, 9)), seconds=1e9, clock=lambda: next(ticks)).run()
+    assert tuning.is_worth_it  # the control: time enough
+    begun, inner = [0.0], disturbed_arms(range(6, 9))
+
+    def clock():
+        return begun[0]
+
+    def arms(change):
+        begun[0] += 10.0
+        return inner(change)
+
+    # Every arm takes 10 s: two of the recipe, seven of trials, and 39 s are left where 40 s are wanted for a part.
+    tuning = search_of(arms, seconds=129.0, clock=clock).run()
+    assert not tuning.is_worth_it
+    assert tuning.verified.speed_up == pytest.approx(1 / (1.5 * 0.7))
+    assert "Leave the recipe as it is" in tuning.sentence
+
+
+def test_other_programs_that_keep_the_cores_busy_are_told(folder):
+    tuning = search_of(disturbed_arms(range(6, 100), share=0.45)).run()
+    text = "\n".join(tuning.lines())
+    assert "kept up to 45 % of the cores busy" in text
+    assert tuning.to_json()["others_share"] == 0.45
+    assert "kept up to" not in "\n".join(search_of(plain).run().lines())
 
 
 def test_losses_that_disagree_are_refused_however_fast(folder):

@@ -20,6 +20,7 @@ from velodrome.advise.memory import peak_bytes
 from velodrome.advise.samples import num_samples
 from velodrome.advise.tuning.aside import aside, build_quietly, digest_of, validation_loader, wait_for
 from velodrome.advise.tuning.facts import Facts, Round
+from velodrome.advise.tuning.neighbours import read_usage, share_of_others
 from velodrome.advise.tuning.rehearsal import Rehearsal, StopAfter, rehearse
 from velodrome.callbacks.base import Callback
 from velodrome.data.bound import BoundLoader
@@ -119,11 +120,13 @@ class Bench:
     def round(self, seconds: float) -> Round:
         """Train for about so long by the clock, and evaluate for at most about as long."""
         with aside(self._setup, threads=self._threads):
+            before = read_usage()
             workers = getattr(self.ready.train, "num_workers_in_use", 0)
             steps = max(_LEAST_STEPS, round(seconds / max(self._step_s, 1e-6)))
             turn_s = self._train(lead=2 + _PREFETCHED * workers, steps=steps)
             per_epoch = _steps_per_epoch(self.ready)
             evaluation_s = self._evaluate(seconds)
+            others_share = share_of_others(before, read_usage(), cores=usable_cores())
             if workers:  # they may still fetch what nobody will ask for, and the next turn is another's
                 sleep(min(_LONGEST_REST_S, _PREFETCHED * workers * self._step_s))
             return Round(
@@ -131,6 +134,7 @@ class Bench:
                 turn_s=0.0 if per_epoch is not None and steps >= per_epoch else turn_s,
                 evaluation_s=evaluation_s,
                 memory_bytes=peak_bytes(self._trainer.device),
+                others_share=others_share,
             )
 
     def rehearse(self, *, steps: int, val_samples: int | None) -> Rehearsal:

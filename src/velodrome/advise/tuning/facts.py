@@ -51,6 +51,8 @@ class Round:
     """of all validation data"""
     memory_bytes: int | None
     """largest so far: of the process, or on CUDA of the device"""
+    others_share: float = 0.0
+    """of the cores that the process may use: what other programs kept busy meanwhile; 0 where the system does not tell"""
 
     def epoch_s(self, steps: int | None) -> float:
         """Return the time of an epoch with its evaluation; that of a step where the length of an epoch is not known."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Agreement", "Arm", "Comparison", "agree", "take_turns"]
 
 _CLEARLY_SLOWER, _CLEARLY_FASTER = 0.9, 1.25
+_DISTURBED = 0.2  # of the cores: what others may take of them before a turn is one too many
 CLOSE = 1e-4
 """relative difference of the mean loss over the first steps that another order of adding explains"""
 
@@ -49,6 +50,16 @@ class Comparison:
     second_steps: int | None
 
     @property
+    def others_share(self) -> float:
+        """The largest share of the cores that other programs kept busy during a round."""
+        return max((each.others_share for each in (*self.first, *self.second)), default=0.0)
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other programs had so much of the cores that the figures say more about them."""
+        return self.others_share > _DISTURBED
+
+    @property
     def ratios(self) -> list[float]:
         """How many times faster the second one was, by round: time of an epoch with its evaluation."""
         return [
@@ -74,27 +85,37 @@ def take_turns(
 ) -> Comparison:
     """Measure two configurations by turns; one that is clearly slower gets no more than two, a clearly faster one three.
 
+    A turn during which other programs kept the cores busy does not count, and is made again: half as many as there are rounds. Where less
+    than half of the rounds are left even so, all of them count, and the comparison is called disturbed.
+
     Args:
         first, second: started already.
         steps: an epoch of each has.
         rounds: of each.
         seconds: of training a round.
     """
-    ones: list[Round] = []
-    others: list[Round] = []
-    for index in range(rounds):
-        if index % 2:
-            others.append(second.round(seconds))
-            ones.append(first.round(seconds))
+    calm: list[tuple[Round, Round]] = []
+    turns: list[tuple[Round, Round]] = []
+    is_clear = False
+    while not is_clear and len(calm) < rounds and len(turns) < rounds + (rounds + 1) // 2:
+        if len(turns) % 2:
+            other, one = second.round(seconds), first.round(seconds)
         else:
-            ones.append(first.round(seconds))
-            others.append(second.round(seconds))
-        so_far = Comparison(first=tuple(ones), second=tuple(others), first_steps=steps[0], second_steps=steps[1])
-        if index == 1 and max(so_far.ratios) < _CLEARLY_SLOWER:
-            break
-        if index == 2 and min(so_far.ratios) > _CLEARLY_FASTER:
-            break
-    return so_far  # pyright: ignore[reportPossiblyUnboundVariable]  (there is at least one round)
+            one, other = first.round(seconds), second.round(seconds)
+        turns.append((one, other))
+        if _comparison(turns[-1:], steps).is_disturbed:
+            continue
+        calm.append((one, other))
+        ratios = _comparison(calm, steps).ratios
+        is_clear = (len(calm) == 2 and max(ratios) < _CLEARLY_SLOWER) or (
+            len(calm) == 3 and min(ratios) > _CLEARLY_FASTER
+        )
+    return _comparison(calm if is_clear or 2 * len(calm) >= rounds else turns, steps)
+
+
+def _comparison(turns: Sequence[tuple[Round, Round]], steps: tuple[int | None, int | None]) -> Comparison:
+    first, second = zip(*turns, strict=True)
+    return Comparison(first=first, second=second, first_steps=steps[0], second_steps=steps[1])
 
 
 @dataclass(frozen=True, kw_only=True)

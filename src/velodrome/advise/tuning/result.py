@@ -144,6 +144,10 @@ class Tuning:
     """how far apart the baseline and its twin were, relative"""
     is_repeatable: bool = True
     """whether the baseline gave the same bits twice"""
+    num_disturbed: int = 0
+    """comparisons during which other programs kept the cores busy, whatever was repeated"""
+    others_share: float = 0.0
+    """the most that they took of the cores, in these"""
     baseline: tuple[Round, ...] = ()
     trials: list[TrialResult] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -206,6 +210,11 @@ class Tuning:
         if self.baseline:
             again = "" if self.is_repeatable else "; its numbers are not the same twice, so equal bits mean little"
             lines.append(f"Noise floor: {100 * self.noise:.1f} %, the baseline against itself{again}.")
+        if self.num_disturbed:
+            lines.append(
+                f"Other programs kept up to {100 * self.others_share:.0f} % of the cores busy during {self.num_disturbed} of the comparisons, although turns "
+                f"were repeated: do not trust these figures. Close the others, or wait, and tune again."
+            )
         if self.trials:
             header = ("technique", "change", "speed", "step", "memory", "losses", "outcome")
             lines += ["", *_table([header, *(each.cells for each in self.trials)]), ""]
@@ -238,6 +247,8 @@ class Tuning:
             "interrupted": self.is_interrupted,
             "facts": None if self.facts is None else asdict(self.facts),
             "noise": self.noise if self.baseline else None,
+            "disturbed_comparisons": self.num_disturbed,
+            "others_share": self.others_share,
             "repeatable": self.is_repeatable,
             "baseline": [asdict(each) for each in self.baseline],
             "trials": [

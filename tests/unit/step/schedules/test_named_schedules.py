@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from velodrome.errors import ArgumentError, CheckpointError
-from velodrome.step.schedules import known_schedules, resolve_scheduler
+from velodrome.step.schedules.resolve import known_schedules, resolve_scheduler
 
 NAMES = ["constant", "linear", "cosine", "one_cycle", "exponential", "step", "polynomial", "wsd"]
 LENGTHS = {"steps_per_epoch": 10, "epochs": 5, "steps": None}

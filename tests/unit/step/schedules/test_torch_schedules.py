@@ -10,7 +10,8 @@ from torch.optim import lr_scheduler
 
 from velodrome.checkpoint.state import encode_state
 from velodrome.errors import ArgumentError, CheckpointError
-from velodrome.step.schedules import NO_SCHEDULE, known_schedules, resolve_scheduler
+from velodrome.step.schedules import NO_SCHEDULE
+from velodrome.step.schedules.resolve import known_schedules, resolve_scheduler
 
 EPOCHS, PER_EPOCH = 6, 4
 RUN = {"steps_per_epoch": PER_EPOCH, "epochs": EPOCHS, "steps": None}
