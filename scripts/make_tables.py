@@ -438,7 +438,7 @@ def tuning(record: Record) -> str:
                 fields(tune["best"]) if is_worth_it else "the recipe as it is",
                 f"{tune['verified']['speed_up']:.2f} times" if is_worth_it else "",
                 "" if best is None else fields(best["fields"]),
-                f"**{each['share_of_best']:.0%}**",
+                f"**{int(100 * each['share_of_best'])}%**",
                 f"{tune['seconds']:.0f} s of {tune['budget_s']:.0f} s",
                 *learned,
             ]
@@ -448,7 +448,8 @@ def tuning(record: Record) -> str:
     )
     noise = ", ".join(f"{each['noise']:.1%}" for each in record["results"].values())
     note = (
-        "Share: speed of the tuned recipe's whole run, start-up and compilation included, by that of the best combination that was set by hand. Two "
+        "Share: speed of the tuned recipe's whole run, start-up and compilation included, by that of the best combination that was set by hand, which was measured anew "
+        "after it had been chosen. Two "
         f"equal configurations lie {noise} apart. Validation: means over {seeds} seeds, accuracy or loss. {conditions(facts)}"
     )
     return f"{table(rows)}\n\n{note}"
