@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from velodrome.control_groups import GROUPS, own_groups, read_text
+
 __all__ = ["usable_cores"]
 
 _ROOT = Path("/")
@@ -24,7 +26,7 @@ def usable_cores(root: Path = _ROOT) -> int:
     except AttributeError:  # not Linux
         own = set(range(os.cpu_count() or 1))
     siblings = root / "sys/devices/system/cpu"
-    cores = len({_read(siblings / f"cpu{each}/topology/thread_siblings_list") or str(each) for each in own})
+    cores = len({read_text(siblings / f"cpu{each}/topology/thread_siblings_list") or str(each) for each in own})
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     share = min(cores, _quota(root)) / (int(processes) if processes.isdigit() and int(processes) else 1)
     return max(1, int(share))
@@ -33,22 +35,10 @@ def usable_cores(root: Path = _ROOT) -> int:
 def _quota(root: Path) -> float:
     """Return how many cores' time the control groups grant; infinite where they say nothing."""
     quota = float("inf")
-    folder = root / "sys/fs/cgroup"
-    own = next((line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
-    path = folder / own.strip("/")
-    for each in (path, *path.parents):  # a limit of a group above holds too
-        allowed, _, period = _read(each / "cpu.max").partition(" ")
+    for each in own_groups(root):
+        allowed, _, period = read_text(each / "cpu.max").partition(" ")
         if allowed.isdigit() and period.isdigit():
             quota = min(quota, int(allowed) / int(period))
-        if each == folder:
-            break
     # The older kind of control groups, which -1 switches off.
-    allowed, period = (_read(folder / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+    allowed, period = (read_text(root / GROUPS / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
     return min(quota, int(allowed) / int(period)) if allowed.isdigit() and period.isdigit() else quota
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

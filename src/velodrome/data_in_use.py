@@ -14,6 +14,7 @@ from velodrome.data.bound import BoundLoader
 from velodrome.data.loader import DataLoader
 from velodrome.data.pinned import PinnedRing
 from velodrome.data.threads import limit_threads
+from velodrome.free_memory import available_bytes
 from velodrome.step.first_batch import check_columns
 from velodrome.step.freed_memory import keep_freed_memory
 
@@ -24,6 +25,8 @@ __all__ = ["DataInUse"]
 
 
 _MAX_KEPT = 8
+_PLENTY_BYTES = 2 * 2**30
+"""of free memory: with less, what is kept for the next step may be what the run needs"""
 
 
 @dataclass(eq=False)
@@ -143,7 +146,7 @@ class DataInUse:
         if is_prediction:
             source = source.in_own_order()
         is_on_cpu = self._device.type == "cpu"
-        if is_on_cpu:
+        if is_on_cpu and available_bytes(self._device) >= _PLENTY_BYTES:
             keep_freed_memory()
         line = limit_threads(num_workers=source.num_workers_in_use, is_on_cpu=is_on_cpu)
         if line:

@@ -105,6 +105,19 @@ def test_steps_take_no_new_pages_from_the_system() -> None:
     assert returned > 100  # the user's own setting stands
 
 
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(os, "confstr"), reason="glibc's heap")
+@pytest.mark.parametrize(("free", "is_kept"), [("2 * 2**30", "True"), ("2 * 2**30 - 1", "False")])
+def test_where_memory_is_short_nothing_is_kept(free: str, is_kept: str) -> None:
+    printed = run(f"""
+        import velodrome.data_in_use, velodrome.step.freed_memory as memory
+        velodrome.data_in_use.available_bytes = lambda device: {free}
+        with tempfile.TemporaryDirectory() as folder:
+            fit(folder + "/run", epochs=1)
+        print(memory._is_kept)
+    """)
+    assert printed.split()[-1] == is_kept
+
+
 def given_back_mb(**environment: str) -> float:
     """Return how much a run gives back at its end of 200 MB that its callback has freed."""
     printed = run(

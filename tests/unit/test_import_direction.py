@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "velodrome"
 
 # The picture of docs/architecture.md. A part may import itself, the errors, and the parts named here.
 PARTS = {"loop", "step", "data", "checkpoint", "distributed", "metrics", "record", "callbacks"}
-LEAVES = {"seeding", "devices", "report", "monitor", "cores"}
+LEAVES = {"seeding", "devices", "report", "monitor", "cores", "free_memory", "control_groups"}
 # The trainer and the files that it is made of.
 FRONT_DOOR = {
     "trainer",
@@ -36,8 +36,15 @@ FRONT_DOOR = {
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},
+    "cores": {"control_groups"},
+    "free_memory": {"control_groups"},
     **{part: {"report"} for part in PARTS},
-    "data": {"report", "seeding", "cores"},  # what a seed may be is said once, and how many cores there are
+    "data": {
+        "report",
+        "seeding",
+        "cores",
+        "free_memory",
+    },  # what a seed may be is said once, and how many cores and bytes there are
     "distributed": {"report", "cores"},
     "checkpoint": {"report", "monitor"},  # as is what a better value is
     "callbacks": {"report", "monitor"},

@@ -16,10 +16,10 @@ import torch
 from velodrome.advise.finders import LEFT_OUT, check_number, refuse_what_writes
 from velodrome.advise.memory import process_peak_bytes
 from velodrome.advise.samples import num_samples
-from velodrome.data.columns import available_bytes
 from velodrome.data.loader import DataLoader
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError, DataError, OutOfMemoryError
+from velodrome.free_memory import available_bytes
 from velodrome.seeding import random_state_kept
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
-from velodrome.data.columns import available_bytes
 from velodrome.data.fingerprint import fingerprint
 from velodrome.data.order import epoch_order
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
 from velodrome.data.transforms.base import Transform
 from velodrome.errors import DataError
+from velodrome.free_memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from velodrome.data.transforms.base import Transform
 
-__all__ = ["Columns", "available_bytes", "columns_from"]
+__all__ = ["Columns", "columns_from"]
 
 # One gather for several batches, then views of it: 15 instead of 26 microseconds a batch of 64 MNIST images (two cores).
 _CHUNK_BYTES = 1 << 20
@@ -148,18 +148,6 @@ def columns_from(data: Any) -> Columns | None:
     if isinstance(data, Mapping) and data and all(isinstance(item, (Tensor, numpy.ndarray)) for item in data.values()):
         return Columns({str(key): _tensor(item) for key, item in data.items()})
     return None
-
-
-def available_bytes(device: torch.device) -> int:
-    """Return how much memory is free on the device; a large number where that cannot be known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        # Free pages alone leave out the page cache, which on a machine that has read its data is nearly all of the memory.
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return 1 << 62
 
 
 def _gather(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
-from velodrome.data.columns import available_bytes
 from velodrome.data.randomness import GeneratorsKept
 from velodrome.data.recognise import recognise
 from velodrome.errors import DataError
+from velodrome.free_memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

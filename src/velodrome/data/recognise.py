@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from velodrome.data.columns import Columns, available_bytes
+from velodrome.data.columns import Columns
 from velodrome.data.randomness import GeneratorsKept
 from velodrome.data.transforms.base import Compose, Draws, Transform
 from velodrome.data.transforms.geometry import RandomCrop, RandomHorizontalFlip, RandomVerticalFlip
 from velodrome.data.transforms.values import Normalize, ToFloat
 from velodrome.errors import ArgumentError, DataError
+from velodrome.free_memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

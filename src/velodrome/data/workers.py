@@ -31,10 +31,10 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from velodrome.data.columns import available_bytes
 from velodrome.data.fetching import Fetching
 from velodrome.data.streaming import Streaming
 from velodrome.errors import DataError, FetchError
+from velodrome.free_memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

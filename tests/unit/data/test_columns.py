@@ -2,7 +2,7 @@ import numpy
 import pytest
 import torch
 
-from velodrome.data.columns import Columns, available_bytes, columns_from
+from velodrome.data.columns import Columns, columns_from
 from velodrome.errors import DataError
 
 
@@ -99,7 +99,3 @@ def test_size_select_and_samples_by_index():
     assert columns[3][1] == 3
     assert columns.to(torch.device("cpu")) is columns
     assert columns.to(torch.device("meta")).device.type == "meta"
-
-
-def test_available_bytes_is_a_plausible_size():
-    assert 1 << 20 < available_bytes(torch.device("cpu")) <= 1 << 62
