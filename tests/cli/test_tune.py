@@ -129,9 +129,10 @@ def test_other_signals_end_it_like_ctrl_c(project, number, code):
 
 
 def test_lr_says_how_the_recipe_was_called(project, velodrome):
-    answer = velodrome("tune", "mine.toml", "--lr", "optimizer.name=sgd")
+    answer = velodrome("tune", "mine.toml", "--lr", "optimizer.name=sgd", "optimizer.lr=0.5")
     assert answer.code == 0, answer.err
-    assert "Try it: velodrome train mine.toml optimizer.lr=" in answer.out
+    assert "Try it: velodrome train mine.toml optimizer.name=sgd optimizer.lr=" in answer.out
+    assert "0.5 optimizer.lr" not in answer.out
 
 
 def test_a_table_that_cannot_be_written_is_refused_before_the_test(project, velodrome):

@@ -70,6 +70,7 @@ DATA = {
     "validation label too large": (classifier, {"val": (X, labels_with(at7=3))}, r"val label 3 at sample 7 is out of range"),
     "ignored label elsewhere": (classifier, {"train": (X, labels_with(at1=-100, at3=-7))}, r"train label -7 at sample 3"),
     "float labels": (classifier, {"train": (X, LABELS.float())}, r"torch\.float32 train targets of shape \(4,\).*convert them with \.long\(\)"),
+    "probabilities of other classes": (classifier, {"train": (X, torch.full((8, 5), 0.2))}, r"shape \(4, 5\), as probabilities of 5 classes have, for outputs of shape \(4, 3\), 3 classes.*num_classes of MixUp"),
     "int32 labels": (classifier, {"train": (X, LABELS.int())}, r"torch\.int32 train targets.*convert them with \.long\(\)"),
     "labels in a column": (classifier, {"train": (X, LABELS.unsqueeze(1))}, r"targets of shape \(4, 1\) for outputs of shape \(4, 3\)\. It wants \(4,\)\. Remove the extra dimension with \.squeeze\(1\)"),
     "NaN input": (classifier, {"train": (inputs_with(math.nan, at=6), LABELS)}, r"train inputs holds NaN or infinity in 1 of 8 samples, the first is sample 6"),

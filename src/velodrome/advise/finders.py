@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from velodrome.errors import ArgumentError, DataError
+from velodrome.errors import ArgumentError, DataError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,11 +47,19 @@ def check_number(name: str, value: object) -> None:
 
 
 def refuse_what_writes(trainer_arguments: Mapping[str, Any]) -> None:
-    """Refuse what would have a finder's trainer write something.
+    """Refuse what would have a finder's trainer write something, and what no trainer knows.
 
     Raises:
         ArgumentError: names the argument.
     """
+    from velodrome.trainer import Trainer
+
+    known = set(inspect.signature(Trainer.__init__).parameters) - {"self", "model"}
+    for name in trainer_arguments:
+        if name not in known:
+            raise ArgumentError(
+                f"{name}={trainer_arguments[name]!r} is an argument of neither the finder nor Trainer. {nearest(name, known)}"
+            )
     for name in WRITES:
         if trainer_arguments.get(name) is not None:
             raise ArgumentError(

@@ -62,8 +62,13 @@ class LRCurve:
 
     @property
     def suggestion(self) -> float | None:
-        """The learning rate to begin with: where the loss falls fastest; None where it never falls."""
-        return self.steepest
+        """The learning rate to begin with: the smaller one of `steepest` and `lowest_tenth`; None where the loss never falls.
+
+        With Adam the loss often falls fastest just before it diverges, where a whole training would not last.
+        """
+        if self.steepest is None or self.lowest_tenth is None:
+            return None
+        return min(self.steepest, self.lowest_tenth)
 
     @property
     def sentence(self) -> str:
@@ -74,7 +79,7 @@ class LRCurve:
                 "helps: see what the data, the model and the loss give."
             )
         lost = f"{self.not_finite} at step {self.not_finite_at}"
-        if self.steepest is None or self.lowest_tenth is None:
+        if self.suggestion is None:
             ended = "" if self.not_finite_at is None else f"; {lost}, and the test ended there"
             return (
                 f"The loss never fell by more than its noise in {len(self.rates)} steps{ended}. So there is no suggestion. Give more steps, or "
@@ -83,7 +88,8 @@ class LRCurve:
         end = "where it diverged" if self.has_diverged else "the end of the range"
         end += "" if self.not_finite_at is None else f": {lost}"
         return (
-            f"lr {self.steepest:.2g}: there the loss falls fastest; a tenth of where it is lowest is {self.lowest_tenth:.2g}. "
+            f"lr {self.suggestion:.2g}: the smaller one of where the loss falls fastest, {self.steepest:.2g}, and a tenth of where it is lowest, "
+            f"{self.lowest_tenth:.2g}. "
             f"{len(self.rates)} steps, from {self.rates[0]:.2g} to {self.rates[-1]:.2g}, {end}."
         )
 

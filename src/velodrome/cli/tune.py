@@ -100,7 +100,7 @@ def tune(
                 f"techniques{writes}. Leave {'it' if len(unused) == 1 else 'them'} out, or ask without {question}."
             )
     if lr:
-        find_learning_rate(loaded, screen, out, recipe=recipe, overwrite=overwrite)
+        find_learning_rate(loaded, screen, out, recipe=recipe, changes=changes, overwrite=overwrite)
         return
     if largest_batch:
         find_largest_batch(loaded, screen)

@@ -9,6 +9,7 @@ from velodrome.cli.tune_end import answer_with_error
 from velodrome.errors import ArgumentError, RefusedError, VelodromeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from velodrome.cli.screen import Screen
@@ -20,7 +21,9 @@ __all__ = ["find_largest_batch", "find_learning_rate"]
 _ENDINGS = (".csv", ".png", ".svg", ".pdf")
 
 
-def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *, recipe: str, overwrite: bool) -> None:
+def find_learning_rate(
+    loaded: LoadedRecipe, screen: Screen, out: Path | None, *, recipe: str, changes: Sequence[str] = (), overwrite: bool
+) -> None:
     """Make a range test with a recipe, and show what it suggests.
 
     Args:
@@ -28,6 +31,7 @@ def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *
         screen: shows the answer.
         out: a .csv file, or a picture; None writes nothing.
         recipe: as the user called it.
+        changes: of its fields, as the user wrote them.
         overwrite: replace what is there.
     Raises:
         ArgumentError: the file has another ending, or its folder is not there.
@@ -56,7 +60,9 @@ def find_learning_rate(loaded: LoadedRecipe, screen: Screen, out: Path | None, *
         except VelodromeError as error:  # it could be written before the test: the answer is shown all the same
             failure = error
     lines = [curve.sentence, f"The recipe has {_number(loaded.recipe.optimizer.lr)}."]
-    lines += [f"Try it: velodrome train {shlex.quote(recipe)} optimizer.lr={lr:.2g}"] if lr is not None else []
+    if lr is not None:
+        others = [each for each in changes if not each.startswith("optimizer.lr=")]
+        lines.append(f"Try it: {shlex.join(['velodrome', 'train', recipe, *others, f'optimizer.lr={lr:.2g}'])}")
     is_written = out is not None and bool(curve.rates) and failure is None
     lines += [f"Written: {out}"] if is_written else []
     data = {

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from velodrome.data.transforms.base import Transform
+
 __all__ = ["describe_origin"]
 
 
@@ -17,6 +19,7 @@ def describe_origin(source: Any) -> tuple[str, dict[str, Any]]:
     - `takes_workers`: more of them would change nothing but the time
     - `is_stream`: each worker would read a part of its own, so that their number decides the order
     - `in_memory`: the whole data are tensors
+    - `transform`: the name of the user's function that changes each batch; "" where there is none
 
     Args:
         source: a loader as the trainer runs it, or any iterable of batches.
@@ -35,5 +38,13 @@ def describe_origin(source: Any) -> tuple[str, dict[str, Any]]:
         "takes_workers": asked is not None and not is_stream,
         "is_stream": is_stream,
         "in_memory": getattr(source, "columns", None) is not None,
+        "transform": _name_of_function(getattr(loader, "transform", None)),
     }
     return name or type(dataset).__name__, facts
+
+
+def _name_of_function(transform: Any) -> str:
+    """Return the name of a function of the user's that changes batches; "" where there is none, or a transform of ours."""
+    if transform is None or isinstance(transform, Transform):
+        return ""
+    return getattr(transform, "__name__", type(transform).__name__)

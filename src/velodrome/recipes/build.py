@@ -11,6 +11,7 @@ import inspect
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import DataError, RecipeError, VelodromeError
@@ -169,7 +170,7 @@ def build(
         set_threads(loaded.recipe.train.threads)
     data = load_data(loaded.recipe, say=say) if data is None else data
     if loaded.recipe.train.in_memory:
-        data = _held(data, loaded.recipe)
+        data = _held(data, loaded.recipe, say=say)
     check_task(loaded.recipe, data)
     recipe = resolve_sizes(loaded.recipe, data.train, num_classes=len(data.class_names))
     seed_everything(recipe.train.seed)
@@ -354,8 +355,8 @@ def loader_arguments(recipe: Recipe, *, training: bool) -> dict[str, Any]:  # An
     }
 
 
-def _held(data: LoadedData, recipe: Recipe) -> LoadedData:
-    """Return the data with what is read sample by sample read once and kept."""
+def _held(data: LoadedData, recipe: Recipe, *, say: Callable[[str], Any]) -> LoadedData:
+    """Return the data with what is read sample by sample read once and kept, and say how long that took."""
     from velodrome.data.holding import read_into_memory
 
     if not is_indexed(data.train):
@@ -364,8 +365,12 @@ def _held(data: LoadedData, recipe: Recipe) -> LoadedData:
             f"they are. Leave it out.",
             problems=(),
         )
+    begun = perf_counter()
     val = read_into_memory(data.val, role="validation") if is_indexed(data.val) else data.val
-    return replace(data, train=read_into_memory(data.train), val=val)
+    train = read_into_memory(data.train)
+    if train is not data.train or val is not data.val:
+        say(f"data: read into memory in {perf_counter() - begun:.3g} s, before the run's own time")
+    return replace(data, train=train, val=val)
 
 
 def is_indexed(data: Any) -> bool:

@@ -16,8 +16,8 @@ _FUSE = "Try it by name, which makes it fused where torch can, or larger batches
 # Where the switch is, for those who call Python and those who write recipes.
 _SAVE = "Try Checkpointing(background=True), in a recipe checkpoint.background=true, or save less often."
 _IN_BACKGROUND = "They are written in the background already: save less often."
-_OF_WHAT = "of a DataLoader (data.num_workers in a recipe)"
-_KEEP = "keep the samples in memory as tensors"
+_OF_WHAT = "of a DataLoader (train.num_workers in a recipe)"
+_KEEP = "keep the samples in memory as tensors (train.in_memory=true in a recipe)"
 
 
 class BillLike(Protocol):
@@ -74,7 +74,11 @@ def _of_the_batches(bill: BillLike) -> Iterator[tuple[float, str]]:
     if share >= _OPTIMIZER:
         is_fused = bill.facts.get("fused_optimizer")
         remedy = "It is fused already: try larger batches, which need fewer updates." if is_fused else _FUSE
-        yield share, f"{share:.0%} of the time is the optimizer. {remedy}"
+        what = "the optimizer"
+        if bill.facts.get("processes", 1) > 1:
+            what = f"the optimizer, where the {bill.facts['processes']} processes wait for the slowest of them and add up their gradients"
+            remedy = "The line on what a step took by itself in each rank tells which one that is; larger batches need fewer sums."
+        yield share, f"{share:.0%} of the time is {what}. {remedy}"
 
 
 def _of_the_rest(bill: BillLike) -> Iterator[tuple[float, str]]:
@@ -106,6 +110,8 @@ def _of_the_rest(bill: BillLike) -> Iterator[tuple[float, str]]:
 def _faster(facts: Mapping[str, Any]) -> str:
     """Return what to try about data that come late: nothing that is done already, or has no switch."""
     workers, cores = facts.get("workers", 0), facts.get("cores", 1)
+    if facts.get("transform"):
+        return f"The function {facts['transform']} changes every batch: do less in it, or use velodrome.transforms, which work on whole batches."
     if facts.get("in_memory"):
         return "They are in memory already: try larger batches, or a transform that works on whole batches."
     if facts.get("is_stream"):

@@ -341,6 +341,7 @@ class Run:
         groups = [group for updates in self.windows.by_name.values() for group in updates.optimizer.param_groups]
         facts["cores"] = self._cores
         facts["fused_optimizer"] = all(group.get("fused") for group in groups)
+        facts["processes"] = self.world.size
         facts["saves_in_background"] = self.keeping.policy.background
         return dataset, facts
 

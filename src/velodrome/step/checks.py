@@ -156,6 +156,17 @@ def _check_classes(loss: Loss, output: Tensor, target: Tensor, targets: Tensor, 
     if target.is_floating_point():
         if loss.name == "cross_entropy" and target.shape == output.shape and target.ndim > 1:
             return  # class probabilities
+        if (
+            loss.name == "cross_entropy"
+            and target.ndim == output.ndim > 1
+            and len(target) == len(output)
+            and target.shape[1] > 1
+        ):
+            raise DataError(
+                f"cross_entropy got {role} targets of shape {tuple(target.shape)}, as probabilities of {target.shape[1]} classes have, for outputs of "
+                f"shape {tuple(output.shape)}, {classes} classes. Give the model as many outputs, or correct what makes the targets "
+                f"(num_classes of MixUp and CutMix)."
+            )
         raise DataError(
             f"{loss.name} got {target.dtype} {role} targets of shape {tuple(target.shape)}. "
             f"It wants class indices of dtype int64: convert them with .long(), or use mse or bce for numbers."

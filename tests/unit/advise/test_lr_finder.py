@@ -141,6 +141,25 @@ def test_the_sweep_ends_when_the_loss_diverges():
     assert all(numpy.isfinite(curve.smoothed))
 
 
+def test_where_the_loss_falls_fastest_just_before_it_diverges_the_suggestion_is_a_tenth_of_the_lowest():
+    losses = (
+        5.0,
+        5.0,
+        5.0,
+        5.0,
+        4.5,
+        1.0,
+        0.9,
+        9.0,
+    )  # four steps a decade; 5.0 -> 1.0 around 1e-2, the lowest a half decade above
+    curve = LRCurve(tuple(10 ** (-3 + step / 4) for step in range(8)), losses, losses)
+    assert curve.steepest == pytest.approx(10**-2)
+    assert curve.suggestion == curve.lowest_tenth == pytest.approx(10**-2.5)
+    assert curve.sentence.startswith(
+        "lr 0.0032: the smaller one of where the loss falls fastest, 0.01, and a tenth of where it is lowest, 0.0032."
+    )
+
+
 def test_the_suggestion_is_where_the_loss_falls_fastest():
     rates = tuple(10.0**exponent for exponent in range(-6, 2))
     losses = (5.0, 5.0, 5.0, 4.8, 3.0, 2.5, 2.4, 9.0)
@@ -226,6 +245,15 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_wrong_settings_of_the_callback_are_refused(name, value):
     with pytest.raises(ArgumentError, match=name):
         vd.LRFinder(**{name: value})
+
+
+@pytest.mark.parametrize("find", [vd.find_lr, vd.find_batch_size])
+def test_an_unknown_argument_is_refused_by_name(find):
+    with pytest.raises(
+        ArgumentError,
+        match=r"clip_nrm=1 is an argument of neither the finder nor Trainer\. Did you mean \"clip_norm\"\?",
+    ):
+        find(tiny_mlp(), tiny_classification(), loss="cross_entropy", clip_nrm=1)
 
 
 def test_an_iterator_is_refused_because_it_would_be_used_up():

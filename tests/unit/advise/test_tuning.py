@@ -360,6 +360,7 @@ def test_losses_are_equal_close_or_changed():
     assert agree((2.0, "a"), (2.0, "b")).kind == "close"  # the losses agree, the weights do not to the bit
     assert agree((2.0, "a"), (2.002, "b")).kind == "changed"
     assert str(agree((2.0, "a"), (2.002, "b"))) == "changed, 1.0e-03 apart"
+    assert str(agree((2.0, "a"), (2.0, "b"))) == "close, the same loss"
 
 
 # -- the search -----------------------------------------------------------------------------------------------------
@@ -382,7 +383,8 @@ def test_what_pays_is_taken_on_top_of_what_paid_before(folder):
     assert result.verified is not None
     assert result.verified.speed_up == pytest.approx(4.0)
     assert result.is_worth_it
-    assert result.sentence == '4.00x: threads=1, precision="bf16"'
+    # 1 s at the start and 100 steps: 2 s against 1.25 s
+    assert result.sentence == '4.00x an epoch, 1.60x the whole run with its start: threads=1, precision="bf16"'
 
 
 def test_nothing_that_helps_is_said(folder):
@@ -518,6 +520,38 @@ def test_compilation_has_to_pay_within_the_run(folder):
         assert "this run has 100" in compiled.outcome
 
 
+def test_the_speed_of_the_whole_run_stands_beside_that_of_an_epoch(folder):
+    def arms(change):
+        if change.fields.get("train.compile"):
+            return PlannedArm(replace(FACTS, warm_up_s=1.2), 0.005)
+        return PlannedArm(FACTS, 0.01)
+
+    result = search_of(arms).run()
+    # 1 s and 100 steps of 10 ms, against 1.2 s and 100 of 5 ms: 2 / 1.7
+    assert result.verified.run_speed_up == pytest.approx(2 / 1.7)
+    assert result.sentence == "2.00x an epoch, 1.18x the whole run with its start: compile=true"
+    assert result.to_json()["verified"]["run_speed_up"] == pytest.approx(2 / 1.7)
+
+
+def test_what_later_steps_cost_as_well_is_not_charged_to_the_start(folder):
+    slow = ("data.name=shelf_for_tuning_tests:slow", "data.wait_s=0.01")
+    with_steps = Bench(setup_of(*slow)).start()  # twelve of 0.2 s, as every other
+    in_memory = Bench(
+        setup_of(*slow, **{"train.in_memory": True})
+    ).start()  # 100 samples, 10 ms each, before the first step
+    assert with_steps.warm_up_s < 0.9
+    assert in_memory.warm_up_s > 1.0
+
+
+def test_a_trial_that_found_no_time_says_how_much_it_wants(folder):
+    now = itertools.count(step=10)
+    result = search_of(plain, seconds=60.0, clock=lambda: float(next(now))).run()
+    assert not result.trials
+    assert "trials found no time, and one takes about" in result.sentence
+    assert "give it --minutes" in result.sentence
+    assert "--minutes" not in search_of(plain).run().sentence
+
+
 def test_the_time_box_says_what_was_not_tried(folder):
     now = itertools.count()  # a second goes by whenever somebody looks at the clock
     few = search_of(plain, seconds=20.0, clock=lambda: float(next(now))).run()
@@ -541,6 +575,15 @@ def test_an_interruption_keeps_what_is_known(folder):
     assert result.trials
     assert result.verified is None
     assert "interrupted" in "\n".join(result.lines())
+
+
+def test_what_was_interrupted_before_it_was_timed_has_no_time(folder):
+    class Interrupting(PlannedArm):
+        def round(self, seconds):
+            raise KeyboardInterrupt
+
+    text = "\n".join(search_of(lambda change: Interrupting(FACTS, 1)).run().lines())
+    assert "4 threads of 4 cores, not timed; 100 steps." in text
 
 
 def test_numbers_that_must_stay_equal_leave_out_what_may_change_them(folder):
@@ -954,7 +997,9 @@ def test_the_tuned_recipe_is_a_recipe_with_what_paid(folder):
     tuned = load_recipe("mine.tuned.toml").recipe
     expected = load_recipe("mine.toml", ["train.epochs=2", "train.precision=bf16"]).recipe
     assert asdict(Change(fields=tuned.to_tables())) == asdict(Change(fields=expected.to_tables()))
-    assert path.read_text().startswith('# mine.toml, tuned: 2.00x: precision="bf16"')
+    assert path.read_text().startswith(
+        '# mine.toml, tuned: 2.00x an epoch, 1.33x the whole run with its start: precision="bf16"'
+    )
 
 
 def test_places_that_cannot_be_written_are_refused_before_anything_is_tried(folder):

@@ -272,11 +272,13 @@ def test_run_on_a_text_refuses_another_text(recipe_file, tmp_path):
 
 def test_data_in_memory_are_read_once_and_trained_on_to_the_same_bits(load):
     weights = []
+    said = []
     for change in ("train.in_memory=false", "train.in_memory=true"):
-        ready = build(load("pairs", change), say=lambda line: None)
+        ready = build(load("pairs", change), say=said.append)
         pairs = sys.modules["shelf_for_build_tests"].Pairs
         ready.make_trainer(progress=False).fit(ready.train, ready.val, epochs=3)
         weights.append(ready.model.state_dict())
+    assert sum("read into memory in" in line for line in said) == 1
     # 40 and 10 samples: one each for the shape, all, and all again; not three epochs of them.
     assert pairs.reads == 3 * (40 + 10) + 2 * (40 + 10) + 2
     assert all(torch.equal(one, other) for one, other in zip(weights[0].values(), weights[1].values(), strict=True))

@@ -19,7 +19,8 @@ def test_waiting_for_data_names_the_dataset_the_time_and_what_to_try():
     # 6.2 of 10 s; 6.2 s / 100 batches
     assert line.startswith("62% of the time is waiting for data: Scans lets the loop wait 62 ms a batch. ")
     assert line.endswith(
-        "try num_workers=4 of a DataLoader (data.num_workers in a recipe), or keep the samples in memory as tensors."
+        "try num_workers=4 of a DataLoader (train.num_workers in a recipe), or keep the samples in memory as tensors "
+        "(train.in_memory=true in a recipe)."
     )
 
 
@@ -30,6 +31,7 @@ def test_waiting_for_data_names_the_dataset_the_time_and_what_to_try():
         ({"workers": 4}, "4 workers and the loop share 4 cores: do less for each sample"),
         ({"cores": 1}, "There is one core only"),
         ({"in_memory": True}, "in memory already: try larger batches"),
+        ({"in_memory": True, "transform": "blur"}, "The function blur changes every batch: do less in it"),
     ],
 )
 def test_what_to_try_depends_on_how_the_data_are_read(facts, advice):
@@ -76,6 +78,12 @@ def test_an_optimizer_that_is_fused_is_not_told_to_be():
     assert (
         line == "30% of the time is the optimizer. It is fused already: try larger batches, which need fewer updates."
     )
+
+
+def test_where_processes_wait_for_one_another_the_optimizer_alone_is_not_blamed():
+    (line,) = find(bill(optimizer=4.0, facts={"fused_optimizer": True, "processes": 2}))
+    assert line.startswith("40% of the time is the optimizer, where the 2 processes wait for the slowest of them")
+    assert "It is fused already" not in line
 
 
 def test_saves_in_the_background_are_not_told_to_be():

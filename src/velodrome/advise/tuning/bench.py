@@ -94,6 +94,7 @@ class Bench:
             self._val: Any = None
             self._val_scale = 0.0
             self._step_s = 0.0
+            self._build_s = perf_counter() - self._created
 
     def start(self) -> Facts:
         """Train the first steps and learn what there is to know."""
@@ -104,18 +105,32 @@ class Bench:
             elif val is not None and iter(val) is val:
                 val = None
             # With what a schedule asks for: the length of the run, and the validation of an epoch.
+            begun = perf_counter()
             result = self._trainer.fit(self.ready.train, val, **self.ready.fit_arguments)
+            wait_for(self._trainer.device)
+            first_steps_s = perf_counter() - begun
             self._first_steps.steps = sys.maxsize
             digest = digest_of(self._trainer.model)
             self._hold_weights()
-            if total is not None:
-                self._trainer.evaluate(self._source(min(total, self.ready.recipe.train.eval_batch_size)))
-            wait_for(self._trainer.device)
-            warm_up_s = perf_counter() - self._created
+            first_evaluation_s = 0.0 if total is None else self._longer_at_first(total)
             self._train(lead=1, steps=_LEAST_STEPS)  # for a first idea of the time of a step
+            # Only what these steps took longer than later ones belongs to the start: the others have their price in an epoch.
+            steps_s = first_steps_s - WARM_UP_STEPS * self._step_s
+            warm_up_s = self._build_s + max(0.0, steps_s) + first_evaluation_s
             # A run lowers its threads beside workers when it first meets its data, and they stay so: every round has them too.
             self._threads = torch.get_num_threads()
             return self._facts(warm_up_s, result.metrics["train/loss"], digest)
+
+    def _longer_at_first(self, num_samples: int) -> float:
+        """Evaluate a batch of so many samples at most, twice; return how much longer the first time took."""
+        source = self._source(min(num_samples, self.ready.recipe.train.eval_batch_size))
+        taken = []
+        for _ in range(2):
+            begun = perf_counter()
+            self._trainer.evaluate(source)
+            wait_for(self._trainer.device)
+            taken.append(perf_counter() - begun)
+        return max(0.0, taken[0] - taken[1])
 
     def round(self, seconds: float) -> Round:
         """Train for about so long by the clock, and evaluate for at most about as long."""

@@ -33,7 +33,8 @@ class Facts:
     optimizer_is_fused: bool
     can_tf32: bool
     warm_up_s: float
-    """of building and the first steps: what is read into memory, compiled or captured is in here"""
+    """that the start takes: building, and what the first steps take longer than later ones. What is read into memory, compiled or captured is
+    in here"""
     loss: float
     """mean over the first steps"""
     digest: str

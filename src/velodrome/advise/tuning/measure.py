@@ -135,6 +135,8 @@ class Agreement:
     def __str__(self) -> str:
         if self.kind == "equal bits":
             return self.kind
+        if not self.difference:
+            return f"{self.kind}, the same loss"
         return f"{self.kind}, {self.difference:.1e} apart"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from velodrome.advise.tuning.setup import Change
 
 __all__ = ["Skipped", "TrialResult", "Tuning", "Verified"]
+
+OUT_OF_TIME = "out of time"
+SHARE_OF_CHECK = 0.2
+"""of the time, kept for the check of the whole"""
+_SAME_SPEED = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class TrialResult:
     speed_up: float = float("nan")
     """of an epoch with its evaluation, against the best before it; NaN where it was not measured"""
     rounds: tuple[Round, ...] = ()
+    against: tuple[Round, ...] = ()
+    """those of the best before it, in the same turns"""
     agreement: Agreement | None = None
     """with the recipe as it is; None where the first steps see other batches"""
     break_even_steps: int | None = None
@@ -60,7 +68,7 @@ class TrialResult:
             self.technique,
             str(self.change),
             _times(self.speed_up),
-            _ms(self.step_s),
+            f"{_ms(median_of([each.step_s for each in self.against]))} -> {_ms(self.step_s)}" if self.rounds else "",
             _mb(self.memory_bytes),
             losses,
             self.outcome,
@@ -95,10 +103,19 @@ class Verified:
     """of the validation loss (of the training loss where there is none), relative; below 0 is better; NaN where there is no loss"""
     is_faster: bool
     is_as_good: bool
+    run_speed_up: float | None = None
+    """of the whole run, its start included; None where its length is not known"""
     has_equal_bits: bool = True
     """False where equal numbers were asked for and the weights at the end differ"""
     rounds: tuple[Round, ...] = ()
     baseline: tuple[Round, ...] = ()
+
+    @property
+    def whole_run(self) -> str:
+        """Return the speed of the whole run in words, where it is another than that of an epoch."""
+        if self.run_speed_up is None or abs(self.run_speed_up / self.speed_up - 1) < _SAME_SPEED:
+            return ""
+        return f" an epoch, {self.run_speed_up:.2f}x the whole run with its start"
 
     @property
     def loss_name(self) -> str:
@@ -137,6 +154,8 @@ class Tuning:
     recipe: str
     budget_s: float
     seconds: float = 0.0
+    trial_s: float = 0.0
+    """that the last trial took, or before the first one what one should take"""
     start_s: float = 0.0
     """that starting the first two trials took, which no budget can bound"""
     facts: Facts | None = None
@@ -174,17 +193,29 @@ class Tuning:
         if self.change is None:
             known = "Nothing that was tried is" if self.trials else "Nothing was tried, so nothing is known to be"
             noise = f", by more than the noise of {100 * self.noise:.1f} %" if self.baseline else ""
-            return f"{known} faster than the recipe as it is{noise}."
+            return f"{known} faster than the recipe as it is{noise}.{self._more_time}"
         if self.verified is None:
             return f"So far {self.change} looked faster; the whole was not checked, so nothing was written."
         if not self.verified.is_faster:
-            return (
-                f"Each of {self.change} looked faster, but together they gave {self.verified.speed_up:.2f}x against the recipe as it is, "
-                f"which is within the noise. Leave the recipe as it is."
+            is_one = len(self.change.fields) == 1
+            looked = (
+                f"{self.change} looked faster, but in the end it"
+                if is_one
+                else f"Each of {self.change} looked faster, but together they"
             )
+            return f"{looked} gave {self.verified.speed_up:.2f}x against the recipe as it is, which is within the noise. Leave the recipe as it is."
         if not self.verified.is_as_good:
             return f"{self.verified.speed_up:.2f}x: {self.change}; but {self.verified.why_not}."
-        return f"{self.verified.speed_up:.2f}x: {self.change}"
+        return f"{self.verified.speed_up:.2f}x{self.verified.whole_run}: {self.change}"
+
+    @property
+    def _more_time(self) -> str:
+        """Return how much time the trials want that there was none for; nothing where all had their turn."""
+        untried = sum(each.why == OUT_OF_TIME for each in self.skipped)
+        if not untried or not self.trial_s:
+            return ""
+        minutes = math.ceil((self.seconds + untried * self.trial_s) / 6 / (1 - SHARE_OF_CHECK)) / 10
+        return f" {untried} trials found no time, and one takes about {self.trial_s:.1f} s here: give it --minutes {minutes:g}."
 
     @property
     def is_anything_known(self) -> bool:
@@ -202,10 +233,12 @@ class Tuning:
         if self.facts is not None:
             facts = self.facts
             length = "a run that a clock ends" if facts.total_steps is None else f"{facts.total_steps:,} steps"
+            measured = "not timed"
+            if self.baseline:
+                step_ms = _ms(median_of([each.step_s for each in self.baseline]))
+                measured = f"{step_ms} a step, {_mb(self.baseline[-1].memory_bytes) or '-'}"
             lines.append(
-                f"Recipe as it is: {facts.device}, {facts.threads} threads of {facts.cores} cores, "
-                f"{_ms(median_of([each.step_s for each in self.baseline]))} a step, "
-                f"{_mb(self.baseline[-1].memory_bytes if self.baseline else None) or '-'}; {length}."
+                f"Recipe as it is: {facts.device}, {facts.threads} threads of {facts.cores} cores, {measured}; {length}."
             )
         if self.baseline:
             again = "" if self.is_repeatable else "; its numbers are not the same twice, so equal bits mean little"
@@ -273,6 +306,7 @@ class Tuning:
             if verified is None
             else {
                 "speed_up": verified.speed_up,
+                "run_speed_up": verified.run_speed_up,
                 "steps": verified.steps,
                 "before": asdict(verified.before),
                 "after": asdict(verified.after),

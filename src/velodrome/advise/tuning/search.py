@@ -10,9 +10,9 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from velodrome.advise.tuning.measure import agree, take_turns
+from velodrome.advise.tuning.measure import agree, median_of, take_turns
 from velodrome.advise.tuning.remote import RemoteBench
-from velodrome.advise.tuning.result import Skipped, TrialResult, Tuning, Verified
+from velodrome.advise.tuning.result import OUT_OF_TIME, SHARE_OF_CHECK, Skipped, TrialResult, Tuning, Verified
 from velodrome.advise.tuning.techniques import NUMERICS, find_techniques
 from velodrome.errors import ArgumentError, VelodromeError
 from velodrome.recipes.read import load_recipe
@@ -32,7 +32,6 @@ __all__ = ["Search"]
 _ROUNDS = 5
 _LEAST_GAIN = 0.02  # less is not worth a line in a recipe, whatever was measured
 _LONGEST_ROUND_S, _SHORTEST_ROUND_S = 1.0, 0.1
-_SHARE_OF_CHECK = 0.2  # of the time, kept for the check of the whole
 _MOST_VAL_LOSS = 0.05  # how much worse the validation loss may be at the end of the check, relative
 _REHEARSED_STEPS = 200
 
@@ -81,7 +80,7 @@ class Search:
         self._say, self._clock = say, clock
         self._begun = clock()
         self._open: list[Any] = []
-        self._noise_s = self._trial_s = 0.0
+        self._noise_s = 0.0
         self._placed: tuple[str, ...] = ()
         self._reference: tuple[Facts, float] | None = None
         self.result = Tuning(recipe=setup.recipe, budget_s=seconds)
@@ -122,7 +121,7 @@ class Search:
         self._measure_noise(baseline, twin, facts.steps_per_epoch)
         best = (self._setup, baseline, facts)
         self._reference = facts, 0.0
-        cost_s = start_s + self._noise_s
+        cost_s = result.trial_s = start_s + self._noise_s
         for name in names:
             # Looked up when its turn comes: what was taken before may rule it out.
             technique = self._technique(name, best)
@@ -131,11 +130,11 @@ class Search:
                 continue
             for change in technique.choices:
                 if self._left() < cost_s:
-                    result.skipped.append(Skipped(technique=name, why="out of time", change=str(change)))
+                    result.skipped.append(Skipped(technique=name, why=OUT_OF_TIME, change=str(change)))
                     continue
                 began_trial = self._clock()
                 trial, arm, its_facts = self._try(technique, change, best)
-                cost_s = self._trial_s = max(start_s, self._clock() - began_trial)
+                cost_s = result.trial_s = max(start_s, self._clock() - began_trial)
                 result.trials.append(trial)
                 self._say(trial.line)
                 if trial.is_taken and its_facts is not None:
@@ -175,7 +174,7 @@ class Search:
 
     def _left(self) -> float:
         """Return the seconds that trials may still take."""
-        return self._begun + self._seconds * (1 - _SHARE_OF_CHECK) - self._clock()
+        return self._begun + self._seconds * (1 - SHARE_OF_CHECK) - self._clock()
 
     def _choose_round(self, num_choices: int, start_s: float) -> None:
         """Share the time that is left out among the trials."""
@@ -252,7 +251,7 @@ class Search:
                 self._close(arm)
             message = error.message if isinstance(error, VelodromeError) else f"{type(error).__name__}: {error}"
             return replace(result, why=f"not possible: {message}"), None, None
-        result = replace(result, speed_up=comparison.speed_up, rounds=comparison.second)
+        result = replace(result, speed_up=comparison.speed_up, rounds=comparison.second, against=comparison.first)
         needed = 1 + max(_LEAST_GAIN, self.result.noise)
         slower_rounds = sum(ratio <= 1 for ratio in comparison.ratios)
         if comparison.speed_up < needed or slower_rounds > len(comparison.ratios) // 4:
@@ -296,7 +295,8 @@ class Search:
         is_as_good = worse <= _MOST_VAL_LOSS and has_equal_bits  # false for NaN
         self.result.verified = Verified(
             speed_up=comparison.speed_up, steps=before.steps, before=before, after=after, loss_change=worse,
-            is_faster=self._is_faster(comparison), is_as_good=is_as_good, has_equal_bits=has_equal_bits, rounds=comparison.second, baseline=comparison.first,
+            is_faster=self._is_faster(comparison), is_as_good=is_as_good, has_equal_bits=has_equal_bits,
+            run_speed_up=_of_the_run(comparison, facts, its_facts), rounds=comparison.second, baseline=comparison.first,
         )  # fmt: skip
 
     def _find_part(
@@ -310,7 +310,7 @@ class Search:
         parts = [[each for each in taken if each is not left_out] for left_out in taken]
         parts += [[each] for each in taken if len(taken) > 2]
         for part in parts if len(taken) > 1 else []:
-            if self._begun + self._seconds - self._clock() < 2 * self._trial_s:
+            if self._begun + self._seconds - self._clock() < 2 * self.result.trial_s:
                 break
             setup = self._setup
             for trial in self.result.trials:  # in the order in which they were taken
@@ -367,6 +367,16 @@ def _break_even(comparison: Comparison, facts: Facts, its_facts: Facts) -> int:
     saved = sum(a.epoch_s(steps) - b.epoch_s(steps) for a, b in zip(comparison.first, comparison.second, strict=True))
     a_step = saved / len(comparison.first) / (steps or 1)
     return math.ceil(spent / a_step) if a_step > 0 else 1 << 62
+
+
+def _of_the_run(comparison: Comparison, facts: Facts, its_facts: Facts) -> float | None:
+    """Return how many times faster the whole run is, its start included; None where its length is not known."""
+    if facts.total_steps is None or not facts.steps_per_epoch:
+        return None
+    epochs = facts.total_steps / facts.steps_per_epoch
+    epoch_s = median_of([each.epoch_s(facts.steps_per_epoch) for each in comparison.first])
+    after_s = its_facts.warm_up_s + epochs * epoch_s / comparison.speed_up
+    return (facts.warm_up_s + epochs * epoch_s) / max(after_s, 1e-12)
 
 
 def _relative(before: float, after: float) -> float:
