@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import operator
-import pickle
 import random
 from functools import cache
 from typing import Any, Self
@@ -121,9 +120,15 @@ def _numpy_state() -> tuple[bytes, Any]:
     return _last
 
 
-def _comparable(state: tuple[bytes, Any]) -> tuple[bytes, bytes]:
+def _comparable(state: tuple[bytes, Any]) -> tuple[Any, ...]:
+    """Return a state of NumPy's generator as what compares to one truth: arrays as their bytes."""
     words, whole = state
-    return words, b"" if whole is None else pickle.dumps(whole)  # it holds arrays, which do not compare to one truth
+    if whole is None:
+        return (words,)
+    inner = [
+        value.tobytes() if isinstance(value, numpy.ndarray) else value for _, value in sorted(whole["state"].items())
+    ]
+    return words, inner, whole.get("has_gauss"), whole.get("gauss")
 
 
 def _set_numpy_state(state: tuple[bytes, Any]) -> None:
