@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from harness import add_common_options, environment, write_record
-from velodrome.advise.tuning.measure import take_turns
+from velodrome.advise.tuning.measure import take_turns, whole_run_speed
 from velodrome.advise.tuning.remote import RemoteBench, TrialError
 from velodrome.advise.tuning.search import Search
 from velodrome.advise.tuning.setup import Change, Setup
@@ -195,25 +195,6 @@ def compare(
         "warm_up_s": its_facts.warm_up_s,
         "noise": turns.spread,
     }
-
-
-def whole_run_speed(epoch_speed: float, epoch_s: float, epochs: float, warm_up_s: tuple[float, float]) -> float:
-    """Return how many times faster the second run is as a whole.
-
-    Args:
-        epoch_speed: how many times faster its epochs are.
-        epoch_s: an epoch of the first one.
-        epochs: of the run; 0 where that is not known, and then an epoch counts alone.
-        warm_up_s: of the first and of the second one, until the first steps are done.
-
-    >>> whole_run_speed(2.0, 10.0, 5, (1.0, 1.0))  # 51 s against 26 s
-    1.9615384615384615
-    >>> whole_run_speed(2.0, 10.0, 5, (1.0, 31.0))  # compiled for half a minute
-    0.9107142857142857
-    """
-    if not epochs:
-        return epoch_speed
-    return (warm_up_s[0] + epochs * epoch_s) / (warm_up_s[1] + epochs * epoch_s / epoch_speed)
 
 
 def strong_combinations(*, has_convolutions: bool) -> list[dict[str, Any]]:

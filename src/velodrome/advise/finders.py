@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["LEFT_OUT", "WRITES", "ModelKept", "check_number", "position_kept", "refuse_what_writes"]
+__all__ = ["LEFT_OUT", "WRITES", "ModelKept", "check_number", "check_trainer_arguments", "position_kept"]
 
 LEFT_OUT = (
     "scheduler",
@@ -46,7 +46,7 @@ def check_number(name: str, value: object) -> None:
         raise ArgumentError(f"{name}={value!r} is a {type(value).__name__}. It must be a number: leave quotes out.")
 
 
-def refuse_what_writes(trainer_arguments: Mapping[str, Any]) -> None:
+def check_trainer_arguments(trainer_arguments: Mapping[str, Any]) -> None:
     """Refuse what would have a finder's trainer write something, and what no trainer knows.
 
     Raises:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from velodrome.advise.tuning.facts import Facts, Round
 
-__all__ = ["Agreement", "Arm", "Comparison", "agree", "take_turns"]
+__all__ = ["Agreement", "Arm", "Comparison", "agree", "median_of", "take_turns", "whole_run_speed"]
 
 _CLEARLY_SLOWER, _CLEARLY_FASTER = 0.9, 1.25
 _DISTURBED = 0.2  # of the cores: what others may take of them before a turn is one too many
@@ -116,6 +116,25 @@ def take_turns(
 def _comparison(turns: Sequence[tuple[Round, Round]], steps: tuple[int | None, int | None]) -> Comparison:
     first, second = zip(*turns, strict=True)
     return Comparison(first=first, second=second, first_steps=steps[0], second_steps=steps[1])
+
+
+def whole_run_speed(epoch_speed: float, epoch_s: float, epochs: float, warm_up_s: tuple[float, float]) -> float:
+    """Return how many times faster the second run is as a whole.
+
+    Args:
+        epoch_speed: how many times faster its epochs are.
+        epoch_s: an epoch of the first one.
+        epochs: of the run; 0 where that is not known, and then an epoch counts alone.
+        warm_up_s: of the first and of the second one, until the first steps are done.
+
+    >>> whole_run_speed(2.0, 10.0, 5, (1.0, 1.0))  # 51 s against 26 s
+    1.9615384615384615
+    >>> whole_run_speed(2.0, 10.0, 5, (1.0, 31.0))  # compiled for half a minute
+    0.9107142857142857
+    """
+    if not epochs:
+        return epoch_speed
+    return (warm_up_s[0] + epochs * epoch_s) / (warm_up_s[1] + epochs * epoch_s / epoch_speed)
 
 
 @dataclass(frozen=True, kw_only=True)

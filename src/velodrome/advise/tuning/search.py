@@ -10,7 +10,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from velodrome.advise.tuning.measure import agree, median_of, take_turns
+from velodrome.advise.tuning.measure import agree, median_of, take_turns, whole_run_speed
 from velodrome.advise.tuning.remote import RemoteBench
 from velodrome.advise.tuning.result import OUT_OF_TIME, SHARE_OF_CHECK, Skipped, TrialResult, Tuning, Verified
 from velodrome.advise.tuning.techniques import NUMERICS, find_techniques
@@ -121,7 +121,7 @@ class Search:
         self._measure_noise(baseline, twin, facts.steps_per_epoch)
         best = (self._setup, baseline, facts)
         self._reference = facts, 0.0
-        cost_s = result.trial_s = start_s + self._noise_s
+        result.trial_s = start_s + self._noise_s
         for name in names:
             # Looked up when its turn comes: what was taken before may rule it out.
             technique = self._technique(name, best)
@@ -129,12 +129,12 @@ class Search:
                 result.skipped.append(Skipped(technique=name, why=why))
                 continue
             for change in technique.choices:
-                if self._left() < cost_s:
+                if self._left() < result.trial_s:
                     result.skipped.append(Skipped(technique=name, why=OUT_OF_TIME, change=str(change)))
                     continue
                 began_trial = self._clock()
                 trial, arm, its_facts = self._try(technique, change, best)
-                cost_s = result.trial_s = max(start_s, self._clock() - began_trial)
+                result.trial_s = max(start_s, self._clock() - began_trial)
                 result.trials.append(trial)
                 self._say(trial.line)
                 if trial.is_taken and its_facts is not None:
@@ -309,12 +309,12 @@ class Search:
         taken = sorted((each for each in self.result.trials if each.is_taken), key=lambda each: -each.speed_up)
         parts = [[each for each in taken if each is not left_out] for left_out in taken]
         parts += [[each] for each in taken if len(taken) > 2]
-        for part in parts if len(taken) > 1 else []:
+        for part in filter(None, parts):  # of one change nothing is left
             if self._begun + self._seconds - self._clock() < 2 * self.result.trial_s:
                 break
             setup = self._setup
-            for trial in self.result.trials:  # in the order in which they were taken
-                setup = setup.with_change(trial.change) if trial in part else setup
+            for trial in (each for each in self.result.trials if each in part):  # in the order in which they were taken
+                setup = setup.with_change(trial.change)
             arm = self._make(self._with_data_placed(setup))
             try:
                 its_facts = arm.start()
@@ -375,8 +375,7 @@ def _of_the_run(comparison: Comparison, facts: Facts, its_facts: Facts) -> float
         return None
     epochs = facts.total_steps / facts.steps_per_epoch
     epoch_s = median_of([each.epoch_s(facts.steps_per_epoch) for each in comparison.first])
-    after_s = its_facts.warm_up_s + epochs * epoch_s / comparison.speed_up
-    return (facts.warm_up_s + epochs * epoch_s) / max(after_s, 1e-12)
+    return whole_run_speed(comparison.speed_up, epoch_s, epochs, (facts.warm_up_s, its_facts.warm_up_s))
 
 
 def _relative(before: float, after: float) -> float:
