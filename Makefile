@@ -26,9 +26,9 @@ JOBS ?= 2
 ## train: make the environment, fetch the data, train RECIPE (fashion-mnist-mlp); ARGS="train.epochs=10" adds overrides
 train: $(VENV)/.train-stamp
 	@echo "==> Data: looking for FashionMNIST here, in the system's packages, then on the network (up to a minute)"
-	@$(PY) -m velodrome.cli data fetch fashion-mnist
+	@$(PY) -m velodrome data fetch fashion-mnist
 	@echo "==> Training: $(RECIPE) (five epochs of the main job: about 20 seconds on two cores)"
-	@$(PY) -m velodrome.cli train $(RECIPE) $(ARGS)
+	@$(PY) -m velodrome train $(RECIPE) $(ARGS)
 
 ## test: lint, format check, types, then every test
 test: lint typecheck unit

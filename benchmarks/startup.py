@@ -26,7 +26,7 @@ ARMS = {
     "torch": ["-c", "import torch"],
     "torch_again": ["-c", "import torch"],
     "torch_and_velodrome": ["-c", "import torch; import velodrome; velodrome.Trainer"],
-    "help": ["-m", "velodrome.cli", "--help"],
+    "help": ["-m", "velodrome", "--help"],
 }
 
 

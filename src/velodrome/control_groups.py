@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from velodrome.linux import read_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["GROUPS", "own_groups", "read_text"]
+__all__ = ["GROUPS", "own_groups"]
 
 GROUPS = "sys/fs/cgroup"
 
@@ -29,11 +31,3 @@ def own_groups(root: Path) -> Iterator[Path]:
         yield each
         if each == folder:
             return
-
-
-def read_text(path: Path) -> str:
-    """Return what is in a file, stripped; "" where there is none."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from velodrome.control_groups import GROUPS, own_groups, read_text
+from velodrome.control_groups import GROUPS, own_groups
+from velodrome.linux import ROOT, read_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["usable_cores"]
 
-_ROOT = Path("/")
 
-
-def usable_cores(root: Path = _ROOT) -> int:
+def usable_cores(root: Path = ROOT) -> int:
     """Return the physical cores that this process may keep busy: at least 1.
 
     Those of its affinity, two threads of one core counted once; no more than its control group's quota grants; divided among the processes

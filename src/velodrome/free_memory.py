@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from velodrome.control_groups import GROUPS, own_groups, read_text
+from velodrome.control_groups import GROUPS, own_groups
+from velodrome.linux import ROOT, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import torch
 
 __all__ = ["available_bytes"]
 
-_ROOT = Path("/")
 _UNKNOWN = 1 << 62
 # Limit, use, and the name of what of the use is cached files, which make room; of the second version of control groups, and of the first.
 _FILES = ("memory.max", "memory.current", "inactive_file")
 _OLD_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def available_bytes(device: torch.device, root: Path = _ROOT) -> int:
+def available_bytes(device: torch.device, root: Path = ROOT) -> int:
     """Return how much memory is free on the device, within the control group's limit; a large number where that cannot be known.
 
     Args:

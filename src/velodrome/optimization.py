@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from velodrome.errors import ArgumentError, nearest
+from velodrome.step.arguments import check_accumulate
 from velodrome.step.clipping import Clipping, layer_names
 from velodrome.step.guard import make_guard
 from velodrome.step.optimizers import resolve_optimizer, resolve_optimizers
 from velodrome.step.precision import Precision, check_fits_model, make_scaler
 from velodrome.step.schedules.base import NO_SCHEDULE, Schedule
-from velodrome.step.updates import GradientWorld, Updates, check_accumulate
+from velodrome.step.updates import Updates
 from velodrome.step.windows import Windows
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.optim import Optimizer
+
+    from velodrome.step.gradient_world import GradientWorld
 
 __all__ = ["Optimization"]
 

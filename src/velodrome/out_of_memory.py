@@ -89,7 +89,7 @@ class OnOutOfMemory:
         release(error, trainer.device)
         phase = {"train": "training", "predict": "prediction"}.get(run.phase.name, f"the evaluation {run.phase.name!r}")
         like = "" if batch is not None or not shapes else "like the first one: "
-        facts = f"a batch of {samples} samples{f' ({like}{shapes})' if shapes else ''} on {trainer.device}"
+        facts = f"a batch of {samples} sample{'s' * (samples != 1)}{f' ({like}{shapes})' if shapes else ''} on {trainer.device}"
         if usage:
             facts += f"; {_gib(usage['peak_bytes'])} were in use at most, {_gib(usage['free_bytes'])} of {_gib(usage['total_bytes'])} were free"
         state = "No weight was changed by this step, and gradients were discarded." if part != "the update" else ""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.checkpoint.scan import find_checkpoints
 from velodrome.errors import RecipeError, RefusedError, VelodromeError
+from velodrome.linux import read_family
 from velodrome.run_comparison import Comparison, compare_runs
 
 if TYPE_CHECKING:
@@ -213,25 +214,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     The processes of `--processes` are no members of its group, as torch's launcher gives each a session of its own.
     """
     if process.poll() is None:  # it is ours until it was waited for, so that its number is nobody else's
-        descendants = _descendants(process.pid)
+        family = read_family(process.pid)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        for pid in descendants:
+        for each in family:
             with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(each.pid, signal.SIGKILL)
     process.wait()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Return the processes that a process started, and those that they did; none where the system does not list them."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError, IndexError):
-            parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for each in found:  # it grows meanwhile
-        found += [child for child, parent in parents.items() if parent == each]
-    return found[1:]
 
 
 def _failure(what: str, code: int, output: Path) -> VelodromeError:

@@ -36,6 +36,7 @@ from velodrome.run.files import RunFiles
 from velodrome.run.keeping import Keeping
 from velodrome.run.run import Run
 from velodrome.seeding import check_seed
+from velodrome.step.arguments import check_items, num_micro_batches
 from velodrome.step.averaging import NO_AVERAGING, Averaging, NoAveraging
 from velodrome.step.checks import explain_late_failure
 from velodrome.step.determinism import resolve_determinism
@@ -48,7 +49,6 @@ from velodrome.step.memory import is_out_of_memory
 from velodrome.step.parameters import freeze as freeze_parameters
 from velodrome.step.precision import resolve_precision
 from velodrome.step.recompute import recompute_activations
-from velodrome.step.updates import check_items, num_micro_batches
 from velodrome.stopping.deadline import parse_stop_after
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ def shell(project):
     """Run `velodrome ARGUMENTS REDIRECTION` in a shell; returns the code and what stderr got."""
 
     def call(arguments, redirection):
-        command = " ".join([sys.executable, "-m", "velodrome.cli", *arguments, redirection])
+        command = " ".join([sys.executable, "-m", "velodrome", *arguments, redirection])
         done = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {command}"],
             cwd=project,

@@ -108,7 +108,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(project, velodr
 
 def start_two(project, *arguments):
     """Start the command line where it starts two processes."""
-    command = [sys.executable, "-m", "velodrome.cli", *arguments, "-q"]
+    command = [sys.executable, "-m", "velodrome", *arguments, "-q"]
     return subprocess.Popen(command, cwd=project, env=environment(project), stderr=subprocess.PIPE, text=True)
 
 

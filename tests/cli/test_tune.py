@@ -97,7 +97,7 @@ def test_a_recipe_that_cannot_be_built_says_why(project, velodrome):
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals")
 def test_ctrl_c_shows_what_is_known_and_writes_nothing(project):
     process = subprocess.Popen(
-        [sys.executable, "-m", "velodrome.cli", "tune", "mine.toml", "--minutes", "5"],
+        [sys.executable, "-m", "velodrome", "tune", "mine.toml", "--minutes", "5"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -115,7 +115,7 @@ def test_ctrl_c_shows_what_is_known_and_writes_nothing(project):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_other_signals_end_it_like_ctrl_c(project, number, code):
     process = subprocess.Popen(
-        [sys.executable, "-m", "velodrome.cli", "tune", "mine.toml", "--minutes", "5"],
+        [sys.executable, "-m", "velodrome", "tune", "mine.toml", "--minutes", "5"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # `nohup`, if the tests run under it, has it ignored
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_test(project, velo
 def test_an_answer_that_is_lost_is_an_error(project):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "velodrome.cli", "tune", "mine.toml", "--lr"],
+            [sys.executable, "-m", "velodrome", "tune", "mine.toml", "--lr"],
             stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 1

@@ -219,7 +219,7 @@ def test_the_command_saves_often_and_keeps_all_checkpoints_of_a_small_model(proj
     ready = build(load_recipe("mine.toml", []), say=lambda line: None)
     assert verb._steps_per_epoch(ready) == 13
     command = verb._command("mine.toml", ["train.steps=20"], ready, total=20, processes=1)(Path("x"), "straight")
-    assert command[1:6] == ["-m", "velodrome.cli", "train", "mine.toml", "train.steps=20"]
+    assert command[1:6] == ["-m", "velodrome", "train", "mine.toml", "train.steps=20"]
     assert "checkpoint.every=every 2 steps" in command
     assert "checkpoint.keep_last=1000" in command
     assert command[-6:] == ["--name", "straight", "--resume", "auto", "--json", "--quiet"]

@@ -58,7 +58,7 @@ def test_velodrome_commands_run_one_after_the_other(tmp_path: Path) -> None:
         words = [word.replace("runs/<run>", str(runs[0])) if "<run>" in word else word for word in words]
 
         done = subprocess.run(
-            [sys.executable, "-m", "velodrome.cli", *words],
+            [sys.executable, "-m", "velodrome", *words],
             cwd=tmp_path,
             capture_output=True,
             text=True,

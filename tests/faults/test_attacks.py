@@ -351,7 +351,7 @@ def test_a_run_stays_inside_of_its_root_whatever_it_is_called(here, tmp_path, ca
 
 def test_the_name_as_it_was_given_is_kept(here):
     name = "../../Größe: 3e-4"
-    command = [sys.executable, "-m", "velodrome.cli", "train", "mine.toml", "--name", name, "train.epochs=1", "-q"]
+    command = [sys.executable, "-m", "velodrome", "train", "mine.toml", "--name", name, "train.epochs=1", "-q"]
     subprocess.run(command, check=True, env=environment())
     record = json.loads((here / "runs" / "grosse-3e-4" / "run.json").read_text())
     assert name in record["command"]

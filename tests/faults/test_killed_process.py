@@ -67,7 +67,7 @@ def test_the_survivor_of_a_torchrun_script_ends_and_names_the_rank(tmp_path, how
 def start_training(tmp_path, *arguments):
     """Start the main recipe in two processes; return the launcher, and the processes' ids once the first rows are written."""
     command = [
-        sys.executable, "-m", "velodrome.cli", "train", "fashion-mnist-mlp", "data.source=embedded", "train.epochs=1000",
+        sys.executable, "-m", "velodrome", "train", "fashion-mnist-mlp", "data.source=embedded", "train.epochs=1000",
         "--processes", "2", "--name", "run", *arguments,
     ]  # fmt: skip
     launcher = subprocess.Popen(
@@ -128,7 +128,7 @@ def test_a_signal_to_one_of_the_processes_ends_all_with_its_exit_code(tmp_path):
 
 
 def run_cli(tmp_path, *arguments):
-    command = [sys.executable, "-m", "velodrome.cli", "train", *arguments, "--processes", "2"]
+    command = [sys.executable, "-m", "velodrome", "train", *arguments, "--processes", "2"]
     return subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
 

@@ -23,7 +23,7 @@ def run_cli(folder, environment, *arguments):
     command = [
         sys.executable,
         "-m",
-        "velodrome.cli",
+        "velodrome",
         "train",
         "fashion-mnist-mlp",
         "data.source=embedded",

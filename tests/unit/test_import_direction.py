@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "velodrome"
 
 # The picture of docs/architecture.md. A part may import itself, the errors, and the parts named here.
 PARTS = {"loop", "step", "data", "checkpoint", "distributed", "metrics", "record", "callbacks"}
-LEAVES = {"seeding", "devices", "report", "monitor", "cores", "free_memory", "control_groups"}
+LEAVES = {"seeding", "devices", "report", "monitor", "cores", "free_memory", "control_groups", "linux"}
 # The trainer and the files that it is made of.
 FRONT_DOOR = {
     "trainer",
@@ -36,8 +36,9 @@ FRONT_DOOR = {
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},
-    "cores": {"control_groups"},
-    "free_memory": {"control_groups"},
+    "control_groups": {"linux"},
+    "cores": {"control_groups", "linux"},
+    "free_memory": {"control_groups", "linux"},
     **{part: {"report"} for part in PARTS},
     "data": {
         "report",
@@ -45,14 +46,16 @@ ARROWS: dict[str, set[str]] = {
         "cores",
         "free_memory",
     },  # what a seed may be is said once, and how many cores and bytes there are
-    "distributed": {"report", "cores"},
+    "distributed": {"report", "cores", "linux"},  # which processes are alive is asked in one way
     "checkpoint": {"report", "monitor"},  # as is what a better value is
     "callbacks": {"report", "monitor"},
     "step": {"report", "monitor"},
+    "record": {"report", "linux"},
     **dict.fromkeys(FRONT_DOOR, FRONT_DOOR | PARTS | LEAVES),
     "recipes": FRONT_DOOR | PARTS | LEAVES,
     "advise": {"recipes"} | FRONT_DOOR | PARTS | LEAVES,
     "cli": {"recipes", "advise"} | FRONT_DOOR | PARTS | LEAVES,
+    "__main__": {"cli"},
     # Outside the tower: nothing imports the fakes; they may use everything that a user may.
     "testing": FRONT_DOOR | PARTS | LEAVES,
     # `velodrome/__init__.py` names the public surface, so it reaches all but the command line and the fakes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from velodrome.data.position import Position
 from velodrome.errors import ArgumentError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -114,7 +116,9 @@ def position_kept(data: Any) -> Iterator[None]:
         raise DataError(
             f"The data are a {type(data).__name__}, an iterator, which the test would use up. Give a loader, a list of batches, or a dataset."
         )
-    before = dict(vars(data)) if type(data).__module__.startswith("velodrome.") and hasattr(data, "set_epoch") else None
+    before = None
+    if type(data).__module__.startswith("velodrome.") and hasattr(data, "set_epoch"):
+        before = {name: copy.copy(each) if isinstance(each, Position) else each for name, each in vars(data).items()}
     generator: Any = getattr(data, "generator", None)  # Any: torch.Generator, where there is one
     state = generator.get_state() if hasattr(generator, "get_state") else None
     try:

@@ -40,6 +40,8 @@ class LRCurve:
     """the step, counted from 1, that ended the sweep because a number was NaN or infinite; it is not among the losses"""
     not_finite: str = ""
     """which number that was, and what: "the loss was NaN\""""
+    planned_steps: int = 0
+    """of the whole range; there are fewer rates where the loss diverged, or the training ended before"""
 
     @property
     def steepest(self) -> float | None:
@@ -85,7 +87,15 @@ class LRCurve:
                 f"The loss never fell by more than its noise in {len(self.rates)} steps{ended}. So there is no suggestion. Give more steps, or "
                 "another range; and see that the model can learn from these data at all."
             )
-        end = "where it diverged" if self.has_diverged else "the end of the range"
+        if self.has_diverged:
+            end = "where it diverged"
+        elif len(self.rates) < self.planned_steps:
+            end = (
+                f"where the training ended, with {self.planned_steps - len(self.rates)} of {self.planned_steps} steps still to come: higher rates "
+                "were not tried. Give LRFinder fewer steps, or the fit more"
+            )
+        else:
+            end = "the end of the range"
         end += "" if self.not_finite_at is None else f": {lost}"
         return (
             f"lr {self.suggestion:.2g}: the smaller one of where the loss falls fastest, {self.steepest:.2g}, and a tenth of where it is lowest, "

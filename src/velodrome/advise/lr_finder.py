@@ -134,7 +134,7 @@ class LRFinder(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Keep the curve, and put everything back."""
-        self.result = self._sweep.curve()
+        self.result = self._sweep.curve(planned_steps=self.steps)
         trainer.__dict__.pop("step", None)
         if self._kept is not None:
             self._kept.put_back(trainer)
@@ -182,7 +182,7 @@ class _Sweep:
         now = self.smoothed[-1]
         return not math.isfinite(now) or (len(self.smoothed) > 1 and now > diverged_at * min(self.smoothed) > 0)
 
-    def curve(self) -> LRCurve:
+    def curve(self, *, planned_steps: int) -> LRCurve:
         """Return the steps whose losses are numbers, and what ended them."""
         count = next((index for index, each in enumerate(self.smoothed) if not math.isfinite(each)), len(self.rates))
         at, what = None, ""
@@ -198,6 +198,7 @@ class _Sweep:
             has_diverged=self.has_diverged or at is not None,
             not_finite_at=at,
             not_finite=what,
+            planned_steps=planned_steps,
         )
 
 

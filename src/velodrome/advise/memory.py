@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
-
 import torch
+
+from velodrome.linux import status_bytes
 
 __all__ = ["peak_bytes", "process_peak_bytes"]
 
@@ -16,11 +15,5 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def process_peak_bytes() -> int | None:
-    """Return the largest memory that this process has had so far; None where the system does not say.
-
-    Not getrusage: its maximum begins with that of the process that started this one.
-    """
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return None
+    """Return the largest memory that this process has had so far; None where the system does not say."""
+    return status_bytes("VmHWM")

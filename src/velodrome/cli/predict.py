@@ -53,9 +53,10 @@ def predict(
     Example: velodrome predict runs/my-run --data new.csv --out predictions.csv
     """
     from velodrome.errors import RefusedError
-    from velodrome.recipes.build import build_model, resolve_sizes
+    from velodrome.recipes.build import build_model
     from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
     from velodrome.recipes.predictions import interpret, write_csv
+    from velodrome.recipes.sizes import resolve_sizes
     from velodrome.recipes.tables import check_table_run
 
     if out.exists() and not force:
@@ -81,7 +82,8 @@ def predict(
 def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> Any:  # Any: torch, or the user's own data
     """Return what to predict."""
     from velodrome.errors import DataError
-    from velodrome.recipes.build import load_data, refuse_untrusted
+    from velodrome.recipes.calls import refuse_untrusted
+    from velodrome.recipes.loaded_data import load_data
     from velodrome.recipes.tables import check_same_preparation, load_rows
 
     if data is None:
@@ -98,7 +100,7 @@ def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> An
 
 def _outputs(model: Any, rows: Any, recipe: Recipe) -> Any:  # Any: torch, which this file imports only when run
     import velodrome
-    from velodrome.recipes.build import prediction_data
+    from velodrome.recipes.loaders import prediction_data
 
     data = prediction_data(rows, recipe)
     size = recipe.train.eval_batch_size if isinstance(rows, tuple) and data is rows[0] else None

@@ -58,7 +58,7 @@ def run_verb(arguments: Sequence[str], *, processes: int) -> None:
     from velodrome.distributed.launch import launch
 
     try:
-        failure = launch("velodrome.cli", arguments, processes=processes)
+        failure = launch("velodrome", arguments, processes=processes)
     except WorldError as error:
         code = 128 + int(error.signal)  # as shells say it: 143 for SIGTERM  # type: ignore[call-overload]
         raise RankError(error.message, kind="Terminated", code=code) from None

@@ -39,7 +39,7 @@ def find_learning_rate(
     """
     from velodrome.advise.lr_finder import find_lr
     from velodrome.advise.outputs import check_place
-    from velodrome.recipes.build import training_loader
+    from velodrome.recipes.loaders import training_loader
 
     if out is not None and out.suffix not in _ENDINGS:
         raise ArgumentError(
@@ -52,7 +52,7 @@ def find_learning_rate(
     if out is not None:
         check_place(out)
     ready = _build(loaded, screen)
-    curve = find_lr(ready.model, training_loader(ready), **_arguments(ready))
+    curve = find_lr(ready.model, training_loader(ready.data, ready.recipe), **_arguments(ready))
     lr, failure = curve.suggestion, None
     if out is not None and curve.rates:
         try:
@@ -87,7 +87,7 @@ def find_learning_rate(
 def find_largest_batch(loaded: LoadedRecipe, screen: Screen) -> None:
     """Train a few steps with larger and larger batches, and show which is enough and which is the largest."""
     from velodrome.advise.batch_size import find_batch_size
-    from velodrome.recipes.build import loader_arguments
+    from velodrome.recipes.loaders import loader_arguments
 
     ready = _build(loaded, screen)
     loader_args = loader_arguments(ready.recipe, training=True)

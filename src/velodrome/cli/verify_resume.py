@@ -111,7 +111,7 @@ def _command(
         f"checkpoint.every=every {every} steps", f"checkpoint.keep_last={keep}", f"logging.every={every} steps",
         "logging.tensorboard=false", "logging.curves=false", "logging.progress=false",
     ]  # fmt: skip
-    start = [sys.executable, "-m", "velodrome.cli", "train", recipe, *changes, *settings]
+    start = [sys.executable, "-m", "velodrome", "train", recipe, *changes, *settings]
     several = ["--processes", str(processes)] if processes > 1 else []
 
     def command(folder: Path, name: str) -> list[str]:

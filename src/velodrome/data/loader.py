@@ -15,6 +15,7 @@ from velodrome.data.choosing import WorkerChoice
 from velodrome.data.columns import Columns, columns_from
 from velodrome.data.order import epoch_order
 from velodrome.data.own_order import check_own_order
+from velodrome.data.position import Position
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.data.share import EMPTY, WHOLE, Share
@@ -123,13 +124,7 @@ class DataLoader:
         self.batch_sampler = batch_sampler
         self.origin = ""
         """what the loader was made from, for `describe`"""
-        self._epoch = 0
-        self._samples_done = 0
-        self._iteration = 0
-        """number of `iter()` calls so far; 0, or one that ended, means that the position is where the next one begins"""
-        self._is_iterating = False
-        self._loaded_seed: int | None = None
-        self._bound_seed: int | None = None
+        self._position = Position()
         self._torch_draws_left: float = 0
 
         self._is_plain = sampler is None and batch_sampler is None and collate_fn is None and batch_size is not None
@@ -207,7 +202,7 @@ class DataLoader:
         size = self.batch_size
         if self.drop_last and total is not None and size is not None and self.batch_sampler is None and total < size:
             raise DataError(
-                f"drop_last leaves no batch: the dataset has {total} samples, fewer than batch_size={size}. "
+                f"drop_last leaves no batch: the dataset has {total} sample{'s' * (total != 1)}, fewer than batch_size={size}. "
                 f"Use a batch_size of at most {total}, or drop_last=False.",
                 num_samples=total,
                 batch_size=size,
@@ -267,6 +262,7 @@ class DataLoader:
         if not self.shuffle and not self.drop_last:
             return self
         other = copy.copy(self)
+        other._position = copy.copy(self._position)
         other.shuffle = other.drop_last = False
         other._make_sample_path = partial(self._make_sample_path, drop_last=False)
         if other._samples is not None:
@@ -296,18 +292,18 @@ class DataLoader:
             seed: of the trainer that runs it, for a loader without one of its own.
         """
         if seed is not None:
-            self._bound_seed = seed
-        self._epoch, self._samples_done, self._is_iterating = epoch, 0, False
+            self._position.bound_seed = seed
+        self._position.enter_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: the epoch, how many of its samples were handed out, and what an iterable dataset says of it itself."""
         state = {
-            "epoch": self._epoch,
-            "samples_done": self._samples_done,
+            "epoch": self._position.epoch,
+            "samples_done": self._position.samples_done,
             "seed": self._order_seed(),
             "num_samples": self.num_samples,
         }
-        own = self._samples.own_state() if self._samples is not None and self._samples_done else None
+        own = self._samples.own_state() if self._samples is not None and self._position.samples_done else None
         return state if own is None else {**state, "dataset": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,24 +316,7 @@ class DataLoader:
             DataError: the state belongs to a dataset of another size, or to an order of another seed.
             ArgumentError: it is not the state of a `velodrome.DataLoader`.
         """
-        missing = [name for name in ("epoch", "samples_done", "seed", "num_samples") if name not in state]
-        if missing:
-            raise ArgumentError(
-                f"The loader's state has no {', '.join(missing)}. It must be what state_dict() of a velodrome.DataLoader returned."
-            )
-        if state["num_samples"] != self.num_samples:
-            raise DataError(
-                f"The saved position belongs to a dataset of {state['num_samples']} samples; this one has {self.num_samples}. "
-                f"Go on with the same data, or start a new run."
-            )
-        if self.seed is not None and state["seed"] != self.seed:
-            raise DataError(
-                f"The saved position belongs to an order of seed {state['seed']}; this loader has seed={self.seed}. "
-                f"Leave seed out to go on with the saved one, or start a new run."
-            )
-        self.set_epoch(int(state["epoch"] or 0))
-        self._samples_done = int(state["samples_done"] or 0)
-        self._loaded_seed = state["seed"]
+        self._position.load(state, num_samples=self.num_samples, seed=self.seed)
         if self._samples is not None and "dataset" in state:
             self._samples.enter_dataset(state["dataset"])
 
@@ -354,7 +333,7 @@ class DataLoader:
     def lay_out_ahead(self) -> None:
         """After `iter()` and `load_state_dict`: have a sampler hand out what is skipped now, not with the first batch."""
         if self._samples is not None:
-            self._samples.enter(self._samples_done, self._epoch)
+            self._samples.enter(self._position.samples_done, self._position.epoch)
 
     def __len__(self) -> int:
         """Return the number of batches an epoch."""
@@ -380,11 +359,9 @@ class DataLoader:
         if self._choice is not None:
             self._choice.begin_epoch()
         if seed is not None:
-            self._bound_seed = seed
-        if self._is_iterating:  # the last iteration was left early: its epoch is over
-            self._epoch, self._samples_done = self._epoch + 1, 0
-        self._iteration += 1
-        self._is_iterating = True
+            self._position.bound_seed = seed
+        iteration = self._position.begin()
+        epoch, start = self._position.epoch, self._position.samples_done
         if self._torch_draws_left:
             self._torch_draws_left -= 1
             torch.empty((), dtype=torch.int64).random_()
@@ -394,7 +371,7 @@ class DataLoader:
         steps = [step for step in steps if isinstance(step, Transform)]
         if steps:
             step = steps[0] if len(steps) == 1 else Compose(steps)
-            augmentation = Augmentation(step, seed=order_seed, epoch=self._epoch)
+            augmentation = Augmentation(step, seed=order_seed, epoch=epoch)
             change = augmentation.of_rows
             if columns is None:
                 transform = partial(self._augment, augmentation, share)
@@ -402,12 +379,12 @@ class DataLoader:
             transform = BatchTransform(
                 self.transform,
                 seed=order_seed,
-                epoch=self._epoch,
+                epoch=epoch,
                 device=None if columns is None else columns.device,
-                indices=partial(self._indices_of, order_seed, self._epoch, share),
+                indices=partial(self._indices_of, order_seed, epoch, share),
             )
-        batches = self._sized_batches(columns, self._epoch, self._samples_done, order_seed, share, change)
-        return self._iterate(batches, self._iteration, self._epoch, self._samples_done, transform)
+        batches = self._sized_batches(columns, epoch, start, order_seed, share, change)
+        return self._iterate(batches, iteration, epoch, start, transform)
 
     def _indices_of(self, seed: int, epoch: int, share: Share, position: int, size: int) -> Sequence[Any] | None:
         """Return the indices of this process's part of a batch, where they are known."""
@@ -439,11 +416,9 @@ class DataLoader:
         done = start
         for size, batch in batches:
             done += size
-            if iteration == self._iteration and self._is_iterating:
-                self._samples_done = done
+            self._position.advance(iteration, done)
             yield batch if transform is None or batch is EMPTY else transform(batch, done - size, size)
-        if iteration == self._iteration and self._is_iterating:
-            self._epoch, self._samples_done, self._is_iterating = epoch + 1, 0, False
+        self._position.end(iteration, epoch)
 
     def _sized_batches(
         self,
@@ -492,7 +467,7 @@ class DataLoader:
             left -= size
 
     def _order_seed(self) -> int:
-        for seed in (self.seed, self._loaded_seed, self._bound_seed):
+        for seed in (self.seed, self._position.loaded_seed, self._position.bound_seed):
             if seed is not None:
                 return seed
         return torch.initial_seed()

@@ -98,7 +98,11 @@ def describe_sharded(data: Any) -> str:
     for part in _parts(data):
         if isinstance(part, DistributedSampler):
             repeated = 0 if part.drop_last else part.total_size - len(part.dataset)  # type: ignore[arg-type]
-            note = f", which gives {repeated} samples twice (leave it out for exact metrics)" if repeated else ""
+            note = (
+                f", which gives {repeated} sample{'s' * (repeated != 1)} twice (leave it out for exact metrics)"
+                if repeated
+                else ""
+            )
             return f"divided by its DistributedSampler{note}"
     return "which each process reads as its own part"
 

@@ -16,6 +16,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import WorldError
+from velodrome.linux import boot_id, pid_space, read_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,24 +214,14 @@ def _own_identity() -> dict[str, Any]:
 
 def _machine() -> str:
     """Return what tells apart places whose process ids mean different processes."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
+    return f"{socket.gethostname()} {boot_id()} {pid_space()}"
 
 
 def _is_running(pid: int) -> bool:
     """Return whether a process runs; one that ended, and that nobody has asked for its exit code, does not."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat"):
-            return False
-    except OSError:
-        return True
+    process = read_process(pid)
+    if process is not None:
+        return process.is_running
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import RecipeError
 
 if TYPE_CHECKING:
-    from velodrome.recipes.build import LoadedData
+    from velodrome.recipes.loaded_data import LoadedData
     from velodrome.recipes.schema import Recipe
 
 _FOR_CLASSES = ("cross_entropy", "nll")

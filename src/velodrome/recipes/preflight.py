@@ -28,7 +28,7 @@ from velodrome.checkpoint.read import read_state
 from velodrome.checkpoint.space import Room, folder_bytes, nearest_folder
 from velodrome.errors import ArgumentError, CheckpointError
 from velodrome.loop.durations import parse_duration
-from velodrome.recipes.build import training_loader
+from velodrome.recipes.loaders import training_loader
 from velodrome.recipes.switches import WHOLE_RUN
 from velodrome.run.room import measure_room
 from velodrome.step.without_compiler import without_compiler
@@ -148,7 +148,7 @@ def _save(ready: Ready, folder: Path) -> tuple[Trainer, Path, float]:
     """Train one step in a run directory; return the trainer, the checkpoint at its end, and how long it took to write."""
     clock = _Clock()
     trainer = _trainer(ready, folder, callbacks=[clock])
-    trainer.fit(training_loader(ready), steps=1)
+    trainer.fit(training_loader(ready.data, ready.recipe), steps=1)
     found = list((folder / "checkpoints").glob("step-*"))
     if not found:
         raise CheckpointError(
@@ -160,7 +160,7 @@ def _save(ready: Ready, folder: Path) -> tuple[Trainer, Path, float]:
 def _go_on(ready: Ready, folder: Path) -> Trainer:
     """Return a trainer that loaded the run's checkpoint: the run is over, so that nothing more is done."""
     trainer = _trainer(ready, folder, resume="auto")
-    trainer.fit(training_loader(ready), steps=1)
+    trainer.fit(training_loader(ready.data, ready.recipe), steps=1)
     return trainer
 
 
@@ -211,7 +211,7 @@ def _time_steps(ready: Ready, trial: Trial) -> float:
     trainer, ends = trial.trainer, []
     progress, accumulate = trainer.progress, ready.trainer_arguments.get("accumulate", 1)
     for epoch in trainer.epochs(steps=progress.steps_done + _TIMED_STEPS, seconds=progress.seconds + _MOST_SECONDS):
-        for batch in epoch.train(training_loader(ready)):
+        for batch in epoch.train(training_loader(ready.data, ready.recipe)):
             outcome = trainer.forward(batch)
             trainer.step(outcome.loss, items=outcome.items)
             trainer.measure(outcome)

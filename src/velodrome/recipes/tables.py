@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import CheckpointError, DataError, RecipeError
-from velodrome.recipes.build import LoadedData
 from velodrome.recipes.callbacks import PREPROCESSING_FILE
+from velodrome.recipes.loaded_data import LoadedData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -25,14 +25,15 @@ import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from velodrome.errors import RefusedError
+from velodrome.linux import boot_id, pid_space, read_process
 from velodrome.record.shared_locks import Grip, locks_are_seen_by_all, look_at_lock, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 __all__ = ["LOCK_NAME", "Holder", "RunLock", "find_holder", "refuse_if_held"]
 
@@ -58,8 +59,8 @@ class Holder:
         return cls(
             pid=os.getpid(),
             host=platform.node(),
-            boot=_read_boot_id(),
-            pid_space=_read_pid_space(),
+            boot=boot_id(),
+            pid_space=pid_space(),
             start=_read_start(os.getpid()),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -86,20 +87,20 @@ class Holder:
     @property
     def is_of_this_machine(self) -> bool:
         """Whether it ran under the kernel that runs now, or before this machine was started again."""
-        boot = _read_boot_id()
+        boot = boot_id()
         return (bool(boot) and self.boot == boot) or self.host == platform.node() or not self.pid
 
     @property
     def is_gone(self) -> bool:
         """Whether the process is known to have ended; False where that cannot be told."""
-        if not self.pid or not self.start or self.boot != _read_boot_id() or self.pid_space != _read_pid_space():
+        if not self.pid or not self.start or self.boot != boot_id() or self.pid_space != pid_space():
             return False
         return _read_start(self.pid) != self.start
 
     @property
     def is_running(self) -> bool:
         """Whether the process is known to run; False where that cannot be told."""
-        known = self.pid and self.start and self.boot == _read_boot_id() and self.pid_space == _read_pid_space()
+        known = self.pid and self.start and self.boot == boot_id() and self.pid_space == pid_space()
         return bool(known) and _read_start(self.pid) == self.start
 
     def _with_own_since(self) -> Holder:
@@ -275,28 +276,10 @@ def _is_at(path: Path, descriptor: int) -> bool:
     return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
 
-def _read_boot_id() -> str:
-    return _read_text("/proc/sys/kernel/random/boot_id")
-
-
-def _read_pid_space() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
 def _read_start(pid: int) -> str:
-    """Return when a process was started, "" when there is none: field 22, counted behind the name, which may hold anything."""
-    rest = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return "" if len(rest) < 20 or rest[0] in ("Z", "X") else rest[19]
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
+    """Return when a process was started, "" when it does not run."""
+    process = read_process(pid)
+    return process.start if process is not None and process.is_running else ""
 
 
 # Weak: a trainer that is thrown away without having run takes its lock object along.

@@ -30,11 +30,11 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from velodrome.errors import ArgumentError
+from velodrome.step.arguments import check_items
 from velodrome.step.checks import check_loss_value
 from velodrome.step.cutting import CannotCut, count_samples, cut, even_sizes, join
 from velodrome.step.eager import EagerEngine, Outcome
 from velodrome.step.memory import describe_shapes, is_out_of_memory, release
-from velodrome.step.updates import check_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,7 +182,7 @@ class SplittingEngine(EagerEngine):
         drops = any(isinstance(each, _DropoutNd) and each.training and each.p for each in layers)
         what = "training: gradients, steps and batch size stay" if kind == _TRAIN else "evaluation: values stay"
         return (
-            f"Memory ran out in {what} what they are, but from here on at most {sizes[0]} samples go through the model at once; this batch "
+            f"Memory ran out in {what} what they are, but from here on at most {sizes[0]} sample{'s go' if sizes[0] > 1 else ' goes'} through the model at once; this batch "
             f"of {sum(sizes)} went in {len(sizes)} parts."
             f"{' BatchNorm sees a part, so its statistics are others than those of the whole batch.' if norms else ''}"
             f"{' Dropout draws its masks part by part.' if drops else ''}"

@@ -19,15 +19,17 @@ then give the gradient of one big batch without a special case.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from velodrome.errors import ArgumentError, NumericsError
+from velodrome.errors import NumericsError
 from velodrome.step.bare import BareBackward, BareStep
+from velodrome.step.gradient_world import ONE_PROCESS, GradientWorld
 from velodrome.step.guard import NO_GUARD, NoGuard
+from velodrome.step.replays import NO_REPLAYS, NoReplays
 from velodrome.step.schedules import NO_SCHEDULE, Schedule
 
 if TYPE_CHECKING:
@@ -36,74 +38,7 @@ if TYPE_CHECKING:
     from velodrome.step.clipping import Clipping
     from velodrome.step.precision import Precision
 
-__all__ = [
-    "NO_REPLAYS",
-    "ONE_PROCESS",
-    "GradientWorld",
-    "NoReplays",
-    "Updates",
-    "check_accumulate",
-    "check_items",
-    "num_micro_batches",
-]
-
-
-T = TypeVar("T")
-
-
-class GradientWorld(Protocol):
-    """What an update asks of the processes that train together."""
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-        ...
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
-        """Sum the gradients over all processes in place, and return the sum of a few numbers that travel with them."""
-        ...
-
-    def gather(self, value: T) -> list[T]:
-        """Return every process's value, by rank."""
-        ...
-
-
-class OneProcess:
-    """A world of one process."""
-
-    size = 1
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
-        """Return the numbers: there is nobody to add anything."""
-        del parameters
-        return extras
-
-    def gather(self, value: T) -> list[T]:
-        """Return the value: there is no other."""
-        return [value]
-
-
-ONE_PROCESS = OneProcess()
-
-
-class NoReplays:
-    """Steps that are made as a whole, by the replay of a recording: here there are none, and each is made call by call."""
-
-    def step_of(self, optimizer: Optimizer) -> Callable[[], None]:
-        """Return what calls the optimizer in steps that are made call by call."""
-        return BareStep(optimizer)
-
-    def make_step(self, loss: Tensor) -> bool:
-        """Make the whole step of a loss, update included, if that is what its batch was staged for; return whether it was made."""
-        del loss
-        return False
-
-    def count_update(self) -> bool:
-        """Take note of the update that `make_step` has made; return whether there was one."""
-        return False
-
-
-NO_REPLAYS = NoReplays()
+__all__ = ["Updates"]
 
 
 class Updates:
@@ -533,70 +468,6 @@ class Updates:
         if isinstance(items, Tensor):
             return torch.where(items > 0, items / self._base, 1.0), _ONE
         return items / self._base if items else 1.0, _ONE
-
-
-def check_accumulate(accumulate: object) -> int:
-    """Return the number of micro-batches an update.
-
-    Raises:
-        ArgumentError: it is no whole number of at least 1.
-    """
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise ArgumentError(
-            f"accumulate={accumulate!r} is not a number of micro-batches. It must be a whole number of at least 1."
-        )
-    return accumulate
-
-
-def check_items(items: object) -> Tensor | float:
-    """Return what the user says a loss is a mean over.
-
-    Raises:
-        ArgumentError: it is neither a number of at least 0 nor a tensor with one number.
-    """
-    if isinstance(items, Tensor):
-        if items.numel() != 1 or items.dtype is torch.bool:
-            raise ArgumentError(
-                f"items is a {items.dtype} tensor of shape {tuple(items.shape)}. A mean is over one number of items: take their sum()."
-            )
-        return items.detach().reshape(())
-    try:
-        number = float(items)  # type: ignore[arg-type]  # SYNC: never, no tensor of torch
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(items, bool) or not 0 <= number < math.inf:
-        raise ArgumentError(
-            f"items={items!r} is no number of items. It must be a number of at least 0, or a tensor with one."
-        )
-    return number
-
-
-def num_micro_batches(batch_size: int | None, micro_batch: int, *, processes: int = 1) -> int:
-    """Return how many micro-batches make a batch: with several processes the fewest of equal size that fit into each.
-
-    Raises:
-        ArgumentError: no batch size, or one that is no multiple.
-    """
-    if batch_size is None:
-        raise ArgumentError(
-            f"micro_batch={micro_batch} was given without batch_size, the samples an update. Give both; for data that make their "
-            f"own batches give the trainer accumulate= instead."
-        )
-    if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
-        raise ArgumentError(
-            f"micro_batch={micro_batch!r} is not a batch size. It must be a whole number of at least 1."
-        )
-    if batch_size % micro_batch:
-        below = next(size for size in range(min(micro_batch, batch_size), 0, -1) if batch_size % size == 0)
-        above = next((size for size in range(micro_batch, batch_size + 1) if batch_size % size == 0), batch_size)
-        raise ArgumentError(
-            f"micro_batch={micro_batch} does not divide batch_size={batch_size} ({batch_size} % {micro_batch} = {batch_size % micro_batch}). "
-            f"Use {below if below == above else f'{below} or {above}'}."
-        )
-    count = -(-batch_size // (micro_batch * processes))
-    while batch_size % count:
-        count += 1
-    return count
 
 
 _ONE = torch.ones(())

@@ -102,6 +102,15 @@ def test_the_callback_leaves_its_trainer_as_it_was():
     assert "step" not in vars(trainer)
 
 
+def test_a_fit_that_ends_before_the_range_says_that_higher_rates_were_not_tried():
+    data = tiny_classification()
+    for steps, words in ((30, "10 of 40 steps still to come"), (40, "the end of the range")):
+        finder = vd.LRFinder(steps=40, lowest=1e-3, highest=1.0)
+        trainer = vd.Trainer(tiny_mlp(), "sgd", loss="cross_entropy", callbacks=[finder], progress=False)
+        trainer.fit(data, steps=steps, batch_size=16)
+        assert words in finder.result.sentence
+
+
 def test_rates_rise_by_the_same_factor_and_losses_are_those_before_each_update():
     data, model = tiny_classification(num_samples=16), tiny_mlp()
     curve = vd.find_lr(

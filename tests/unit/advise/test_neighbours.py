@@ -41,25 +41,27 @@ def test_nobody_is_suspected_without_knowledge_or_time():
 
 
 def make_system(root, *, busy, processes):
-    """Write what Linux tells of two processors and of processes: `pid: (ticks, children)`, in four kinds of ticks each."""
+    """Write what Linux tells of two processors and of processes: `pid: (parent, ticks)`, in four kinds of ticks each."""
     user, nice, system, irq, soft, steal = busy
     (root / "proc").mkdir()
     cpu = (
         f"{user} {nice} {system} 9999 8888 {irq} {soft} {steal} 7777 0"  # idle, waiting for a disk; guests are in user
     )
     (root / "proc/stat").write_text(f"cpu  {cpu}\ncpu0 1\ncpu1 1\nintr 5\n")
-    for pid, (ticks, children) in processes.items():
-        task = root / f"proc/{pid}/task/{pid}"
-        task.mkdir(parents=True)
-        (task / "children").write_text(" ".join(map(str, children)))
+    for pid, (parent, ticks) in processes.items():
+        (root / f"proc/{pid}").mkdir()
         numbers = " ".join(map(str, ticks))
-        (root / f"proc/{pid}/stat").write_text(f"{pid} (a) name (1) S 1 1 1 0 -1 0 0 0 0 0 {numbers} 20 0")
+        (root / f"proc/{pid}/stat").write_text(
+            f"{pid} (a) name (1) S {parent} 1 1 0 -1 0 0 0 0 0 {numbers} 20 0 1 0 4711"
+        )
 
 
 def test_time_is_read_for_all_and_for_this_process_with_all_below_it(tmp_path):
     own = os.getpid()
-    processes = {own: ((1, 2, 3, 4), [7, 8]), 7: ((10, 0, 0, 0), [9]), 9: ((0, 100, 0, 0), []), 5: ((999, 0, 0, 0), [])}
-    make_system(tmp_path, busy=(1000, 100, 10, 5, 4, 3), processes=processes)  # 8 has ended
+    below = {7: (own, (10, 0, 0, 0)), 9: (7, (0, 100, 0, 0))}
+    make_system(
+        tmp_path, busy=(1000, 100, 10, 5, 4, 3), processes={own: (1, (1, 2, 3, 4)), **below, 5: (1, (999, 0, 0, 0))}
+    )
     found = read_usage(tmp_path)
     assert found.processors == 2
     assert found.all_s == pytest.approx(1122 / HZ)

@@ -167,7 +167,7 @@ def test_a_line_says_how_data_are_shared():
         [torch.zeros(2)]
     )
     sampler = DistributedSampler(Numbers(5), num_replicas=2, rank=0)
-    assert "divided by its DistributedSampler, which gives 1 samples twice" in line(
+    assert "divided by its DistributedSampler, which gives 1 sample twice" in line(
         DataLoader(Numbers(5), 2, sampler=sampler)
     )
     sampler = DistributedSampler(Numbers(4), num_replicas=2, rank=0)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from velodrome.errors import DataError, RecipeError
-from velodrome.recipes.build import build, resolve_sizes, try_out
+from velodrome.recipes.build import build, try_out
 from velodrome.recipes.loading import find_run, load_model, load_run_recipe, read_notes
 from velodrome.recipes.read import load_recipe
+from velodrome.recipes.sizes import resolve_sizes
 from velodrome.recipes.tables import check_same_preparation
 
 MODULE = """\

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from velodrome.errors import RecipeError
-from velodrome.recipes.build import build, prediction_data
+from velodrome.recipes.build import build
 from velodrome.recipes.eject.refuse import check_can_be_ejected
+from velodrome.recipes.loaders import prediction_data
 from velodrome.recipes.read import load_recipe
 from velodrome.recipes.toml_writer import to_toml
 

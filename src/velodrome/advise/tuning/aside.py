@@ -11,7 +11,8 @@ import torch
 
 from velodrome.advise.samples import first_samples
 from velodrome.devices import resolve_device
-from velodrome.recipes.build import build, evaluation_loader
+from velodrome.recipes.build import build
+from velodrome.recipes.loaders import evaluation_loader
 from velodrome.recipes.read import load_recipe
 from velodrome.seeding import random_state_kept
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from velodrome.linux import ROOT, read_family, read_text
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["Usage", "read_usage", "share_of_others"]
 
-_ROOT = Path("/")
 # user, nice, system, irq, softirq, steal: https://docs.kernel.org/filesystems/proc.html#miscellaneous-kernel-statistics-in-proc-stat
 _BUSY = (0, 1, 2, 5, 6, 7)
-# utime, stime, cutime, cstime: of a process, and of the children that it has waited for; counted from the field behind its name
-_OWN = (11, 12, 13, 14)
 _LEAST_S = 0.05  # less is a few ticks of the clock
 
 
@@ -38,19 +36,19 @@ class Usage:
     processors: int
 
 
-def read_usage(root: Path = _ROOT) -> Usage | None:
+def read_usage(root: Path = ROOT) -> Usage | None:
     """Return how long cores have been busy so far; None where the system does not tell.
 
     Args:
         root: of the file system; another one for tests.
     """
     try:
-        lines = (root / "proc/stat").read_text(encoding="ascii").splitlines()
+        lines = read_text(root / "proc/stat").splitlines()
         total = [int(each) for each in lines[0].split()[1:]]
         busy = sum(total[field] for field in _BUSY)
-        own = sum(_ticks(root, pid) for pid in (os.getpid(), *_below(root, os.getpid())))
+        own = sum(each.ticks for each in read_family(os.getpid(), root))
         ticks_a_second = os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
+    except (ValueError, IndexError, AttributeError):
         return None
     processors = sum(line.startswith("cpu") for line in lines) - 1
     return Usage(
@@ -75,24 +73,3 @@ def share_of_others(before: Usage | None, after: Usage | None, *, cores: int) ->
     others = max(0.0, after.all_s - before.all_s - (after.own_s - before.own_s)) / elapsed
     missing = cores - (after.processors - others)
     return min(1.0, max(0.0, missing / cores))
-
-
-def _ticks(root: Path, pid: int) -> int:
-    try:
-        stat = (root / f"proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # it has ended; whoever waited for it has its time
-        return 0
-    fields = stat.rpartition(")")[2].split()  # the name before it may have anything in it
-    return sum(int(fields[each]) for each in _OWN)
-
-
-def _below(root: Path, pid: int) -> Iterator[int]:
-    """Yield the processes that this one started and has not waited for, and theirs."""
-    for path in (root / f"proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(each) for each in path.read_text(encoding="ascii").split()]
-        except OSError:  # the thread has ended
-            continue
-        for child in children:
-            yield child
-            yield from _below(root, child)

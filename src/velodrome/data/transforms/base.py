@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Compose", "Draws", "Transform", "as_planes", "check_fill", "check_images", "in_dtype_of", "per_sample"]
 
+_COLOURS = (1, 3, 4)
+"""how many channels pictures have: grey, red-green-blue, and with transparency"""
+
 
 class Draws:
     """The random numbers of a batch: each sample's are its own, whatever other samples are in the batch.
@@ -136,7 +139,7 @@ def check_images(batch: Tensor, transform: Transform) -> None:
     """Refuse a batch without height and width.
 
     Raises:
-        DataError: it has fewer than three dimensions, or images without a pixel.
+        DataError: it has fewer than three dimensions, channels behind height and width, or images without a pixel.
     """
     if batch.ndim < 3:
         raise DataError(
@@ -146,6 +149,12 @@ def check_images(batch: Tensor, transform: Transform) -> None:
     if 0 in batch.shape[1:]:
         raise DataError(
             f"{type(transform).__name__} was given images of shape {tuple(batch.shape[1:])}, which have no pixel: look at what made them."
+        )
+    if batch.ndim == 4 and batch.shape[3] in _COLOURS and min(batch.shape[1:3]) > max(_COLOURS):
+        raise DataError(
+            f"{type(transform).__name__} was given images of shape {tuple(batch.shape[1:])}, and would take them for {batch.shape[1]} channels of "
+            f"{batch.shape[2]} rows of {batch.shape[3]} pixels. They look like (height, width, channels): put the channels first, "
+            f"images.permute(0, 3, 1, 2) of the whole data or permute(2, 0, 1) of one image."
         )
 
 

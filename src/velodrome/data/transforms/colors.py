@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ColorJitter"]
 
 _FIXED_POINT = 1 << 20
+_TOLERANCE = 0.5
 _SECTORS = ((0, 2, 1, 1, 3, 0), (3, 0, 0, 2, 1, 1), (1, 1, 3, 0, 0, 2))
 """of v, p, q and t, which one is red, green and blue in each sixth of the colour circle"""
 
@@ -39,7 +40,8 @@ class ColorJitter(Transform):
         neither saturation nor hue, and stay as they are by these two.
     Raises:
         ArgumentError: a number that cannot be.
-        DataError: integers other than uint8; saturation or hue of two channels, or of more than three.
+        DataError: integers other than uint8; floats far outside of 0 to 1 in the first batch; saturation or hue of two channels, or of more
+            than three.
     Cost: brightness and contrast a few passes over the images as floats; saturation two more, hue about thirty.
     Source: torchvision.transforms.v2.functional.adjust_brightness and its like.
     """
@@ -54,6 +56,7 @@ class ColorJitter(Transform):
         self.contrast = check_number("contrast", contrast, "a distance from 1", rule, least=0)
         self.saturation = check_number("saturation", saturation, "a distance from 1", rule, least=0)
         rule = "It must be a number from 0 to 0.5: 0.1 turns by up to a tenth of the circle, either way."
+        self._is_checked = False
         self.hue = check_number("hue", hue, "a part of the colour circle", rule, least=0)
         if self.hue > 0.5:
             raise ArgumentError(f"hue={self.hue} is not a part of the colour circle. {rule}")
@@ -62,6 +65,9 @@ class ColorJitter(Transform):
         """Return the images in other colours."""
         check_images(batch, self)
         images, largest = _values(batch)
+        if not self._is_checked:
+            _check_range(batch)
+            self._is_checked = True
         numbers = draws.numbers
         if self.brightness:
             images = _rounded(images * per_sample(_factors(numbers[:, 0], self.brightness), batch), batch, largest)
@@ -89,6 +95,23 @@ def _values(batch: Tensor) -> tuple[Tensor, float]:
     if batch.dtype != torch.uint8:
         raise DataError(f"ColorJitter knows uint8 and floats, and was given {batch.dtype}. Convert the data first.")
     return batch.to(torch.float32), 255.0
+
+
+def _check_range(batch: Tensor) -> None:
+    """Refuse floats that would mostly be cut off; a little noise around 0 to 1 is let through.
+
+    Raises:
+        DataError: names the smallest and the largest.
+    Cost: a pass over the batch; on CUDA a wait.
+    """
+    if not batch.is_floating_point() or not batch.numel():
+        return
+    low, high = (each.item() for each in torch.aminmax(batch))  # SYNC: of the first batch only
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise DataError(
+            f"ColorJitter works on floats from 0 to 1 (or on uint8), and was given some from {low:.4g} to {high:.4g}, which it would cut off. Apply it "
+            f"before Normalize; where the floats are levels from 0 to 255, give the data as uint8 or divided by 255."
+        )
 
 
 def _is_coloured(batch: Tensor) -> bool:

@@ -11,7 +11,7 @@ from velodrome.recipes.eject.refuse import refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from velodrome.recipes.build import LoadedData
+    from velodrome.recipes.loaded_data import LoadedData
 
 __all__ = ["table_part"]
 

@@ -36,7 +36,7 @@ from velodrome.step.capture.shelf import Shelf
 from velodrome.step.capture.static_batch import StaticBatch, flatten
 from velodrome.step.capture.steps import NUM_COMPARED, StepRecorder
 from velodrome.step.phases import NoPhases
-from velodrome.step.updates import NO_REPLAYS
+from velodrome.step.replays import NO_REPLAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from velodrome.step.capture.device_rates import DeviceRates, RatedStep
-from velodrome.step.updates import NoReplays
+from velodrome.step.replays import NoReplays
 
 if TYPE_CHECKING:
     import torch

@@ -173,8 +173,31 @@ def test_what_is_refused_says_the_value_and_what_to_do(make: Any, match: str) ->
         (T.Cutout(3, fill=300), torch.zeros(2, 6, 6, dtype=torch.uint8), "whole numbers from 0 to 255"),
         (T.ColorJitter(hue=0.1), torch.zeros(2, 4, 6, 6), "an alpha channel"),
         (T.Resize(3), torch.zeros(2, 1, 0, 6), "no pixel"),
+        (
+            T.RandomResizedCrop(3),
+            torch.zeros(2, 8, 6, 3),
+            r"\(8, 6, 3\).*8 channels of 6 rows of 3 pixels.*permute\(0, 3, 1, 2\)",
+        ),
+        (T.RandomHorizontalFlip(), torch.zeros(2, 28, 28, 1), "put the channels first"),
+        (
+            T.ColorJitter(0.1),
+            torch.tensor([-0.25, 255.0]).repeat(2, 3, 4, 1),
+            "from -0.25 to 255.*before Normalize.*divided by 255",
+        ),
+        (T.ColorJitter(0.1), torch.tensor([-2.0, 1.0]).repeat(2, 3, 4, 1), "from -2 to 1"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(transform: T.Transform, batch: Tensor, match: str) -> None:
     with pytest.raises(DataError, match=match):
         apply(transform, batch)
+
+
+def test_few_pixels_behind_few_channels_are_no_channels() -> None:
+    assert apply(T.RandomHorizontalFlip(p=1.0), torch.arange(3.0).repeat(2, 4, 8, 1))[0, 0, 0].tolist() == [2, 1, 0]
+
+
+def test_a_little_noise_around_zero_to_one_is_cut_off_by_color_jitter() -> None:
+    noisy = torch.tensor([-0.2, 0.5, 1.2]).repeat(2, 3, 4, 1)
+    changed = apply(T.ColorJitter(0.1), noisy)
+    assert changed.min() == 0
+    assert changed.max() <= 1
