@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from velodrome.loop.progress import StopReason
     from velodrome.loop.result import FitResult
     from velodrome.nonfinite.replaying import replay
-    from velodrome.recipes.loading import load_model
+    from velodrome.recipes.trained_model import load_model
     from velodrome.seeding import seed_everything
     from velodrome.trainer import Trainer
 
@@ -58,7 +58,7 @@ _HOMES = {
     "find_batch_size": "velodrome.advise.batch_size",
     "find_lr": "velodrome.advise.lr_finder",
     "fit": "velodrome.api",
-    "load_model": "velodrome.recipes.loading",
+    "load_model": "velodrome.recipes.trained_model",
     "predict": "velodrome.api",
     "replay": "velodrome.nonfinite.replaying",
     "seed_everything": "velodrome.seeding",

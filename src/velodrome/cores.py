@@ -11,7 +11,7 @@ from velodrome.linux import ROOT, read_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["usable_cores", "usable_processors"]
 
 
 def usable_cores(root: Path = ROOT) -> int:
@@ -23,15 +23,29 @@ def usable_cores(root: Path = ROOT) -> int:
     Args:
         root: of the file system; another one for tests.
     """
-    try:
-        own = os.sched_getaffinity(0)
-    except AttributeError:  # not Linux
-        own = set(range(os.cpu_count() or 1))
     siblings = root / "sys/devices/system/cpu"
-    cores = len({read_text(siblings / f"cpu{each}/topology/thread_siblings_list") or str(each) for each in own})
+    own = _affinity()
+    return _granted(
+        len({read_text(siblings / f"cpu{each}/topology/thread_siblings_list") or str(each) for each in own}), root
+    )
+
+
+def usable_processors(root: Path = ROOT) -> int:
+    """Return what `usable_cores` does with each thread of a core counted, as the system counts the time of its processors."""
+    return _granted(len(_affinity()), root)
+
+
+def _affinity() -> set[int]:
+    try:
+        return os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return set(range(os.cpu_count() or 1))
+
+
+def _granted(number: int, root: Path) -> int:
+    """Return how many of so many this process may keep busy."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    share = min(cores, _quota(root)) / (int(processes) if processes.isdigit() and int(processes) else 1)
-    return max(1, int(share))
+    return max(1, int(min(number, _quota(root)) / (int(processes) if processes.isdigit() and int(processes) else 1)))
 
 
 def _quota(root: Path) -> float:

@@ -146,7 +146,7 @@ class DataInUse:
         if is_prediction:
             source = source.in_own_order()
         is_on_cpu = self._device.type == "cpu"
-        if is_on_cpu and available_bytes(self._device) >= _PLENTY_BYTES:
+        if role == "train" and is_on_cpu and available_bytes(self._device) >= _PLENTY_BYTES:
             keep_freed_memory()
         line = limit_threads(num_workers=source.num_workers_in_use, is_on_cpu=is_on_cpu)
         if line:

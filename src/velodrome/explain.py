@@ -14,7 +14,7 @@ import torch
 
 from velodrome.loop.epochs import Epoch, run_epochs
 from velodrome.loop.modes import evaluation_mode, training_mode
-from velodrome.metrics.metric_set import MetricSet
+from velodrome.metrics.metric_set import MAX_HELD_BATCHES, MetricSet
 from velodrome.metrics.named import SampleMetric
 from velodrome.seeding import seed_everything
 from velodrome.step.schedules import NO_SCHEDULE
@@ -172,7 +172,8 @@ class Explanation:
         ]
         calls: list[Call] = [(f"keep outputs for {', '.join(self.run.metrics)}", MetricSet.update)]
         return calls + [
-            (f"up to 32 batches at once: {name}", who) for name, who in zip(self.run.metrics, owners, strict=True)
+            (f"up to {MAX_HELD_BATCHES} batches at once: {name}", who)
+            for name, who in zip(self.run.metrics, owners, strict=True)
         ]
 
     def _told(self, event: str) -> list[Call]:

@@ -1,4 +1,4 @@
-"""Which value of an epoch decides, and what is better: for checkpoints and for stopping."""
+"""Which value of an epoch decides, what is better, and which were the best: for checkpoints and for stopping."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from velodrome.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "Ranking"]
 
 _SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse")
 _LARGER_IS_BETTER = ("accuracy", "auc", "auroc", "f1", "top", "precision", "recall", "score", "iou", "dice", "r2")
@@ -84,3 +84,36 @@ class Monitor:
             f"{asked_by} monitors {self.name!r}, which is not among the values of an epoch.{hint} {nearest(self.name, known)}",
             argument="monitor",
         )
+
+
+class Ranking:
+    """The best values so far, each with the step that it belongs to; of equal ones the earlier is better.
+
+    Args:
+        monitor: says what is better.
+        keep: how many.
+    """
+
+    def __init__(self, monitor: Monitor, keep: int) -> None:
+        self._monitor = monitor
+        self._keep = keep
+        self.places: list[tuple[float, int]] = []
+        """value and step, the best first"""
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the best values, the best first."""
+        return [step for _, step in self.places]
+
+    def add(self, value: float, step: int) -> bool:
+        """Return whether a value is among the best, and take it down if so; NaN never is."""
+        rank = sum(1 for other, _ in self.places if not self._monitor.is_better(value, other))
+        if rank >= self._keep or math.isnan(value):
+            return False
+        self.places.insert(rank, (value, step))
+        del self.places[self._keep :]
+        return True
+
+    def load(self, places: Iterable[Iterable[Any]]) -> None:
+        """Go on from the places of another one, as a checkpoint holds them."""
+        self.places = [(value, step) for value, step in places]

@@ -496,12 +496,12 @@ class Trainer:
             size = batch_size
             if micro_batch is not None:
                 size = self._split_batch_size(batch_size, micro_batch)
-            else:
-                self._set_accumulate(self._accumulate)
             train = self._sources.get(train, role="train", batch_size=size, shuffle=shuffle)
             self._run.going_on.foresee(train)
             if val is not None:
-                size = eval_batch_size or (batch_size if self._sources.needs_batch_size(val) else None)
+                size = eval_batch_size
+                if size is None and self._sources.needs_batch_size(val):
+                    size = batch_size
                 val = self._sources.get(val, role="val", batch_size=size, default_batch_size=1000)
                 self._first_batch.foresee(getattr(val, "columns", None))
             with self._engine.driven():
@@ -509,6 +509,8 @@ class Trainer:
         except BaseException as error:
             self._run.refuse(error)
             raise
+        finally:
+            self._set_accumulate(self._accumulate)
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""

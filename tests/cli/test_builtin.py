@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 
-from velodrome.recipes.loading import load_model
+from velodrome.recipes.trained_model import load_model
 
 
 @pytest.mark.slow

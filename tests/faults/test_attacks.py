@@ -31,7 +31,7 @@ from velodrome.checkpoint.read import read_state, read_tensors
 from velodrome.checkpoint.store import CheckpointStore
 from velodrome.cli.main import run as call
 from velodrome.errors import CheckpointError, RecipeError, VelodromeError
-from velodrome.recipes.loading import load_run_recipe
+from velodrome.recipes.trained_model import load_run_recipe
 from velodrome.report.records import read_records
 
 pytestmark = pytest.mark.slow

@@ -178,6 +178,15 @@ def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do():
         trainer.fit((x, y), epochs=1, batch_size=250, micro_batch=24)
     with pytest.raises(vd.errors.ArgumentError, match="without batch_size"):
         trainer.fit((x, y), epochs=1, micro_batch=24)
+    for sizes, fragment in (
+        ({"batch_size": 0, "micro_batch": 4}, "batch_size=0 is not a batch size"),
+        ({"batch_size": -8, "micro_batch": 4}, "batch_size=-8 is not a batch size"),
+        ({"batch_size": 8.0, "micro_batch": 4}, "batch_size=8.0 is not"),
+        ({"batch_size": 8, "micro_batch": 0}, "micro_batch=0 is not"),
+        ({"batch_size": 8, "eval_batch_size": 0}, "batch_size=0 is not"),
+    ):
+        with pytest.raises(vd.errors.ArgumentError, match=fragment):
+            trainer.fit((x, y), (x, y), epochs=1, **sizes)
     trainer = vd.Trainer(model, "sgd", lr=0.1, loss="cross_entropy", accumulate=3, device="cpu", progress=False)
     with pytest.raises(vd.errors.ArgumentError, match="which makes 10"):
         trainer.fit((x, y), epochs=1, batch_size=250, micro_batch=25)
@@ -202,6 +211,10 @@ def test_micro_batch_holds_for_its_own_fit_only():
     for arguments, steps in (({"micro_batch": 8}, 2), ({}, 4), ({"micro_batch": 16}, 6)):
         trainer.fit((x, y), epochs=trainer.progress.epochs_done + 1, batch_size=32, **arguments)
         assert trainer.progress.steps_done == steps
+    for epoch in trainer.epochs(4):  # two batches of one's own
+        for xs, ys in epoch.train([(x[:32], y[:32]), (x[32:], y[32:])]):
+            trainer.step(F.cross_entropy(trainer.model(xs), ys))
+    assert trainer.progress.steps_done == 8
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

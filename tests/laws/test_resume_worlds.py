@@ -194,13 +194,21 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(
     assert f"not bit for bit: {counts[-2]} -> {counts[-1]} processes" in said
 
 
+class LooksAtWindows(vd.Callback):
+    """Remembers how many micro-batches make an update."""
+
+    def on_fit_end(self, trainer: vd.Trainer) -> None:
+        self.accumulate = next(iter(trainer._windows.by_name.values())).accumulate
+
+
 def split_batches(folder: str, cut_at: int | None) -> Any:
-    trainer = make(folder, cut_at=cut_at)
+    looks = LooksAtWindows()
+    trainer = make(folder, cut_at=cut_at, callbacks=[looks])
     try:
         trainer.fit((X, Y), (X, Y), batch_size=6, micro_batch=3, eval_batch_size=5, epochs=2)
     except Cut:
         return None
-    return (*facts(trainer)[:2], next(iter(trainer._windows.by_name.values())).accumulate)
+    return (*facts(trainer)[:2], looks.accumulate)
 
 
 def test_a_batch_in_micro_batches_is_cut_otherwise_by_another_number_of_processes(run_in: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import velodrome
-from velodrome.cores import usable_cores
+from velodrome.cores import usable_cores, usable_processors
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def machine(tmp_path, monkeypatch):
 
 def test_two_threads_of_one_core_are_one_core(machine):
     assert usable_cores(machine(16)) == 8
+    assert usable_processors(machine(16)) == 16
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_two_threads_of_one_core_are_one_core(machine):
 )
 def test_a_control_groups_quota_counts(machine, files, cores):
     assert usable_cores(machine(16, files)) == cores
+    assert usable_processors(machine(16, files)) == (cores if cores < 8 else 16)  # of which a quota has as many
 
 
 @pytest.mark.parametrize(("processes", "cores"), [("1", 8), ("3", 2), ("100", 1), ("many", 8), ("0", 8)])

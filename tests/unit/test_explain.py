@@ -347,3 +347,14 @@ def test_signals_and_deadline_are_printed():
     assert "the end of 60 seconds" not in make_trainer({}).explain()
     text = make_trainer({"stop_after": "60 seconds"}).explain()
     assert "listen for SIGINT, SIGTERM, SIGUSR1, the job's end, the end of 60 seconds" in text
+
+
+@pytest.mark.parametrize(("policy", "when"), [("stop", "after a log point"), ("skip", "before each update")])
+def test_what_is_looked_at_is_printed_whatever_was_looked_at_last(policy, when):
+    x, y = torch.randn(28, 4), torch.randint(0, 3, (28,))
+    trainer = velodrome.Trainer(nn.Linear(4, 3), "sgd", loss="cross_entropy", on_nonfinite=policy, progress=False)
+    before = trainer.explain()
+    trainer.fit((x, y), epochs=1, batch_size=4)  # 7 steps: the next one is none after a log point
+    assert f"{when}, look at each gradient: is it finite?" in before
+    for words in ("look at the loss: is it finite?", f"{when}, look at each gradient: is it finite?"):
+        assert words in trainer.explain()

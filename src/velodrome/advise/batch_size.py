@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from velodrome.advise.finders import LEFT_OUT, check_number, check_trainer_arguments
+from velodrome.advise.finders import check_number, own_arguments
 from velodrome.advise.memory import process_peak_bytes
 from velodrome.advise.samples import num_samples
 from velodrome.data.loader import DataLoader
@@ -117,8 +117,7 @@ def find_batch_size(
     check_number("memory_share", memory_share)
     if not 0 < memory_share <= 1:
         raise ArgumentError(f"memory_share={memory_share!r} is no share. It must be above 0 and at most 1.")
-    check_trainer_arguments(trainer_arguments)
-    own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
+    own = own_arguments(trainer_arguments)
     if own.get("on_oom") == "split":
         own["on_oom"] = "stop"  # a batch that is cut into pieces does not fit, which is what is asked here
     most = min(total, largest or total)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["LEFT_OUT", "WRITES", "ModelKept", "check_number", "check_trainer_arguments", "position_kept"]
+__all__ = ["LEFT_OUT", "WRITES", "ModelKept", "check_number", "own_arguments", "position_kept"]
 
 LEFT_OUT = (
     "scheduler",
@@ -48,11 +48,11 @@ def check_number(name: str, value: object) -> None:
         raise ArgumentError(f"{name}={value!r} is a {type(value).__name__}. It must be a number: leave quotes out.")
 
 
-def check_trainer_arguments(trainer_arguments: Mapping[str, Any]) -> None:
-    """Refuse what would have a finder's trainer write something, and what no trainer knows.
+def own_arguments(trainer_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a finder's own trainer: those given, without what belongs to a whole training or decides what is written.
 
     Raises:
-        ArgumentError: names the argument.
+        ArgumentError: no trainer knows one, or it would write something.
     """
     from velodrome.trainer import Trainer
 
@@ -67,6 +67,7 @@ def check_trainer_arguments(trainer_arguments: Mapping[str, Any]) -> None:
             raise ArgumentError(
                 f"{name}={trainer_arguments[name]!r} was given, and a finder writes nothing. Leave it out."
             )
+    return {name: each for name, each in trainer_arguments.items() if name not in (*LEFT_OUT, *WRITES, "progress")}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from velodrome.advise.finders import LEFT_OUT, ModelKept, check_number, check_trainer_arguments, position_kept
+from velodrome.advise.finders import ModelKept, check_number, own_arguments, position_kept
 from velodrome.advise.lr_curve import LRCurve
 from velodrome.callbacks.base import Callback
 from velodrome.devices import resolve_device
@@ -266,8 +266,7 @@ def find_lr(
     """
     from velodrome.trainer import Trainer
 
-    check_trainer_arguments(trainer_arguments)
-    own = {name: value for name, value in trainer_arguments.items() if name not in (*LEFT_OUT, "progress")}
+    own = own_arguments(trainer_arguments)
     finder = LRFinder(lowest=lowest, highest=highest, steps=steps)
     with position_kept(train), random_state_kept(resolve_device(own.get("device", "auto"))):
         before = ModelKept.take(model)

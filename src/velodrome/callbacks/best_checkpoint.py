@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.callbacks.base import Callback
 from velodrome.errors import ArgumentError
-from velodrome.monitor import Monitor
+from velodrome.monitor import Monitor, Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,22 +48,26 @@ class BestCheckpoint(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self.ranking: list[tuple[float, int]] = []
-        """value and step of the best ones, the best first"""
+        self._ranking = Ranking(self.monitor, self.keep)
         self._has_value = False
         self._folder: Path | None = None
 
     @property
+    def ranking(self) -> list[tuple[float, int]]:
+        """Value and step of the best ones, the best first."""
+        return list(self._ranking.places)
+
+    @property
     def kept_steps(self) -> list[int]:
         """The steps whose checkpoints stay."""
-        return [step for _, step in self.ranking]
+        return self._ranking.steps
 
     @property
     def path(self) -> Path | None:
         """The checkpoint of the best epoch; None when there is none, or nothing is written."""
-        if self._folder is None or not self.ranking:
+        if self._folder is None or not self.kept_steps:
             return None
-        path = self._folder / f"step-{self.ranking[0][1]:08d}"
+        path = self._folder / f"step-{self.kept_steps[0]:08d}"
         return path if path.is_dir() else None
 
     def judge(self, row: Mapping[str, Any], step: int) -> bool:
@@ -72,14 +76,7 @@ class BestCheckpoint(Callback):
             return False
         value = self.monitor.value_in(row, asked_by="BestCheckpoint")
         self._has_value = True
-        if value != value:  # NaN
-            return False
-        rank = sum(1 for other, _ in self.ranking if not self.monitor.is_better(value, other))
-        if rank >= self.keep:
-            return False
-        self.ranking.insert(rank, (value, step))
-        del self.ranking[self.keep :]
-        return True
+        return self._ranking.add(value, step)
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Begin anew with a new trainer."""
@@ -93,5 +90,5 @@ class BestCheckpoint(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.ranking = [(value, step) for value, step in state["ranking"]]
-        self._has_value = bool(self.ranking)
+        self._ranking.load(state["ranking"])
+        self._has_value = bool(self._ranking.places)

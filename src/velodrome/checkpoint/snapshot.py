@@ -100,5 +100,5 @@ class _CudaCopies:
     def wait(self) -> None:
         """Wait until all copies are there; another thread may do that, without holding Python's global lock."""
         for stream in self._streams.values():
-            stream.synchronize()
+            stream.synchronize()  # SYNC: a save; in the background where that is asked for
         self._sources.clear()

@@ -50,8 +50,8 @@ def evaluate(
     """
     from velodrome.errors import DataError
     from velodrome.recipes.build import build
-    from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
     from velodrome.recipes.tables import check_same_preparation, check_table_run, load_rows_and_targets
+    from velodrome.recipes.trained_model import find_weights, load_recipe_for, load_weights, read_notes
 
     screen = Screen(as_json=json, quiet=quiet)
     file = find_weights(run, weights.value, kind.value)

@@ -23,8 +23,8 @@ from velodrome.cli.options import (
 from velodrome.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from velodrome.recipes.loading import RunNotes
     from velodrome.recipes.schema import Recipe
+    from velodrome.recipes.trained_model import RunNotes
 
 
 def predict(
@@ -54,10 +54,10 @@ def predict(
     """
     from velodrome.errors import RefusedError
     from velodrome.recipes.build import build_model
-    from velodrome.recipes.loading import find_weights, load_recipe_for, load_weights, read_notes
     from velodrome.recipes.predictions import interpret, write_csv
     from velodrome.recipes.sizes import resolve_sizes
     from velodrome.recipes.tables import check_table_run
+    from velodrome.recipes.trained_model import find_weights, load_recipe_for, load_weights, read_notes
 
     if out.exists() and not force:
         raise RefusedError(f"{out} exists already. Give another --out, or --force to write over it.", path=out)
@@ -87,7 +87,7 @@ def _rows(loaded: Any, notes: RunNotes, data: Path | None, screen: Screen) -> An
     from velodrome.recipes.tables import check_same_preparation, load_rows
 
     if data is None:
-        refuse_untrusted(loaded, "data")
+        refuse_untrusted("data.name", loaded.recipe.data.name, trusted=loaded.trusted)
         given = load_data(loaded.recipe, say=screen.say_data)
         if given.val is None:
             raise DataError("The recipe has no validation data to predict. Give a table with --data.")

@@ -33,7 +33,7 @@ def replay(
     from velodrome.nonfinite.bundle import FOLDER, bundle_name, read_bundle
     from velodrome.nonfinite.replaying import find_start, replay_bundle, replay_run
     from velodrome.recipes.build import build
-    from velodrome.recipes.loading import load_recipe_for
+    from velodrome.recipes.trained_model import load_recipe_for
 
     screen = Screen(as_json=json, quiet=quiet)
     if not (run / "run.json").is_file():

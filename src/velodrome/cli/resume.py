@@ -55,7 +55,7 @@ def resume(
     Example: velodrome resume runs/my-run train.epochs=20
     """
     from velodrome.recipes.build import build
-    from velodrome.recipes.loading import load_recipe_for
+    from velodrome.recipes.trained_model import load_recipe_for
 
     watching: dict[str, Any] = {
         "stop_after": stop_after,

@@ -64,7 +64,7 @@ def read_into_memory(dataset: Any, *, role: str = "training") -> Any:
                     tensor[index] = part
             if generators.has_moved:
                 raise _random(name, "draws random numbers")
-        for index in sorted({round(each * (count - 1) / _NUM_READ_TWICE) for each in range(_NUM_READ_TWICE + 1)}):
+        for index in sorted({round(each * (count - 1) / (_NUM_READ_TWICE - 1)) for each in range(_NUM_READ_TWICE)}):
             again = _parts(parts[index], keys, kept, index, name)
             if not all(_same(tensor[index], part) for tensor, part in zip(kept, again, strict=True)):
                 raise _random(name, f"gives another sample {index} when it is read again")

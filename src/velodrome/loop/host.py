@@ -1,4 +1,4 @@
-"""What the loop asks of the trainer that drives it: the loop imports no other part, the trainer hands them in."""
+"""What the loop asks of the trainer that drives it, and its epochs of the run under way: the loop imports no other part, the trainer hands them in."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class PositionLike(Protocol):
 
 
 class LoopHost(Protocol):
-    """What epochs ask of the trainer."""
+    """What epochs ask of the run under way."""
 
     model: nn.Module
     progress: Progress

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import RecipeError
 from velodrome.recipes import registry
-from velodrome.recipes.calls import call_named, refuse_untrusted, untrusted_message
-from velodrome.recipes.fitting import check_task
+from velodrome.recipes.calls import call_named, refuse_untrusted
 from velodrome.recipes.loaded_data import LoadedData, is_indexed, load_data, read_into_memory
 from velodrome.recipes.loaders import evaluation_loader, training_loader
 from velodrome.recipes.schema import DURATIONS, NEVER, Recipe
 from velodrome.recipes.sizes import resolve_sizes
 from velodrome.recipes.switches import WHOLE_RUN, early_stopping, training_switches, watched
+from velodrome.recipes.task_check import check_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -127,13 +127,13 @@ def build(
         DataError: the data cannot be loaded.
     """
     from velodrome.checkpoint.read import load_weights_into
+    from velodrome.data.threads import set_threads
     from velodrome.seeding import seed_everything
 
     for table in loaded.recipe.named_tables():
-        refuse_untrusted(loaded, table)
+        refuse_untrusted(f"{table}.name", getattr(loaded.recipe, table).name, trusted=loaded.trusted)
     for metric in loaded.recipe.train.metrics:
-        if registry.is_user_code(metric) and not loaded.trusted:
-            raise RecipeError(untrusted_message("train.metrics", metric), problems=())
+        refuse_untrusted("train.metrics", metric, trusted=loaded.trusted)
     if loaded.recipe.train.threads is not None:
         set_threads(loaded.recipe.train.threads)
     data = load_data(loaded.recipe, say=say) if data is None else data
@@ -164,13 +164,6 @@ def build(
     )
 
 
-def set_threads(threads: int) -> None:
-    """Set the threads of this process: torch has one number for all that it computes on the CPU."""
-    from velodrome.data.threads import set_threads as set_as_asked
-
-    set_as_asked(threads)
-
-
 def build_model(recipe: Recipe, *, trusted: bool = True) -> nn.Module:
     """Build the model that `[model]` names; the caller has seeded.
 
@@ -181,9 +174,8 @@ def build_model(recipe: Recipe, *, trusted: bool = True) -> nn.Module:
     from torch import nn
 
     name = recipe.model.name
-    if registry.is_user_code(name) and not trusted:
-        raise RecipeError(untrusted_message("model.name", name), problems=())
-    model = call_named(registry.resolve_model(name), recipe.model.arguments, table="model", name=name)
+    refuse_untrusted("model.name", name, trusted=trusted)
+    model = call_named(registry.resolve_model(name), recipe.model.arguments, field="model.name", name=name)
     if not isinstance(model, nn.Module):
         raise RecipeError(
             f'model.name="{name}" returned a {type(model).__name__}. It must return a torch.nn.Module.', problems=()
@@ -239,7 +231,7 @@ def _loss(recipe: Recipe) -> Any:  # Any: a Loss for a name, the user's own call
         return resolve_loss(name, arguments)
     function = registry.import_callable(name)
     if inspect.isclass(function):
-        return call_named(function, arguments, table="loss", name=name)
+        return call_named(function, arguments, field="loss.name", name=name)
     return functools.partial(function, **arguments) if arguments else function
 
 
@@ -249,4 +241,4 @@ def _metric(
     if not registry.is_user_code(name):
         return name
     found = registry.import_callable(name)
-    return call_named(found, {}, table="train", name=name) if inspect.isclass(found) else found
+    return call_named(found, {}, field="train.metrics", name=name) if inspect.isclass(found) else found

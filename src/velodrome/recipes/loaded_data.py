@@ -46,7 +46,7 @@ def load_data(recipe: Recipe, *, say: Callable[[str], Any] = print) -> LoadedDat
 
     if "say" in inspect.signature(function).parameters:
         arguments["say"] = say_and_note
-    given = call_named(function, arguments, table="data", name=recipe.data.name)
+    given = call_named(function, arguments, field="data.name", name=recipe.data.name)
     if isinstance(given, Splits):
         if given.origin not in said:  # our own sources say so themselves
             say(given.origin)

@@ -216,7 +216,7 @@ def _time_steps(ready: Ready, trial: Trial) -> float:
             trainer.step(outcome.loss, items=outcome.items)
             trainer.measure(outcome)
             if trainer.device.type == "cuda":
-                torch.cuda.synchronize(trainer.device)
+                torch.cuda.synchronize(trainer.device)  # SYNC: a few steps are timed, in a trial
             ends.append(perf_counter())
     return accumulate * (ends[-1] - ends[0]) / max(1, len(ends) - 1)
 

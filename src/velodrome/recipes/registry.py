@@ -20,10 +20,10 @@ BUILTIN_MODELS = {
     "mlp": "velodrome.recipes.models.perceptron:mlp",
 }
 BUILTIN_DATA = {
-    "fashion-mnist": "velodrome.recipes.data:fashion_mnist",
-    "mnist": "velodrome.recipes.data:mnist",
-    "csv": "velodrome.recipes.data:csv",
-    "text": "velodrome.recipes.data:text",
+    "fashion-mnist": "velodrome.recipes.named_data:fashion_mnist",
+    "mnist": "velodrome.recipes.named_data:mnist",
+    "csv": "velodrome.recipes.named_data:csv",
+    "text": "velodrome.recipes.named_data:text",
 }
 BUILTIN_AVERAGES = {"ema": "velodrome.averages:EMA", "swa": "velodrome.averages:SWA"}
 EARLY_STOPPING = "velodrome.callbacks.early_stopping:EarlyStopping"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from velodrome.recipes.loading import RunNotes
     from velodrome.recipes.schema import Recipe
+    from velodrome.recipes.trained_model import RunNotes
 
 # How rows are split says nothing about a table that is used whole.
 _SPLITS = ("path", "train_rows", "val_fraction", "val_path")

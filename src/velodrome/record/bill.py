@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from velodrome.errors import ArgumentError, nearest
+
 __all__ = ["NO_BILL", "PARTS", "Bill"]
 
 PARTS = {
@@ -49,9 +51,10 @@ class Bill:
         """Return the fraction of the wall time that went into a part.
 
         Raises:
-            KeyError: no such part.
+            ArgumentError: no such part.
         """
-        assert part in PARTS, part
+        if part not in PARTS:
+            raise ArgumentError(f"part={part!r} is no part of a bill. {nearest(str(part), PARTS)}")
         return self.parts.get(part, 0.0) / self.wall_s if self.wall_s > 0 else 0.0
 
     def line(self) -> str:

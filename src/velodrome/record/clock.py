@@ -74,7 +74,6 @@ class Clock:
 
     def __init__(self, marks: Marks | None = None) -> None:
         self._marks: Marks = marks or HostMarks()
-        self._points = []
         self._draw = Random(0)  # its own: what a run draws must not depend on what is timed
         self._final: Bill | None = None
         self.reset()

@@ -87,11 +87,11 @@ class DeviceMarks:
 
     def wait(self, mark: Any) -> None:
         """Wait for the device: at the end of a run."""
-        mark.synchronize()
+        mark.synchronize()  # SYNC: at the end of a run
 
     def drain(self) -> None:
         """Wait for the device: where somebody is about to."""
-        self._cuda.current_stream(self._device).synchronize()
+        self._cuda.current_stream(self._device).synchronize()  # SYNC: before something that waits anyway
 
 
 def make_marks(device: torch.device) -> Marks:

@@ -31,6 +31,7 @@ def end_run(run: Run, reason: StopReason) -> None:
         run.going_on.is_over, run.is_under_way, run.stop_reason = False, False, reason
         run.clock.end()
         run.files.leave()
+        give_back_freed_memory()
         return
     run.tick()
     run.phases.forget_left()

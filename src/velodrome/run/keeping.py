@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from velodrome.loop.durations import parse_duration
+from velodrome.monitor import Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +46,7 @@ class Keeping:
         self._others = others
         self._every = None if policy.every is None else parse_duration(policy.every, name="checkpoint")
         self._keep_every = None if policy.keep_every is None else parse_duration(policy.keep_every, name="keep_every")
-        self._best_ones: list[tuple[float, int]] = []
+        self._ranking = Ranking(policy.by, policy.keep_best)
         self._for_good: list[tuple[int, int]] = []  # how many times `keep_every` was over, and the step
         self._saved_at = 0.0
         self._saved_samples = 0
@@ -81,7 +83,7 @@ class Keeping:
     @property
     def kept_steps(self) -> list[int]:
         """The steps whose checkpoints stay: they are among the best, or kept for good."""
-        own = [step for _, step in (*self._best_ones, *self._for_good)]
+        own = [*self._ranking.steps, *(step for _, step in self._for_good)]
         return own + [step for other in self._others for step in other.kept_steps]
 
     def begin_save(self, progress: Progress) -> None:
@@ -107,14 +109,14 @@ class Keeping:
         """Return the best epochs so far; time and samples until the next save are counted from this one."""
         return {
             "best": self.best,
-            "best_ones": [list(each) for each in self._best_ones],
+            "best_ones": [list(each) for each in self._ranking.places],
             "for_good": [list(each) for each in self._for_good],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.best = state["best"]
-        self._best_ones = [(value, step) for value, step in state["best_ones"]]
+        self._ranking.load(state["best_ones"])
         self._for_good = [(times, step) for times, step in state.get("for_good", ())]
 
     def count_from(self, progress: Progress) -> None:
@@ -144,20 +146,18 @@ class Keeping:
         return replace(verdict, is_wanted=verdict.is_kept or any(wanted))
 
     def _judge(self, row: Mapping[str, Any], step: int) -> Verdict:
-        policy, monitor = self._policy, self._policy.monitor
-        if monitor == "val/loss" and monitor not in row and monitor not in (self.best or ()):
+        monitor, best = self._policy.monitor, self.best or {}
+        if monitor == "val/loss" and monitor not in row and monitor not in best:
             monitor = "train/loss"  # a run without validation has a best epoch too; no other metric has a stand-in
         value = row.get(monitor)
-        if not isinstance(value, (int, float)):
-            return Verdict()
-        if value != value:
+        if not isinstance(value, (int, float)):  # an epoch that was not validated, between others that were
+            return Verdict(monitor=monitor if monitor in best else "", value=math.nan)
+        if math.isnan(value):
             return Verdict(monitor=monitor, value=value)
-        is_best = policy.is_better(float(value), None if self.best is None else self.best.get(monitor))
+        if monitor not in best:  # the first one, or the first that was validated: what the stand-in said counts no more
+            self._ranking.places.clear()
+        is_best = self._policy.is_better(float(value), best.get(monitor))
         if is_best:
             self.best = dict(row)
-        better = sum(1 for other, _ in self._best_ones if not policy.is_better(float(value), other))
-        is_kept = better < policy.keep_best
-        if is_kept:
-            self._best_ones.insert(better, (float(value), step))
-            del self._best_ones[policy.keep_best :]
+        is_kept = self._ranking.add(float(value), step)
         return Verdict(is_best=is_best, is_kept=is_kept, monitor=monitor, value=float(value))

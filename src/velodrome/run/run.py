@@ -427,14 +427,17 @@ class Run:
 
     def take_part(self) -> bool:
         """Make an update that belongs to other processes, if there is one; return whether there was."""
+        updates = self.windows.turn_of_others()
+        if updates is None:
+            return False
         try:
-            updates = self.windows.take_part()
+            if not updates.take_part():
+                return False
         except NonFinite as found:
-            self.nonfinite.answer(found, next(iter(self.windows.by_name.values())))
+            self.nonfinite.answer(found, updates)
             return True
-        if updates is not None:
-            self.after_update(updates)
-        return updates is not None
+        self.after_update(updates)
+        return True
 
     def forget_casts(self) -> None:
         """The weights were changed, other than by an update."""

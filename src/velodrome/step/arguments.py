@@ -52,17 +52,16 @@ def num_micro_batches(batch_size: int | None, micro_batch: int, *, processes: in
     """Return how many micro-batches make a batch: with several processes the fewest of equal size that fit into each.
 
     Raises:
-        ArgumentError: no batch size, or one that is no multiple.
+        ArgumentError: no batch size, a number that is none, or one that is no multiple.
     """
     if batch_size is None:
         raise ArgumentError(
             f"micro_batch={micro_batch} was given without batch_size, the samples an update. Give both; for data that make their "
             f"own batches give the trainer accumulate= instead."
         )
-    if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
-        raise ArgumentError(
-            f"micro_batch={micro_batch!r} is not a batch size. It must be a whole number of at least 1."
-        )
+    for name, size in (("batch_size", batch_size), ("micro_batch", micro_batch)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ArgumentError(f"{name}={size!r} is not a batch size. It must be a whole number of at least 1.")
     if batch_size % micro_batch:
         below = next(size for size in range(min(micro_batch, batch_size), 0, -1) if batch_size % size == 0)
         above = next((size for size in range(micro_batch, batch_size + 1) if batch_size % size == 0), batch_size)

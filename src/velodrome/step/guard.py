@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-__all__ = ["NO_GUARD", "NUM_KEPT", "FlagGuard", "NoGuard", "NonFinite", "ReadGuard", "first_non_finite", "make_guard"]
+__all__ = ["NO_GUARD", "NUM_KEPT", "FlagGuard", "Guard", "NonFinite", "ReadGuard", "first_non_finite", "make_guard"]
 
 NUM_KEPT = 512  # losses that are kept one by one
 Place = Literal["loss", "gradient", "gradient norm", "elsewhere"]
@@ -49,11 +49,13 @@ class NonFinite(Exception):
         self.updates_ago = updates_ago
 
 
-class NoGuard:
-    """Looks at nothing. With fp16 the loss scaler does its work: it skips what is not finite."""
+class Guard:
+    """Looks at numbers before they reach the weights. This one looks at nothing: with fp16 the loss scaler does its work: it skips what is not finite."""
 
     looks_at_gradients = False
     """whether `check_gradients` is to be called before the next update"""
+    looks_when = ""
+    """in words, before which updates that is; empty where nothing is looked at, losses included"""
     flag: Tensor | float = 0.0
     """more than 0 once something of this process's open window is bad: it travels with the gradients"""
     waits = ""
@@ -109,10 +111,10 @@ class NoGuard:
         """Training is over, or an evaluation lies in between."""
 
 
-NO_GUARD = NoGuard()
+NO_GUARD = Guard()
 
 
-class ReadGuard(NoGuard):
+class ReadGuard(Guard):
     """Reads each number at once: where the CPU computes, nothing waits for anything.
 
     Args:
@@ -124,6 +126,7 @@ class ReadGuard(NoGuard):
     def __init__(self, *, every_update: bool = False, goes_on: bool = False) -> None:
         super().__init__()
         self.looks_at_gradients = True
+        self.looks_when = "before each update" if every_update else "after a log point"
         self.flag = 0.0
         self.every_update = every_update
         self._goes_on = goes_on
@@ -160,7 +163,7 @@ class ReadGuard(NoGuard):
             self.on_flags(num)
 
 
-class FlagGuard(NoGuard):
+class FlagGuard(Guard):
     """Lets the device raise a flag that stays: this update and all after it change nothing, and no step waits.
 
     torch's fused optimizers take the flag from an attribute, which is how its `GradScaler` hands it over; Adam's count of steps
@@ -177,6 +180,7 @@ class FlagGuard(NoGuard):
     def __init__(self, optimizer: Optimizer, device: torch.device, *, waits: bool) -> None:
         super().__init__()
         self.looks_at_gradients = True
+        self.looks_when = "after a log point"
         self.is_on_device = not waits
         self._optimizer: Any = optimizer  # Any: attributes that only some of torch's optimizers know
         self._waits = waits
@@ -264,7 +268,7 @@ class FlagGuard(NoGuard):
 
 def make_guard(
     policy: str, optimizer: Optimizer, device: torch.device, *, is_scaled: bool, is_recorded: bool = False
-) -> NoGuard:
+) -> Guard:
     """Return the guard of an optimizer.
 
     Args:
@@ -275,10 +279,10 @@ def make_guard(
         is_recorded: steps are to be recorded, so that no number may be read; an optimizer that is not fused cannot be.
     """
     if is_scaled:
-        return NoGuard()
+        return Guard()
     name = type(optimizer).__name__
     is_fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-    guard: NoGuard
+    guard: Guard
     if policy != "stop":
         guard = ReadGuard(every_update=True, goes_on=policy == "skip")
         waits = f'on_nonfinite="{policy}" reads every loss before its backward pass, and looks at the gradients before each update'

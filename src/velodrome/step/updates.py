@@ -28,9 +28,9 @@ from torch.optim import Optimizer
 from velodrome.errors import NumericsError
 from velodrome.step.bare import BareBackward, BareStep
 from velodrome.step.gradient_world import ONE_PROCESS, GradientWorld
-from velodrome.step.guard import NO_GUARD, NoGuard
-from velodrome.step.replays import NO_REPLAYS, NoReplays
+from velodrome.step.guard import NO_GUARD, Guard
 from velodrome.step.schedules import NO_SCHEDULE, Schedule
+from velodrome.step.whole_steps import NO_WHOLE_STEPS, WholeSteps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +68,7 @@ class Updates:
         accumulate: int = 1,
         is_only: bool = True,
         world: GradientWorld = ONE_PROCESS,
-        guard: NoGuard = NO_GUARD,
+        guard: Guard = NO_GUARD,
     ) -> None:
         self.optimizer = optimizer
         self.guard = guard
@@ -88,7 +88,7 @@ class Updates:
         """gradient norms of the last update, before clipping; on the device"""
         self.micro_batches = 0
         """of the open window"""
-        self.replays: NoReplays = NO_REPLAYS
+        self.whole_steps: WholeSteps = NO_WHOLE_STEPS
         """makes whole steps, where an engine has recorded them; taken up by `prepare`, and in each step"""
         self._backward = BareBackward()
         self._step: Callable[[], None] = BareStep(optimizer)
@@ -128,7 +128,7 @@ class Updates:
 
     def prepare(self) -> None:
         """Look what is switched on, before a phase of training: where nothing is, a step costs what the plain loop's costs."""
-        self._step = self.replays.step_of(self.optimizer)
+        self._step = self.whole_steps.step_of(self.optimizer)
         self._is_plain = (
             self.accumulate == 1
             and self.world.size == 1
@@ -192,7 +192,7 @@ class Updates:
         Raises:
             NonFinite: the loss; the window is as it was.
         """
-        if self.replays is not NO_REPLAYS and self.replays.make_step(loss):
+        if self.whole_steps is not NO_WHOLE_STEPS and self.whole_steps.make_step(loss):
             return
         if items.__class__ is Tensor or items:  # the mean of no items is NaN, and counts nothing
             self.guard.check_loss(loss, items)
@@ -256,7 +256,7 @@ class Updates:
         Raises:
             NonFinite: a gradient; nothing was changed, and the gradients are still there.
         """
-        if self.replays is not NO_REPLAYS and self.replays.count_update():
+        if self.whole_steps is not NO_WHOLE_STEPS and self.whole_steps.count_update():
             return
         if self._is_plain:
             if self.on_first_gradients is not None:
@@ -269,41 +269,6 @@ class Updates:
             return
         self.settle_blocking()  # the learning rate of this update may depend on whether the last one was made
         self._apply(self._sum_over_processes()[0])
-
-    # -- recorded ----------------------------------------------------------------------------------------------------
-
-    def run_on_device(self, loss: Tensor, items: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Make the update of a window of one micro-batch with what the device alone can do, so that it may be recorded.
-
-        `count_update` does the host's part, once for each time that this is done.
-
-        Returns:
-            The loss for the guard to note, and the norms before clipping.
-        """
-        with self._precision.outside():
-            loss = self._precision.to_float32(loss)
-            seen = self.guard.look_at_loss(loss, items)
-            self._backward(loss)
-            parameters, norms = self.parameters, {}
-            if self._clipping.is_on:
-                norms = self._clipping.apply(parameters, self.guard.check_norm)
-            else:
-                self.guard.look_at_gradients(parameters)
-            self._step()
-        for parameter in parameters:
-            parameter.grad = None
-        return seen, norms
-
-    def count_update(self, norms: dict[str, Tensor]) -> None:
-        """Take note of an update that `run_on_device` has made, or a recording of it: averages, schedule and records go on."""
-        if self.schedule is not NO_SCHEDULE:
-            rate = self.optimizer.param_groups[0].get("lr", math.nan)
-            self._rate = rate.clone() if isinstance(rate, Tensor) else rate
-        self.norms = norms
-        self.guard.before_update()
-        self.micro_batches = 0
-        self._is_settled = False
-        self.settle_blocking()
 
     def take_part(self) -> bool:
         """Make an update that belongs to other processes, with nothing of one's own, when there is one.
@@ -384,13 +349,12 @@ class Updates:
             late = ", once it is known whether fp16 skipped it" if self._is_scaled else ""
             what = f"tell the schedule of the update{late}: {self.schedule.describe()}"
             update.append((what, self.schedule.after_update))
-        if self.guard.looks_at_gradients:
-            backward.insert(0, ("look at the loss: is it finite?", self.guard.check_loss))
-        if self.guard.looks_at_gradients and not self._clipping.is_on:
+        guard = self.guard
+        if guard.looks_when:
+            backward.insert(0, ("look at the loss: is it finite?", guard.check_loss))
+        if guard.looks_when and not self._clipping.is_on:
             place = next(index for index, (_, call) in enumerate(update) if call == type(self.optimizer).step)
-            update.insert(
-                place, ("after a log point, look at each gradient: is it finite?", self.guard.check_gradients)
-            )
+            update.insert(place, (f"{guard.looks_when}, look at each gradient: is it finite?", guard.check_gradients))
         return {"backward": backward, "update": update}
 
     def settle_blocking(self) -> None:
@@ -468,6 +432,41 @@ class Updates:
         if isinstance(items, Tensor):
             return torch.where(items > 0, items / self._base, 1.0), _ONE
         return items / self._base if items else 1.0, _ONE
+
+    # -- recorded ----------------------------------------------------------------------------------------------------
+
+    def run_on_device(self, loss: Tensor, items: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make the update of a window of one micro-batch with what the device alone can do, so that it may be recorded.
+
+        `count_update` does the host's part, once for each time that this is done.
+
+        Returns:
+            The loss for the guard to note, and the norms before clipping.
+        """
+        with self._precision.outside():
+            loss = self._precision.to_float32(loss)
+            seen = self.guard.look_at_loss(loss, items)
+            self._backward(loss)
+            parameters, norms = self.parameters, {}
+            if self._clipping.is_on:
+                norms = self._clipping.apply(parameters, self.guard.check_norm)
+            else:
+                self.guard.look_at_gradients(parameters)
+            self._step()
+        for parameter in parameters:
+            parameter.grad = None
+        return seen, norms
+
+    def count_update(self, norms: dict[str, Tensor]) -> None:
+        """Take note of an update that `run_on_device` has made, or a recording of it: averages, schedule and records go on."""
+        if self.schedule is not NO_SCHEDULE:
+            rate = self.optimizer.param_groups[0].get("lr", math.nan)
+            self._rate = rate.clone() if isinstance(rate, Tensor) else rate
+        self.norms = norms
+        self.guard.before_update()
+        self.micro_batches = 0
+        self._is_settled = False
+        self.settle_blocking()
 
 
 _ONE = torch.ones(())

@@ -76,14 +76,9 @@ class Windows:
         self._only.skip()
         return self._only if self._only.is_full else None
 
-    def take_part(self) -> Updates | None:
-        """Make an update that only other processes have a window for, and return it; None when nobody has one any more."""
-        if self._only is not None:
-            return self._only if self._only.take_part() else None
-        updates = self._agree_on(None)
-        if updates is not None:
-            updates.take_part()
-        return updates
+    def turn_of_others(self) -> Updates | None:
+        """Return the window that other processes update next, of which this one has nothing; None when it is known that nobody has one."""
+        return self._only if self._only is not None else self._agree_on(None)
 
     def _agree_on(self, updates: Updates | None) -> Updates | None:
         """Return the optimizer that the processes update next, of several; None when none has a window.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from functools import partial
 
 import numpy
 import pytest
@@ -263,6 +264,14 @@ def test_an_unknown_argument_is_refused_by_name(find):
         match=r"clip_nrm=1 is an argument of neither the finder nor Trainer\. Did you mean \"clip_norm\"\?",
     ):
         find(tiny_mlp(), tiny_classification(), loss="cross_entropy", clip_nrm=1)
+
+
+@pytest.mark.parametrize(
+    "find", [partial(vd.find_lr, batch_size=8), partial(vd.find_batch_size, seconds_each=0.01, largest=16)]
+)
+def test_what_decides_what_is_written_may_be_none(find):
+    nothing = {"run_dir": None, "checkpoint": None, "loggers": None, "progress": False}
+    assert find(tiny_mlp(), tiny_classification(), loss="cross_entropy", **nothing) is not None
 
 
 def test_an_iterator_is_refused_because_it_would_be_used_up():

@@ -18,26 +18,27 @@ def usage(at, all_s, own_s, processors=2):
 
 
 @pytest.mark.parametrize(
-    ("all_s", "own_s", "cores", "processors", "share"),
+    ("all_s", "own_s", "usable", "processors", "share"),
     [
         (20, 20, 2, 2, 0.0),  # both cores for 10 s, all of it by this process
         (20, 10, 2, 2, 0.5),  # one of two cores was somebody else's
         (20, 0, 2, 2, 1.0),
         (10, 10, 2, 2, 0.0),  # this process had one, and the other one was idle
+        (80, 40, 8, 8, 0.5),  # others had a thread of each of four cores
         (20, 0, 2, 8, 0.0),  # others had two of eight, which leaves more than it may use
         (70, 0, 2, 8, 0.5),  # others had seven of eight
         (5, 6, 2, 2, 0.0),  # clocks that tick at different times
     ],
 )
-def test_what_others_had_is_a_share_of_the_cores_that_may_be_used(all_s, own_s, cores, processors, share):
+def test_what_others_had_is_a_share_of_the_cores_that_may_be_used(all_s, own_s, usable, processors, share):
     before, after = usage(0, 100, 50, processors), usage(10, 100 + all_s, 50 + own_s, processors)
-    assert share_of_others(before, after, cores=cores) == pytest.approx(share)
+    assert share_of_others(before, after, processors=usable) == pytest.approx(share)
 
 
 def test_nobody_is_suspected_without_knowledge_or_time():
-    assert share_of_others(None, usage(1, 1, 0), cores=2) == 0
-    assert share_of_others(usage(0, 0, 0), None, cores=2) == 0
-    assert share_of_others(usage(0, 0, 0), usage(0.01, 5, 0), cores=2) == 0
+    assert share_of_others(None, usage(1, 1, 0), processors=2) == 0
+    assert share_of_others(usage(0, 0, 0), None, processors=2) == 0
+    assert share_of_others(usage(0, 0, 0), usage(0.01, 5, 0), processors=2) == 0
 
 
 def make_system(root, *, busy, processes):

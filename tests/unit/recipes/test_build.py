@@ -8,10 +8,10 @@ import torch
 
 from velodrome.errors import DataError, RecipeError
 from velodrome.recipes.build import build, try_out
-from velodrome.recipes.loading import find_run, load_model, load_run_recipe, read_notes
 from velodrome.recipes.read import load_recipe
 from velodrome.recipes.sizes import resolve_sizes
 from velodrome.recipes.tables import check_same_preparation
+from velodrome.recipes.trained_model import find_run, load_model, load_run_recipe, read_notes
 
 MODULE = """\
 import torch
@@ -86,6 +86,11 @@ class Constant:
 
     def reset(self):
         pass
+
+
+class Needy:
+    def __init__(self, classes):
+        self.classes = classes
 
 
 def needs(width):
@@ -226,6 +231,13 @@ def test_build_metrics_of_the_users_own(load):
     found = ready.make_trainer(progress=False).evaluate(ready.val)
     assert found["share"] == found["accuracy"]
     assert found["constant"] == 0.25
+
+
+def test_build_metric_that_cannot_be_made_is_named_by_its_field(load):
+    with pytest.raises(
+        RecipeError, match=r'^train\.metrics="shelf_for_build_tests:Needy" refused its arguments: .*classes'
+    ):
+        build(load("tensors", 'train.metrics=["shelf_for_build_tests:Needy"]'))
 
 
 def test_build_metric_of_an_untrusted_recipe_is_refused(recipe_file):

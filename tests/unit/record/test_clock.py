@@ -2,6 +2,7 @@
 
 import pytest
 
+from velodrome.errors import ArgumentError
 from velodrome.record import clock as clock_module
 from velodrome.record.bill import NO_BILL, PARTS, Bill
 from velodrome.record.clock import Clock
@@ -218,3 +219,10 @@ def test_table_has_a_row_a_part_a_callback_and_the_sum():
     assert rows["forward and loss"] == ["1.500", "75.0", "1,500.0"]  # 1.5 s / 1000 batches
     assert rows["Nap"] == ["0.500", "25.0"]
     assert rows["wall time"] == ["2.000", "100.0"]
+
+
+def test_a_part_that_there_is_not_is_refused_by_name():
+    bill = Bill(wall_s=2.0, parts={"forward": 1.5})
+    assert (bill.share("forward"), bill.share("saving")) == (0.75, 0)
+    with pytest.raises(ArgumentError, match=r"part='foward' is no part.*Did you mean \"forward\""):
+        bill.share("foward")

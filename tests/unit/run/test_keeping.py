@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,3 +59,34 @@ def test_a_save_that_failed_leaves_its_place_to_the_next() -> None:
 def test_keep_every_that_is_no_duration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(vd.errors.ArgumentError, match="keep_every='often' .*unit"):
         train(tmp_path, epochs=1, keep_every="often")
+
+
+def train_and_validate_every_second_epoch(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[Any, dict[str, Any], str]:
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    trainer = vd.Trainer(
+        torch.nn.Linear(4, 3), "sgd", lr=0.1, run_dir=folder, device="cpu", loggers=[], seed=0, checkpoint="every 100 epochs"
+    )  # fmt: skip
+    loader = vd.DataLoader((x, y), batch_size=4)
+    for epoch in trainer.epochs(6):
+        for inputs, targets in epoch.train(loader):
+            trainer.step(torch.nn.functional.cross_entropy(trainer.model(inputs), targets))
+        if trainer.progress.epoch % 2 == 0:
+            for inputs, targets in epoch.evaluate(loader):
+                trainer.log(loss=torch.nn.functional.cross_entropy(trainer.model(inputs), targets) + 5)
+    best = json.loads((folder / "checkpoints/best.json").read_text(encoding="utf-8"))
+    return trainer.result, best, capsys.readouterr().err
+
+
+def test_the_first_validated_epoch_takes_the_place_of_those_that_the_training_loss_stood_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The validation loss is larger than every training loss here: ranked with these it would never be the best."""
+    result, best, said = train_and_validate_every_second_epoch(tmp_path / "run", capsys)
+    assert [("val/loss" in row) for row in result.history] == [False, True] * 3
+    assert result.best["epoch"] == 6
+    assert best["step"] == 24
+    assert best["monitor"] == "val/loss"
+    assert "no epoch is marked" not in said

@@ -8,7 +8,7 @@ from torch import nn
 
 import velodrome as vd
 from velodrome.errors import NumericsError
-from velodrome.step.guard import FlagGuard, NoGuard, NonFinite, ReadGuard, first_non_finite, make_guard
+from velodrome.step.guard import FlagGuard, Guard, NonFinite, ReadGuard, first_non_finite, make_guard
 
 CPU = torch.device("cpu")
 NAN, INF = math.nan, math.inf
@@ -194,7 +194,7 @@ def test_losses_of_a_long_interval_are_kept_in_few_tensors():
 
 
 def test_fp16_is_left_to_its_scaler():
-    assert type(make_guard("stop", OPTIMIZERS["sgd"]([parameter(1.0)]), CPU, is_scaled=True)) is NoGuard
+    assert type(make_guard("stop", OPTIMIZERS["sgd"]([parameter(1.0)]), CPU, is_scaled=True)) is Guard
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from velodrome.advise.tuning.facts import Facts, Round
 from velodrome.advise.tuning.neighbours import read_usage, share_of_others
 from velodrome.advise.tuning.rehearsal import Rehearsal, StopAfter, rehearse
 from velodrome.callbacks.base import Callback
+from velodrome.cores import usable_cores, usable_processors
 from velodrome.data.bound import BoundLoader
-from velodrome.data.threads import usable_cores
 from velodrome.errors import DataError
 from velodrome.step.schedules.base import NO_SCHEDULE
 from velodrome.step.schedules.rates import set_rate
@@ -141,7 +141,7 @@ class Bench:
             turn_s = self._train(lead=2 + _PREFETCHED * workers, steps=steps)
             per_epoch = _steps_per_epoch(self.ready)
             evaluation_s = self._evaluate(seconds)
-            others_share = share_of_others(before, read_usage(), cores=usable_cores())
+            others_share = share_of_others(before, read_usage(), processors=usable_processors())
             if workers:  # they may still fetch what nobody will ask for, and the next turn is another's
                 sleep(min(_LONGEST_REST_S, _PREFETCHED * workers * self._step_s))
             return Round(

@@ -56,20 +56,20 @@ def read_usage(root: Path = ROOT) -> Usage | None:
     )
 
 
-def share_of_others(before: Usage | None, after: Usage | None, *, cores: int) -> float:
-    """Return what share of its cores this process missed because others kept them busy: 0 of none, and where nobody knows.
+def share_of_others(before: Usage | None, after: Usage | None, *, processors: int) -> float:
+    """Return what share of its processors this process missed because others kept them busy: 0 of none, and where nobody knows.
 
     Args:
         before, after: what was read at the beginning and at the end.
-        cores: that the process may use; where the machine has more, others may have those.
+        processors: that the process may use, each thread of a core counted; where the machine has more, others may have those.
 
     >>> first = Usage(at=0.0, all_s=100.0, own_s=10.0, processors=4)
-    >>> share_of_others(first, Usage(at=10.0, all_s=135.0, own_s=15.0, processors=4), cores=4)  # 3 of 4 cores for 10 s
+    >>> share_of_others(first, Usage(at=10.0, all_s=135.0, own_s=15.0, processors=4), processors=4)  # 3 of 4 cores for 10 s
     0.75
     """
     if before is None or after is None or after.at - before.at < _LEAST_S:
         return 0.0
     elapsed = after.at - before.at
     others = max(0.0, after.all_s - before.all_s - (after.own_s - before.own_s)) / elapsed
-    missing = cores - (after.processors - others)
-    return min(1.0, max(0.0, missing / cores))
+    missing = processors - (after.processors - others)
+    return min(1.0, max(0.0, missing / processors))

@@ -111,6 +111,11 @@ class Verified:
     baseline: tuple[Round, ...] = ()
 
     @property
+    def pays(self) -> bool:
+        """Whether the whole run is faster too, as far as its length is known."""
+        return self.run_speed_up is None or self.run_speed_up > 1
+
+    @property
     def whole_run(self) -> str:
         """Return the speed of the whole run in words, where it is another than that of an epoch."""
         if self.run_speed_up is None or abs(self.run_speed_up / self.speed_up - 1) < _SAME_SPEED:
@@ -184,6 +189,7 @@ class Tuning:
             self.change is not None
             and self.verified is not None
             and self.verified.is_faster
+            and self.verified.pays
             and self.verified.is_as_good
         )
 
@@ -204,6 +210,11 @@ class Tuning:
                 else f"Each of {self.change} looked faster, but together they"
             )
             return f"{looked} gave {self.verified.speed_up:.2f}x against the recipe as it is, which is within the noise. Leave the recipe as it is."
+        if not self.verified.pays:
+            return (
+                f"{self.change} made an epoch {self.verified.speed_up:.2f}x as fast, but with its start the whole run {self.verified.run_speed_up:.2f}x. "
+                "Leave the recipe as it is, or train longer."
+            )
         if not self.verified.is_as_good:
             return f"{self.verified.speed_up:.2f}x: {self.change}; but {self.verified.why_not}."
         return f"{self.verified.speed_up:.2f}x{self.verified.whole_run}: {self.change}"

@@ -63,11 +63,7 @@ def find_techniques(recipe: Recipe, facts: Facts, *, batch_size: bool = False) -
         _graph_capture, _precision, _compile,
     ]  # fmt: skip
     found = [finder(recipe, facts) for finder in finders]
-    return (
-        [_batch_size(recipe, facts) if batch_size else _no_batch_size(), *found]
-        if batch_size
-        else [*found, _no_batch_size()]
-    )
+    return [_batch_size(recipe, facts), *found] if batch_size else [*found, _no_batch_size()]
 
 
 def _only(field: str, *values: Any) -> tuple[Change, ...]:  # Any: what TOML holds

@@ -111,7 +111,7 @@ class Augmentation:
         """Return the targets of a pair.
 
         Raises:
-            DataError: the batch is none.
+            DataError: the batch is no pair of tensors.
         """
         if len(parts) == 2 and isinstance(parts[1], Tensor):
             return parts[1]

@@ -52,7 +52,7 @@ class BatchTransform:
             size: samples, of all processes together.
         Raises:
             FetchError: the function raised.
-        ArgumentError: it returned nothing.
+            ArgumentError: it returned nothing.
         """
         try:
             with GeneratorsKept(self._device):

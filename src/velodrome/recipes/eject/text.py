@@ -37,7 +37,7 @@ def text_part(arguments: Mapping[str, Any], file: Path) -> Part:
     """Return the functions that read the text and cut it."""
     import inspect
 
-    from velodrome.recipes.data import text
+    from velodrome.recipes.named_data import text
 
     values = {each.name: each.default for each in inspect.signature(text).parameters.values()} | dict(arguments)
     is_zipped = not values["path"]  # what comes along is; a text of the user's is read as it is

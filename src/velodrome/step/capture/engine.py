@@ -36,7 +36,7 @@ from velodrome.step.capture.shelf import Shelf
 from velodrome.step.capture.static_batch import StaticBatch, flatten
 from velodrome.step.capture.steps import NUM_COMPARED, StepRecorder
 from velodrome.step.phases import NoPhases
-from velodrome.step.replays import NO_REPLAYS
+from velodrome.step.whole_steps import NO_WHOLE_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -95,7 +95,7 @@ class CapturedEngine:
         if self.reason or self._gives_up(self._premises.reason):
             yield
             return
-        self._updates.replays = self._replays
+        self._updates.whole_steps = self._replays
         self._is_driven, self._must_look = True, True
         try:
             yield
@@ -230,7 +230,7 @@ class CapturedEngine:
 
     def _let_go(self) -> None:
         self._is_driven = False
-        self._updates.replays = NO_REPLAYS
+        self._updates.whole_steps = NO_WHOLE_STEPS
         self._shelf.clear()
         self._evaluation.forget()
         self._replays.forget()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from velodrome.step.capture.device_rates import DeviceRates, RatedStep
-from velodrome.step.replays import NoReplays
+from velodrome.step.whole_steps import WholeSteps
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Replays"]
 
 
-class Replays(NoReplays):
+class Replays(WholeSteps):
     """Makes the steps of batches that were staged by replays; `Updates` asks before it makes one call by call.
 
     Args:

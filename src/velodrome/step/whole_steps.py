@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-__all__ = ["NO_REPLAYS", "NoReplays"]
+__all__ = ["NO_WHOLE_STEPS", "WholeSteps"]
 
 
-class NoReplays:
-    """Steps that are made as a whole, by the replay of a recording: here there are none, and each is made call by call."""
+class WholeSteps:
+    """Makes steps as a whole, by the replay of a recording. This one makes none: each is made call by call."""
 
     def step_of(self, optimizer: Optimizer) -> Callable[[], None]:
         """Return what calls the optimizer in steps that are made call by call."""
@@ -32,4 +32,4 @@ class NoReplays:
         return False
 
 
-NO_REPLAYS = NoReplays()
+NO_WHOLE_STEPS = WholeSteps()
