@@ -51,6 +51,8 @@ class BoundLoader:
         self._printed: Columns | None = None
         self._fingerprint = ""
         self._note = ""
+        self._length: int | None = None
+        """of the epoch under way, where it was entered in the middle"""
 
     @property
     def columns(self) -> Columns | None:
@@ -102,6 +104,7 @@ class BoundLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` give the order of this epoch, counted from 0."""
+        self._length = None
         self.loader.set_epoch(epoch, seed=self._seed)
 
     @property
@@ -126,19 +129,26 @@ class BoundLoader:
                 "The checkpoint does not say where in its data it was made: the same loader was iterated over elsewhere meanwhile. "
                 "Give training and evaluation loaders of their own, and go on from an earlier checkpoint."
             )
-        self.loader.set_epoch(epoch, seed=self._seed)
+        self.set_epoch(epoch)
         self.loader.load_state_dict(dict(state))
-        size, total = self.loader.batch_size, self.loader.num_samples
-        if size is None or total is None or self.loader.has_own_order:
-            return batches_done
-        left = total - int(state["samples_done"] or 0)
-        return max(1, len(self) - (left // size if self.loader.drop_last else -(-left // size)))
+        size, total, left = self.loader.batch_size, self.loader.num_samples, self.loader.batches_left()
+        if size is not None and total is not None and not self.loader.has_own_order:
+            assert left is not None
+            batches_done = max(1, len(self) - left)
+        self._count_batches(batches_done)
+        return batches_done
 
     def skip(self, iterator: Iterator[Any], batches: int) -> None:
         """Have what comes before the position laid out; nothing is read."""
-        del iterator, batches
-        if self._share.size == 1:  # else the order is drawn from a stream of its own, and its beginning with it
-            self.loader.lay_out_ahead()
+        del iterator
+        self.loader.lay_out_ahead(self._share)
+        self._count_batches(batches)
+
+    def _count_batches(self, batches_done: int) -> None:
+        """Note how many batches the epoch has, those of another size that were done before included."""
+        left = self.loader.batches_left()
+        if left is not None:
+            self._length = batches_done + (-(-left // self._share.size) if self.loader.is_dealt else left)
 
     @property
     def draws_in_workers(self) -> bool:
@@ -182,6 +192,8 @@ class BoundLoader:
         return order[max(0, done - num_samples) : done].tolist()  # SYNC: on the CPU
 
     def __len__(self) -> int:
+        if self._length is not None:
+            return self._length
         total = len(self.loader)
         return -(-total // self._share.size) if self.loader.is_dealt else total  # the last round may be short
 

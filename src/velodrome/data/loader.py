@@ -303,8 +303,10 @@ class DataLoader:
             "seed": self._order_seed(),
             "num_samples": self.num_samples,
         }
-        own = self._samples.own_state() if self._samples is not None and self._position.samples_done else None
-        return state if own is None else {**state, "dataset": own}
+        if self._samples is not None and self._position.samples_done:
+            own = {"dataset": self._samples.own_state(), "stream": self._samples.stream_state()}
+            state.update({name: each for name, each in own.items() if each is not None})
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next `iter()` go on where `state_dict` was taken; nothing that was skipped is read.
@@ -312,13 +314,19 @@ class DataLoader:
         An iterable dataset cannot be entered in the middle, unless it has a `state_dict` of its own and no workers have copies
         of it: otherwise it is read up to the position.
 
+        The batch size may be another one: no sample comes twice, and none is left out. A batch of a `batch_sampler` that the position
+        falls into is cut.
+
         Raises:
-            DataError: the state belongs to a dataset of another size, or to an order of another seed.
+            DataError: the state belongs to a dataset of another size, or to an order of another seed; or to an iterable dataset that
+                another number of workers read.
             ArgumentError: it is not the state of a `velodrome.DataLoader`.
         """
         self._position.load(state, num_samples=self.num_samples, seed=self.seed)
-        if self._samples is not None and "dataset" in state:
-            self._samples.enter_dataset(state["dataset"])
+        if self._samples is not None:
+            self._samples.enter_stream(state.get("stream"), self._position.samples_done)
+            if "dataset" in state:
+                self._samples.enter_dataset(state["dataset"])
 
     @property
     def has_own_order(self) -> bool:
@@ -330,10 +338,22 @@ class DataLoader:
         """Whether what the dataset draws from the global generators is a function of seed, epoch and sample."""
         return self._samples is None or self._samples.is_seeded
 
-    def lay_out_ahead(self) -> None:
+    def lay_out_ahead(self, share: Share = WHOLE) -> None:
         """After `iter()` and `load_state_dict`: have a sampler hand out what is skipped now, not with the first batch."""
         if self._samples is not None:
-            self._samples.enter(self._position.samples_done, self._position.epoch)
+            place = self._position
+            self._samples.enter(place.samples_done, place.epoch, seed=self._order_seed(), share=share)
+
+    def batches_left(self) -> int | None:
+        """Return how many batches come after a position that was loaded; None where nothing else is known than `len` says.
+
+        Those of a `batch_sampler` are known once they are laid out.
+        """
+        done = self._position.samples_done
+        if self._samples is not None:
+            return self._samples.batches_left(done)
+        left, size = (self.num_samples or 0) - done, self.batch_size or 1
+        return left // size if self.drop_last else -(-left // size)
 
     def __len__(self) -> int:
         """Return the number of batches an epoch."""

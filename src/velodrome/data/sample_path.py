@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Sized
 from contextlib import nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +18,13 @@ from velodrome.data.fetching import Fetching, Request, hand_over
 from velodrome.data.order import epoch_generator, epoch_order
 from velodrome.data.randomness import GeneratorsKept, epoch_key
 from velodrome.data.share import EMPTY, WHOLE, Share, draw_together
+from velodrome.data.stream_position import CountingCollate, StreamPosition
 from velodrome.data.streaming import Streaming, has_state, tell_epoch
 from velodrome.data.workers import DEFAULT_TIMEOUT_S, WatchedLoader
 from velodrome.errors import ArgumentError, DataError, FetchError, VelodromeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["SamplePath"]
 
@@ -69,6 +70,9 @@ class SamplePath:
         self._seeds_workers = generator is None
         self._entered: Iterator[Any] | None = None
         self._dataset_is_entered = False
+        self._batches_before: int | None = None
+        self._stream_loaded: StreamPosition | None = None
+        self._stream_position: StreamPosition | None = None
         self._order = _Order(batch_size, drop_last, gives_batches=batch_sampler is not None, has_own=self.has_own_order)
         self.last_indices: Any = None
         """of the batch that was handed out last, where they are known"""
@@ -86,13 +90,14 @@ class SamplePath:
         }
         # A pipe of PyTorch's has seeds and shards of its own.
         self._is_seeded = not isinstance(dataset, IterDataPipe)
-        self._stream = Streaming(dataset, is_shared=num_workers > 0) if self._is_iterable and self._is_seeded else None
+        self._stream = Streaming(dataset, num_workers=num_workers) if self._is_iterable and self._is_seeded else None
         is_batched = batch_size is not None or batch_sampler is not None
         try:
             if self._is_iterable:
                 self._loader = WatchedLoader(
                     dataset if self._stream is None else self._stream,
-                    batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **arguments,
+                    batch_size=batch_size, drop_last=drop_last,
+                    collate_fn=CountingCollate(collate_fn, is_batched=is_batched), **arguments,
                 )  # fmt: skip
             else:
                 fetching = Fetching(dataset, collate_fn, is_batched=is_batched)
@@ -134,17 +139,47 @@ class SamplePath:
         """Whether a sampler of the user's decides the order: it may draw from any generator."""
         return self._sampler is not None or self._batch_sampler is not None
 
-    def enter(self, start: int, epoch: int) -> None:
+    def enter(self, start: int, epoch: int, *, seed: int, share: Share = WHOLE) -> None:
         """Ask a sampler of the user's for what is skipped now, while the generators are as they were when the epoch began."""
         own = self._batch_sampler if self._batch_sampler is not None else self._sampler
         if own is None:
             return
         self._tell_epoch(own, epoch)
-        self._entered = iter(own)
-        done = 0
+        entered: Iterator[Any] = iter(own if share.size == 1 else draw_together(own, seed=seed, epoch=epoch))
+        done = num_items = 0
         while done < start:
-            item = next(self._entered)
-            done += len(item) if self._batch_sampler is not None else 1
+            item = next(entered, None)
+            if item is None:
+                raise DataError(
+                    f"The saved position is {start} samples into the epoch, and {type(own).__name__} gave {done} samples in all. "
+                    f"Go on with the sampler of then, or start a new run.",
+                    samples_done=start,
+                )
+            size = len(item) if self._batch_sampler is not None else 1
+            if done + size > start:  # a batch that the position falls into
+                entered = chain([_without_first(item, start - done)], entered)
+                break
+            done += size
+            num_items += 1
+        self._entered = entered
+        self._batches_before = num_items if self._batch_sampler is not None else None
+
+    def batches_left(self, start: int) -> int | None:
+        """Return how many batches there are after sample `start`, which was entered; None where that is not known."""
+        if self._is_iterable:
+            loaded = self._stream_loaded
+            if loaded is None or not any(loaded.begin) or not isinstance(self._dataset, Sized):
+                return None
+            left = max(0, len(self._dataset) - sum(loaded.items))
+        elif self._batch_sampler is not None:
+            is_known = self._batches_before is not None and isinstance(self._batch_sampler, Sized)
+            return len(self) - (self._batches_before or 0) if is_known else None
+        else:
+            left = None if self.num_samples is None else self.num_samples - start
+            if left is None:
+                return None
+        size = self._batch_size or 1
+        return left // size if self._drop_last else -(-left // size)
 
     def _tell_epoch(self, own: Any, epoch: int) -> None:
         for listener in (own, getattr(own, "sampler", None)):
@@ -220,19 +255,52 @@ class SamplePath:
             self._dataset.load_state_dict(state)
             self._dataset_is_entered = True
 
+    def enter_stream(self, state: Mapping[str, Any] | None, samples_done: int) -> None:
+        """Have an iterable dataset entered at a saved place; nothing else is asked for it.
+
+        Args:
+            state: what `stream_state` gave; None where an earlier version saved none.
+            samples_done: with it.
+        Raises:
+            DataError: the place cannot be kept.
+        """
+        self._stream_loaded = self._stream_position = self._batches_before = None
+        if self._is_iterable and state is not None:
+            num_readers, can_skip = max(1, self._loader.num_workers), self._stream is not None
+            self._stream_loaded = self._stream_position = StreamPosition.loaded(state).entered_by(
+                self._batch_size, num_readers, samples_done=samples_done, can_skip=can_skip
+            )
+
+    def stream_state(self) -> dict[str, Any] | None:
+        """Return the place up to which an iterable dataset was handed out; None where there is none."""
+        return None if self._stream_position is None else self._stream_position.state_dict()
+
     @property
     def _tells_position(self) -> bool:
         return self._is_iterable and not self._loader.num_workers and has_state(self._dataset)
 
     def _iterable_batches(self, epoch: int, start: int, seed: int, share: Share) -> Iterator[tuple[int, Any]]:
         is_entered, self._dataset_is_entered = self._dataset_is_entered, False
+        loaded = self._stream_loaded if start else None
+        place = StreamPosition.at_start(self._batch_size, max(1, self._loader.num_workers))
+        target = start if loaded is None else sum(loaded.items)
+        if is_entered:
+            place.begin, place.begin_samples = [target], start
+        elif loaded is not None:
+            place.begin, place.begin_samples = list(loaded.begin), loaded.begin_samples
+        place.items = list(place.begin)
         if self._stream is None:
             tell_epoch(self._dataset, epoch)
             batches = iter(self._loader) if share.size == 1 else draw_together(self._loader, seed=seed, epoch=epoch)
         else:
-            self._stream.set_position(seed=seed, epoch=epoch, items_done=start if is_entered else 0)
+            self._stream.set_position(
+                seed=seed,
+                epoch=epoch,
+                items_done=target if is_entered else 0,
+                skipped=() if is_entered else place.begin,
+            )
             batches = self._stream_batches()
-        sized = self._sized(batches, start, done=start if is_entered else 0)
+        sized = self._sized(batches, start, place, target=None if loaded is None else target)
         yield from sized if share.size == 1 else share.deal(sized)
 
     def _stream_batches(self) -> Iterator[Any]:
@@ -260,12 +328,42 @@ class SamplePath:
             num_read += 1
             yield batch
 
-    def _sized(self, batches: Iterable[Any], start: int, *, done: int) -> Iterator[tuple[int, Any]]:
-        for batch in batches:
+    def _sized(
+        self, batches: Iterable[Any], start: int, place: StreamPosition, *, target: int | None
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield the batches after sample `start` with their sizes, and note in `place` how far they reach.
+
+        Args:
+            batches: with reader and number of items, from `place` on.
+            start: samples done.
+            place: of the first batch.
+            target: items done; None where only the samples are known.
+        Raises:
+            DataError: the position lies within a batch.
+        """
+        done, is_begun = place.begin_samples, False
+        for reader, num_items, batch in batches:
             size = 1 if self._batch_size is None else num_samples(batch)
             done += size
-            if done > start:
-                yield size, batch
+            place.items[reader] += num_items
+            reached, wanted = (done, start) if target is None else (sum(place.items), target)
+            if not is_begun:
+                if reached <= wanted:
+                    continue
+                before = reached - (size if target is None else num_items)
+                if before < wanted:
+                    raise DataError(
+                        f"The saved position is {wanted} samples into the epoch, and this loader makes one batch of samples {before} to "
+                        f"{reached - 1} of it, which cannot be cut: some would come twice. Give the batch_size of then until the epoch is over.",
+                        samples_done=start,
+                    )
+                self._stream_position, is_begun = place, True
+            yield size, batch
+
+
+def _without_first(batch: Sequence[Any], number: int) -> Sequence[Any]:
+    """Return the indices of a batch without so many that were handed out before: it was made otherwise then."""
+    return list(batch)[number:]
 
 
 class _Order:
@@ -307,9 +405,10 @@ class _Order:
         if self._gives_batches:
             done = 0
             for batch in source:
+                own = batch if done >= start else _without_first(batch, start - done)
                 done += len(batch)
                 if done > start:
-                    yield position + done - len(batch), batch
+                    yield position + done - len(own), own
             return
         indices = islice(source, start, None)
         position += start

@@ -11,11 +11,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from velodrome.data.randomness import epoch_key, seed_generators
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Streaming", "has_state", "tell_epoch"]
 
 _LAYOUT = Struct("<32sqq")  # what the seeds are hashed from, the epoch, the items done
+_SKIPPED = Struct("<q")  # by one reader; they follow one another
 
 
 class Streaming(IterableDataset[Any]):
@@ -27,28 +28,41 @@ class Streaming(IterableDataset[Any]):
 
     Args:
         dataset: told the epoch by `set_epoch`, where it has one, also in workers.
-        is_shared: worker processes read it.
+        num_workers: processes that read it.
     """
 
-    def __init__(self, dataset: Any, *, is_shared: bool) -> None:
+    def __init__(self, dataset: Any, *, num_workers: int) -> None:
         self.dataset = dataset
+        self.num_readers = max(1, num_workers)
         # Workers that persist hold a copy of this object; what is shared with them is this memory.
-        self._position = torch.zeros(_LAYOUT.size, dtype=torch.uint8, device="cpu")
-        if is_shared:
+        size = _LAYOUT.size + _SKIPPED.size * self.num_readers
+        self._position = torch.zeros(size, dtype=torch.uint8, device="cpu")
+        if num_workers:
             self._position.share_memory_()
 
-    def set_position(self, *, seed: int, epoch: int, items_done: int = 0) -> None:
-        """Say what the next `iter()` begins: which epoch, and after how many items where the dataset was entered in the middle."""
+    def set_position(self, *, seed: int, epoch: int, items_done: int = 0, skipped: Sequence[int] = ()) -> None:
+        """Say what the next `iter()` begins.
+
+        Args:
+            seed, epoch: of the order.
+            items_done: where the dataset was entered in the middle, after so many.
+            skipped: items that each reader reads, and leaves out.
+        """
         packed = bytearray(_LAYOUT.pack(epoch_key(seed, epoch), epoch, items_done))
+        for number in skipped or [0] * self.num_readers:
+            packed += _SKIPPED.pack(number)
         self._position.copy_(torch.frombuffer(packed, dtype=torch.uint8))
         tell_epoch(self.dataset, epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        key, epoch, number = _LAYOUT.unpack(bytes(self._position.tolist()))  # SYNC: on the CPU
+        position = bytes(self._position.tolist())  # SYNC: on the CPU
+        key, epoch, number = _LAYOUT.unpack_from(position)
         info = get_worker_info()
+        reader = 0 if info is None else info.id
+        first = number + _SKIPPED.unpack_from(position, _LAYOUT.size + _SKIPPED.size * reader)[0]
         if info is not None:
             tell_epoch(self.dataset, epoch)
-        stream = b"stream:%d:" % (0 if info is None else info.id)
+        stream = b"stream:%d:" % reader
         seed_generators(key, stream + b"%d" % number)
         iterator = iter(self.dataset)
         while True:
@@ -57,7 +71,8 @@ class Streaming(IterableDataset[Any]):
                 item = next(iterator)
             except StopIteration:
                 return
-            yield item
+            if number >= first:
+                yield item
             number += 1
 
     def __len__(self) -> int:

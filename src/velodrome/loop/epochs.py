@@ -140,9 +140,12 @@ class Epoch:
                     host.leave()
                     raise LeftAtOnce
                 if progress.steps_done >= max_steps or now >= deadline or host.stop_requested is not None:
+                    total = length_of(source) if start else total
                     self.is_whole = phase.is_whole = batches_done == total
                     break
             else:
+                # Of an epoch entered in the middle, maybe with another batch size, it is known once what is left was laid out.
+                total = length_of(source) if start else total
                 if total is not None and 0 < batches_done != total and not is_used_up:
                     host.warn(
                         f"The training data announced {total} batches; epoch {self.index + 1} had {batches_done}."
