@@ -226,7 +226,10 @@ def test_runs_lists_the_newest_first_with_what_became_of_them(velodrome, run):
     assert "3 days ago" in answer.out
     assert "run.json cannot be read" in by_name["broken"]["problems"][0]
     assert "broken: " in answer.out
-    assert "A run that was killed goes on with: velodrome resume runs/killed" in answer.out
+    assert (
+        "A run that was killed goes on with: velodrome resume runs/killed --recipe runs/killed/recipe.toml"
+        in answer.out
+    )
     assert "\x1b" not in answer.out
 
 
