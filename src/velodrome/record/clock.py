@@ -280,7 +280,7 @@ class Clock:
         try:
             while True:
                 gap = left = self._gap
-                waited, ended = 0.0, perf_counter()
+                interval, waited, ended = self._interval, 0.0, perf_counter()
                 try:
                     for raw in islice(iterator, gap):
                         begun, paused = perf_counter(), self._paused_s
@@ -293,9 +293,9 @@ class Clock:
                 finally:  # the loop may be left here, and another one begun
                     self._batches += gap - left
                     self._gap = left
-                    self._interval.waited += waited
+                    interval.waited += waited
                 if left:
-                    self._interval.waited += perf_counter() - ended
+                    interval.waited += perf_counter() - ended
                     return
                 try:
                     self._begin_sample()
