@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from velodrome import Callback, Checkpointing, DataLoader, Trainer, fit
 from velodrome.data import choosing
 from velodrome.errors import ArgumentError
-from velodrome.record import clock as clock_module
 from velodrome.record.clock import Clock
 
 X, LABELS = torch.randn(240, 4), torch.randint(0, 3, (240,))
@@ -98,7 +97,7 @@ def forget_a_charge(patch):
 
 def forget_samples(patch):
     """Divide what was timed without giving it to the parts."""
-    patch.setattr(clock_module, "_spread", lambda seconds, shares, parts: None)
+    patch.setattr(Clock, "_settle", lambda self, interval, parts, shares: None)
 
 
 @pytest.mark.parametrize("forget", [forget_a_charge, forget_samples])

@@ -12,6 +12,7 @@ __all__ = ["find"]
 # Fractions of the wall time from which a part is worth a sentence.
 _DATA, _TRANSFER, _OPTIMIZER, _EVALUATION = 0.2, 0.15, 0.25, 0.4
 _CALLBACK, _LOGGING, _SAVING = 0.05, 0.1, 0.1
+_LONG, _LEAST_LONG_S = 0.15, 0.5  # a first batch, for which much is made ready, is no news in a run of a second
 _FUSE = "Try it by name, which makes it fused where torch can, or larger batches."
 # Where the switch is, for those who call Python and those who write recipes.
 _SAVE = "Try Checkpointing(background=True), in a recipe checkpoint.background=true, or save less often."
@@ -34,6 +35,10 @@ class BillLike(Protocol):
     def callbacks(self) -> Mapping[str, float]: ...
     @property
     def batches(self) -> int: ...
+    @property
+    def num_long(self) -> int: ...
+    @property
+    def long_s(self) -> float: ...
     @property
     def dataset(self) -> str: ...
     @property
@@ -73,6 +78,16 @@ def _of_the_batches(bill: BillLike) -> Iterator[tuple[float, str]]:
             f"{share:.0%} of the time is moving batches of {bill.dataset} to the device, {each} a batch. Try smaller values, such as uint8 pixels "
             f"that become floats on the device, or data that fit into its memory as tensors.",
         )
+    share = bill.long_s / bill.wall_s
+    if share >= _LONG and bill.long_s >= _LEAST_LONG_S:
+        is_one = bill.num_long == 1
+        which = "one batch" if is_one else f"{bill.num_long} batches"
+        remedy = (
+            "The first ones compile the model, which pays in long runs only: leave compile out of short ones."
+            if bill.facts.get("compiled")
+            else "Look what your code does there that it does not do in every batch: printing, plotting, writing or reading files."
+        )
+        yield share, f"{share:.0%} of the time is what {which} took longer than usual. {remedy}"
     share = bill.share("optimizer")
     if share >= _OPTIMIZER:
         is_fused = bill.facts.get("fused_optimizer")

@@ -343,6 +343,7 @@ class Run:
         facts["cores"] = self._cores
         facts["fused_optimizer"] = all(group.get("fused") for group in groups)
         facts["processes"] = self.world.size
+        facts["compiled"] = self.engine_phases.is_on
         facts["saves_in_background"] = self.keeping.policy.background
         return dataset, facts
 

@@ -1,5 +1,7 @@
 """What a bill means in words."""
 
+from dataclasses import replace
+
 import pytest
 
 from velodrome.record.bill import Bill
@@ -12,6 +14,24 @@ def bill(*, wall_s=10.0, callbacks=None, batches=100, facts=None, **parts):
     return Bill(
         wall_s=wall_s, parts={"forward": rest, **parts}, callbacks=callbacks or {}, batches=batches, dataset="Scans", facts=facts
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num", "facts", "words"),
+    [
+        (
+            1,
+            {"compiled": True},
+            "40% of the time is what one batch took longer than usual. The first ones compile the model",
+        ),
+        (7, {}, "40% of the time is what 7 batches took longer than usual. Look what your code does there"),
+    ],
+)
+def test_batches_that_take_far_longer_now_and_then_are_told(num, facts, words):
+    (line,) = find(replace(bill(facts=facts), num_long=num, long_s=4.0))
+    assert line.startswith(words)
+    assert find(replace(bill(facts=facts), num_long=num, long_s=1.0)) == []  # a tenth
+    assert find(replace(bill(wall_s=1.0, facts=facts), num_long=num, long_s=0.4)) == []  # of a short run
 
 
 def test_waiting_for_data_names_the_dataset_the_time_and_what_to_try():
