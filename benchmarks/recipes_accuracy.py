@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--threads", type=at_least_one, default=1, help="of torch (%(default)s)")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the record")
     options = parser.parse_args()
+    if len(set(options.seeds)) < 2:
+        parser.error("a standard deviation needs at least two different seeds")
     torch.set_num_threads(options.threads)
     failed = []
     for name in options.recipes:

@@ -182,7 +182,7 @@ def test_a_slow_dataset_is_named_and_more_workers_are_proposed():
     assert "num_workers" in line or "one core" in line
 
 
-def test_workers_that_were_measured_are_those_of_the_bill_and_no_others_are_proposed(monkeypatch):
+def test_workers_that_were_measured_are_those_of_the_bill_and_only_more_than_were_tried_are_proposed(monkeypatch):
     monkeypatch.setattr(choosing, "usable_cores", lambda: 2)
     monkeypatch.setattr(choosing, "_MEASURED_S", 0.0)  # eight batches are enough
     monkeypatch.setattr(choosing, "_START_S", 0.0)  # short as they are, they shall pay
@@ -191,7 +191,9 @@ def test_workers_that_were_measured_are_those_of_the_bill_and_no_others_are_prop
     assert loader.num_workers_in_use > 0
     assert result.bill.facts["workers"] == loader.num_workers_in_use
     text = " ".join(result.findings)
-    assert "try num_workers" not in text.lower()
+    workers, cores = result.bill.facts["workers"], result.bill.facts["cores"]
+    assert (f"more workers than cores help: try num_workers={2 * workers}." in text) == (workers >= cores)
+    assert text.lower().count("try num_workers") == (workers >= cores)
     assert "read in the training process" not in text
 
 

@@ -60,6 +60,7 @@ def test_no_rounds_are_refused(script, monkeypatch, capsys, name: str, rounds: s
     [
         ("overhead", ["--steps", "0"], "argument --steps: '0' is not a whole number of at least 1."),
         ("freed_memory", ["--steps", "-1"], "argument --steps: '-1' is not a whole number of at least 0."),
+        ("recipes_accuracy", ["--seeds", "0"], "a standard deviation needs at least two different seeds"),
         ("tuning", ["--minutes", "0"], "argument --minutes: '0' is not a number above 0."),
         ("tuning", ["--seconds", "nan"], "argument --seconds: 'nan' is not a number above 0."),
         ("tuning", ["--seconds", "soon"], "argument --seconds: 'soon' is not a number above 0."),
