@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Dataset, TensorDataset
 
 import velodrome as vd
-from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from harness import add_common_options, at_least_one, environment, interleave, opening, ratios, summary, write_record
 from velodrome.data.threads import usable_cores
 from velodrome.data.transforms.counters import key_of_epoch, keys_of_samples, uniforms
 
@@ -132,11 +132,9 @@ def are_equal(a: Iterable[Any], b: Iterable[Any]) -> bool:
 
 def main() -> None:
     """Check that the arms of each group agree, time them, write the record."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Takes about two minutes on two idle cores."
-    )
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description=opening(__doc__), epilog="Takes about two minutes on two idle cores.")
+    parser.add_argument("--samples", type=at_least_one, default=20_000)
+    parser.add_argument("--threads", type=at_least_one, default=1)
     add_common_options(parser, rounds=7)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)

@@ -32,7 +32,17 @@ import torch
 
 import velodrome as vd
 from fresh import CHILDREN, COMPILER, Outcome, add_child_options, differences, is_child, run_fresh, serve
-from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from harness import (
+    add_common_options,
+    at_least_one,
+    environment,
+    interleave,
+    opening,
+    ratios,
+    summary,
+    write_record,
+    zero_or_more,
+)
 from peer_jobs import PEERS, TensorJob, floor, raw, velodrome_fit, velodrome_switched
 from trainers import PACKAGES, installed, trainer_of
 from velodrome.data.sources import load_fashion_mnist
@@ -56,12 +66,12 @@ ARMS = {**OWN_ARMS, **PEERS}
 def main() -> None:
     """Time the arms, compare what they learned, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes about 15 minutes with every trainer, on two idle cores.",
     )
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=0, help="train with the first so many only; 0 is all")
+    parser.add_argument("--epochs", type=at_least_one, default=5)
+    parser.add_argument("--samples", type=zero_or_more, default=0, help="train with the first so many only; 0 is all")
     parser.add_argument("--switches", default='{"precision": "bf16"}', metavar="JSON", help="of the switched arm")
     add_common_options(parser, rounds=3)
     add_child_options(parser, threads=torch.get_num_threads())

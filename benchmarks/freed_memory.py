@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional as F
 
 from fresh import CHILDREN, Outcome, add_child_options, differences, flat_weights, is_child, run_fresh, serve
-from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from harness import add_common_options, environment, interleave, opening, ratios, summary, write_record, zero_or_more
 from models import cnn, mlp
 from velodrome.step.freed_memory import keep_freed_memory
 
@@ -96,11 +96,9 @@ def compare(runs: dict[str, list[Outcome]]) -> dict[str, Any]:
 
 def main() -> None:
     """Time the arms, compare what they learned, write the record."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Takes about two minutes on two idle cores."
-    )
+    parser = argparse.ArgumentParser(description=opening(__doc__), epilog="Takes about two minutes on two idle cores.")
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), metavar="JOB", help="%(choices)s")
-    parser.add_argument("--steps", type=int, default=0, help="of every arm; 0 is about a second's worth")
+    parser.add_argument("--steps", type=zero_or_more, default=0, help="of every arm; 0 is about a second's worth")
     add_common_options(parser, rounds=5)
     add_child_options(parser, threads=2)
     options = parser.parse_args()

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness import at_least_one
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,7 +69,7 @@ class Outcome:
 
 def add_child_options(parser: argparse.ArgumentParser, *, threads: int) -> None:
     """Add the options of a benchmark whose arms run in processes of their own."""
-    parser.add_argument("--threads", type=int, default=threads, help="of every arm (%(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=threads, help="of every arm (%(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms beside the reference")
     parser.add_argument("--arm", default="", help="run this arm alone, in this process, and leave its result in --out")
     parser.add_argument("--out", type=Path, default=None, help="the folder for the result of --arm")

@@ -42,7 +42,17 @@ from torch.utils.data import DataLoader, Dataset
 
 import velodrome as vd
 from fresh import Outcome, add_child_options, flat_weights, is_child, run_fresh, serve
-from harness import ROOT, add_common_options, environment, interleave, ratios, summary, write_record
+from harness import (
+    ROOT,
+    add_common_options,
+    at_least_one,
+    environment,
+    interleave,
+    opening,
+    ratios,
+    summary,
+    write_record,
+)
 from velodrome.data.sources import load_fashion_mnist
 
 if TYPE_CHECKING:
@@ -307,15 +317,15 @@ def waits_of(loop: partial[Outcome]) -> int:
 def main() -> None:
     """Time the arms, compare what they learned, count waits, run the tests, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split(";", 1)[0].replace("\n", " "),
+        description=opening(__doc__),
         epilog="Takes about 6 minutes on an H200, tests included.",
     )
     parser.add_argument("--device", default="cuda", help="cpu only shows that everything runs (%(default)s)")
     parser.add_argument("--data-root", type=Path, default=None, help="where FashionMNIST's IDX files are, if anywhere")
     parser.add_argument("--models", nargs="+", choices=list(GOALS_US), default=list(GOALS_US))
     parser.add_argument("--model", choices=list(GOALS_US), default="mlp", help="of --arm")
-    parser.add_argument("--rows", type=int, default=TRAIN_ROWS, help="training pictures (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="of every arm but the tutorial's (%(default)s)")
+    parser.add_argument("--rows", type=at_least_one, default=TRAIN_ROWS, help="training pictures (%(default)s)")
+    parser.add_argument("--epochs", type=at_least_one, default=6, help="of every arm but the tutorial's (%(default)s)")
     parser.add_argument("--no-tests", action="store_true", help="leave tests/gpu out")
     add_common_options(parser, rounds=2)
     add_child_options(parser, threads=torch.get_num_threads())

@@ -7,8 +7,10 @@ are ratios or differences within a round, of which the median is reported. Raw t
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
+import math
 import os
 import platform
 import subprocess
@@ -19,7 +21,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
@@ -46,8 +47,44 @@ def interleave(arms: Mapping[str, Callable[[], T]], *, rounds: int, say: bool = 
 
 def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     """Add the options that every benchmark has."""
-    parser.add_argument("--rounds", type=int, default=rounds, help="how often every arm runs (%(default)s)")
+    parser.add_argument("--rounds", type=at_least_one, default=rounds, help="how often every arm runs (%(default)s)")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the record")
+
+
+def at_least_one(text: str) -> int:
+    """Return the number that an option gives: of rounds or steps, say, of which none would measure nothing."""
+    return _at_least(1, text)
+
+
+def zero_or_more(text: str) -> int:
+    """Return the number that an option gives."""
+    return _at_least(0, text)
+
+
+def above_zero(text: str) -> float:
+    """Return the time that an option gives."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0.")
+    return value
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}.")
+    return value
+
+
+def opening(doc: str | None) -> str:
+    """Return the first paragraph of a docstring as one line: what a script says of itself under --help."""
+    return " ".join((doc or "").partition("\n\n")[0].split())
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:

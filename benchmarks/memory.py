@@ -20,7 +20,16 @@ import torch
 
 import end_to_end
 from fresh import CHILDREN, Outcome, run_fresh
-from harness import add_common_options, environment, interleave, summary, write_record
+from harness import (
+    add_common_options,
+    at_least_one,
+    environment,
+    interleave,
+    opening,
+    summary,
+    write_record,
+    zero_or_more,
+)
 from peer_jobs import PEERS
 from trainers import PACKAGES, installed
 
@@ -31,13 +40,13 @@ LEFT_ALONE = {"GLIBC_TUNABLES": "glibc.malloc.check=0"}  # its default
 def main() -> None:
     """Run the arms, print their memory, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes about 5 minutes with every trainer, on two idle cores.",
     )
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
-    parser.add_argument("--samples", type=int, default=0, help="train with the first so many only; 0 is all")
+    parser.add_argument("--samples", type=zero_or_more, default=0, help="train with the first so many only; 0 is all")
     parser.add_argument("--only", nargs="+", default=[], metavar="TRAINER", help="these beside our own arms")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads())
     add_common_options(parser, rounds=3)
     options = parser.parse_args()
 

@@ -33,7 +33,7 @@ import torch
 from torch.nn import functional as F
 
 import velodrome as vd
-from harness import add_common_options, environment, interleave, summary, write_record
+from harness import add_common_options, at_least_one, environment, interleave, opening, summary, write_record
 from peer_steps import new_model, raw_loop, sgd, velodrome_fit, velodrome_fit_metrics
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ def divided(runs: Mapping[str, Sequence[tuple[float, Tensor]]], *, steps: int, h
 
 def main() -> None:
     """Time the arms, check that all trained the same weights, write the record."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Takes about a minute on two idle cores."
-    )
-    parser.add_argument("--steps", type=int, default=5000)
+    parser = argparse.ArgumentParser(description=opening(__doc__), epilog="Takes about a minute on two idle cores.")
+    parser.add_argument("--steps", type=at_least_one, default=5000)
     add_common_options(parser, rounds=11)
     options = parser.parse_args()
     torch.set_num_threads(1)

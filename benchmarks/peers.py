@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness import add_common_options, environment, interleave, write_record
+from harness import add_common_options, at_least_one, environment, interleave, opening, write_record
 from overhead import compare, ready_batches
 from peer_steps import PEERS, raw_loader_loop, raw_loop, velodrome_fit_metrics
 from trainers import PACKAGES, installed
@@ -45,10 +45,10 @@ def quietly(arm: partial[tuple[float, Tensor]]) -> tuple[float, Tensor]:
 def main() -> None:
     """Time the arms, check that all trained the same weights, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes about five minutes with every trainer, on two idle cores.",
     )
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=at_least_one, default=2000)
     parser.add_argument("--only", default="", help="peers, separated by commas; all that are installed when left out")
     add_common_options(parser, rounds=7)
     options = parser.parse_args()

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from fresh import CHILDREN, child_environment
-from harness import add_common_options, environment, interleave, summary, write_record
+from harness import add_common_options, environment, interleave, opening, summary, write_record
 from trainers import PACKAGES, TRAINERS, installed
 
 RAW, OURS, BY_NAME = "raw", "velodrome.fit", "velodrome.fit, optimizer by name"
@@ -56,7 +56,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
 def main() -> None:
     """Time the arms, print the medians, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes about 4 minutes with every trainer, on two idle cores.",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="TRAINER", help="these beside raw and velodrome.fit")

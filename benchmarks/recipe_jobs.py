@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fresh import CHILDREN, COMPILER, Outcome, add_child_options, differences, is_child, run_fresh, serve
-from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from harness import add_common_options, at_least_one, environment, interleave, opening, ratios, summary, write_record
 from jobs import load_job, tutorial_loop, velodrome_recipe, velodrome_same_loaders, well_written_loop
 
 if TYPE_CHECKING:
@@ -51,12 +51,14 @@ ARMS: dict[str, Callable[[Job], Outcome]] = {
 def main() -> None:
     """Time the arms of one job, compare what they learned, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes about 8 minutes for the CNN and 8 for the GPT on two idle cores.",
     )
     parser.add_argument("--job", choices=list(RECORD_NAMES), default="cnn", help="which one (%(default)s)")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=None, help="2 for the CNN and 1 for the GPT when left out")
+    parser.add_argument(
+        "--epochs", type=at_least_one, default=None, help="2 for the CNN and 1 for the GPT when left out"
+    )
     parser.add_argument("--change", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipe, for every arm")
     parser.add_argument(
         "--switches", default='{"precision": "bf16"}', metavar="JSON", help="the trainer's, for the last arm"

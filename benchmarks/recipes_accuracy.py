@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from harness import RECORDS, environment, write_record
+from harness import RECORDS, at_least_one, environment, opening, write_record, zero_or_more
 from velodrome.data.sources import Splits, bigram_loss
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
@@ -33,15 +33,17 @@ CHANGES = {"mnist-cnn": ["data.source=embedded"]}
 def main() -> None:
     """Train the recipes, write the record, exit 1 where a target was missed."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes as long as the trainings do: with all three recipes and seeds about half an hour on two idle cores.",
     )
     parser.add_argument("recipes", nargs="*", default=[*ACCURACY, "char-gpt"], help="which ones (all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at least two (%(default)s)")
+    parser.add_argument("--seeds", type=zero_or_more, nargs="+", default=[0, 1, 2], help="at least two (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes, such as data.root=FOLDER")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="of torch (%(default)s)")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the record")
     options = parser.parse_args()
+    if len(set(options.seeds)) < 2:
+        parser.error("a standard deviation needs at least two different seeds")
     torch.set_num_threads(options.threads)
     failed = []
     for name in options.recipes:

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import velodrome as vd
-from harness import add_common_options, environment, interleave, summary, write_record
+from harness import add_common_options, environment, interleave, opening, summary, write_record
 from velodrome.checkpoint.read import find_last, read_tensors
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def measure(spec: dict[str, Any], folder: Path, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Takes about three minutes, on two idle cores."
+        description=opening(__doc__), epilog="Takes about three minutes, on two idle cores."
     )
     parser.add_argument(
         "--folder", type=Path, default=None, help="where checkpoints go; a temporary folder when left out"

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from fresh import CHILDREN, Outcome, add_child_options, is_child, run_fresh, serve
-from harness import RECORDS, environment, write_record
+from harness import RECORDS, environment, opening, write_record, zero_or_more
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
 
@@ -47,11 +47,13 @@ DEFAULT = ("fashion-mnist-90", "fashion-mnist-92", "mnist-10k-98.5")  # the full
 def main() -> None:
     """Run the seeds, print what they come to, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes about 15 minutes for ten seeds of the default runs, on two idle cores.",
     )
     parser.add_argument("--run", nargs="+", choices=list(RUNS), default=list(DEFAULT), help="which (%(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="at least two (%(default)s)")
+    parser.add_argument(
+        "--seeds", type=zero_or_more, nargs="+", default=list(range(10)), help="at least two (%(default)s)"
+    )
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further changes of the recipe")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the record")

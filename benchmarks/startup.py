@@ -19,7 +19,7 @@ from functools import partial
 from time import perf_counter
 
 from fresh import as_installed
-from harness import add_common_options, environment, interleave, summary, write_record
+from harness import add_common_options, environment, interleave, opening, summary, write_record
 
 ARMS = {
     "python": ["-c", "pass"],
@@ -33,7 +33,7 @@ ARMS = {
 def main() -> None:
     """Time the arms, print the medians, write the record."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Takes about half a minute, on two idle cores."
+        description=opening(__doc__), epilog="Takes about half a minute, on two idle cores."
     )
     add_common_options(parser, rounds=11)
     options = parser.parse_args()

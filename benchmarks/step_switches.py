@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from harness import add_common_options, at_least_one, environment, interleave, opening, ratios, summary, write_record
 from models import cnn, mlp
 from velodrome.step.freed_memory import keep_freed_memory
 
@@ -95,11 +95,9 @@ def arms_of(build: Callable[[], nn.Module], optimizer: str, num: int) -> dict[st
 
 def main() -> None:
     """Time the switches, write the record."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Takes about a minute on two idle cores."
-    )
+    parser = argparse.ArgumentParser(description=opening(__doc__), epilog="Takes about a minute on two idle cores.")
     add_common_options(parser, rounds=5)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=at_least_one, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)
     is_kept = keep_freed_memory()

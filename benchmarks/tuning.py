@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from harness import add_common_options, environment, write_record
+from harness import above_zero, add_common_options, at_least_one, environment, opening, write_record, zero_or_more
 from velodrome.advise.tuning.measure import take_turns, whole_run_speed
 from velodrome.advise.tuning.remote import RemoteBench, TrialError
 from velodrome.advise.tuning.search import Search
@@ -57,23 +57,27 @@ OVERTIME_S = 15.0  # of the last process that is under way
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=opening(__doc__),
         epilog="Takes about 25 minutes for the three recipes on two idle cores: three times 3 for tune, 3 for the combinations, 2 for the accuracy.",
     )
     parser.add_argument("recipes", nargs="*", default=list(RECIPES), help="which ones (all three)")
-    parser.add_argument("--minutes", type=float, default=3.0, help="the time box of tune (%(default)s)")
+    parser.add_argument("--minutes", type=above_zero, default=3.0, help="the time box of tune (%(default)s)")
     parser.add_argument(
         "--data-root", type=Path, default=None, help="where FashionMNIST's IDX files are (found by itself)"
     )
     parser.add_argument(
-        "--epochs", type=int, default=None, help="of the accuracy's runs (2 for the CNN, 1 for the GPT)"
+        "--epochs", type=at_least_one, default=None, help="of the accuracy's runs (2 for the CNN, 1 for the GPT)"
     )
-    parser.add_argument("--seconds", type=float, default=0.5, help="of training a turn (%(default)s)")
+    parser.add_argument("--seconds", type=above_zero, default=0.5, help="of training a turn (%(default)s)")
     parser.add_argument(
-        "--seeds", type=int, nargs="*", default=[0, 1, 2], help="trained both ways; none trains nothing (%(default)s)"
+        "--seeds",
+        type=zero_or_more,
+        nargs="*",
+        default=[0, 1, 2],
+        help="trained both ways; none trains nothing (%(default)s)",
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to every recipe")
-    parser.add_argument("--combinations", type=int, default=0, help="only so many of them by hand (all)")
+    parser.add_argument("--combinations", type=zero_or_more, default=0, help="only so many of them by hand (all)")
     add_common_options(parser, rounds=3)
     options = parser.parse_args()
     results, failed = {}, []

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 import velodrome as vd
 from fresh import CHILDREN, COMPILER, Outcome, add_child_options, flat_weights, is_child, run_fresh, serve
-from harness import add_common_options, environment, interleave, ratios, summary, write_record
+from harness import add_common_options, at_least_one, environment, interleave, opening, ratios, summary, write_record
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
 from velodrome.testing.torchvision_cpu import import_torchvision
@@ -195,12 +195,10 @@ ARMS: dict[str, Callable[..., Outcome]] = {
 
 def main() -> None:
     """Time the arms, compare what they learned, write the record."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Takes about 7 minutes on two idle cores."
-    )
+    parser = argparse.ArgumentParser(description=opening(__doc__), epilog="Takes about 7 minutes on two idle cores.")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the IDX files are (%(default)s)")
     add_common_options(parser, rounds=3)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=at_least_one, default=5)
     parser.add_argument(
         "--switches",
         nargs="+",

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CaptureContext", "EngineChoice", "choose_engine", "held_results"]
 
+_RECOMPUTING = ("inductor", "aot_", "cudagraphs")
+"""backends of torch.compile that plan forward and backward together, and so know what is computed twice"""
 AUTO_CAPTURES = False
 """Whether "auto" records steps on CUDA. Not before tests/gpu/test_captured.py has passed on a CUDA machine: turn it on here then."""
 
@@ -102,6 +104,7 @@ class _Facts:
     splits: bool
     has_step_fn: bool
     num_optimizers: int
+    recomputes: bool = False
 
     @property
     def is_compiled(self) -> bool:
@@ -116,6 +119,7 @@ def choose_engine(
     splits: bool,
     has_step_fn: bool,
     num_optimizers: int,
+    recomputes: bool = False,
 ) -> EngineChoice:
     """Return the engine to run steps with.
 
@@ -126,12 +130,14 @@ def choose_engine(
         splits: batches that do not fit into memory are to be split.
         has_step_fn: the user's function computes the loss.
         num_optimizers: of the model.
+        recomputes: activations of some modules are computed again in the backward pass.
     Raises:
         ArgumentError: an unknown name, one that this machine cannot have, or two switches that contradict each other.
     """
     facts = _Facts(
-        compile=compile, device=device, splits=splits, has_step_fn=has_step_fn, num_optimizers=num_optimizers
-    )
+        compile=compile, device=device, splits=splits, has_step_fn=has_step_fn, num_optimizers=num_optimizers,
+        recomputes=recomputes,
+    )  # fmt: skip
     if not isinstance(engine, str):
         return _choose_recorder(engine, facts)
     if engine not in _CHOOSE:
@@ -187,6 +193,12 @@ def _cuda_graphs(device: torch.device) -> Recorder:
 
 def _compiled(facts: _Facts, *, why: str) -> EngineChoice:
     _refuse_without_compiler(facts.device)
+    backend = facts.compile.get("backend", "inductor") if isinstance(facts.compile, Mapping) else "inductor"
+    if facts.recomputes and not str(backend).startswith(_RECOMPUTING):
+        raise ArgumentError(
+            f"gradient_checkpointing and compile={facts.compile!r} were both given, and the backend {backend!r} runs what is recomputed as "
+            f'if it were new: BatchNorm counts twice, dropout draws again. Leave one of them out, or use backend "inductor" or "aot_eager".'
+        )
     return EngineChoice(name="compiled", why=why, compile=facts.compile if facts.is_compiled else True)
 
 

@@ -124,3 +124,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
         close = [known for known in names if known.startswith(name.lower())][:1]
     listing = f"Known: {', '.join(names)}."
     return f'Did you mean "{close[0]}"? {listing}' if close else listing
+
+
+def nearest_divisors(number: int, wanted: int) -> list[int]:
+    """Return the divisors of a number on both sides of one that is none; the number itself where that is too large.
+
+    >>> nearest_divisors(250, 24), nearest_divisors(8, 20)
+    ([10, 25], [8])
+    """
+    divisors = [each for each in range(1, number + 1) if number % each == 0]
+    return [max(each for each in divisors if each < wanted), *(each for each in divisors if each > wanted)][:2]

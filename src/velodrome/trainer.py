@@ -244,6 +244,7 @@ class Trainer:
             splits=on_oom == "split",
             has_step_fn=step_fn is not None,
             num_optimizers=len(optimizer) if isinstance(optimizer, Mapping) else 1,
+            recomputes=bool(gradient_checkpointing),
         )
         self._windows = optimization.make_windows(
             self.model,

@@ -441,8 +441,17 @@ def test_code_of_the_users_own_is_imported_by_the_script(own, capfd, monkeypatch
     [
         (["train.seconds=5"], "train.seconds=5.0 cannot be ejected. The clock decides"),
         (["train.in_memory=true"], "train.in_memory=True cannot be ejected. A plain script reads its data"),
-        (["train.resident=false"], "train.resident=False cannot be ejected. A plain script moves"),
+        (["train.in_memory=true"], "Leave it out, or give train.in_memory=false."),
+        (["train.resident=true"], "train.resident=True cannot be ejected. A plain script moves"),
+        (["train.resident=true"], "Leave it out, or give train.resident=false."),
         (["train.pin_memory=true"], "train.pin_memory=True cannot be ejected. A plain script moves"),
+        (["train.pin_memory=true"], "Leave it out, or give train.pin_memory=false."),
+        (["train.channels_last=true"], "Leave it out, or give train.channels_last=false."),
+        (["train.engine=compiled"], "Leave it out, or give train.engine=auto; train.compile=true is written out."),
+        (["train.on_oom=split"], "Leave it out, or give train.on_oom=stop."),
+        (["train.on_nonfinite=skip"], "Leave it out, or give train.on_nonfinite=stop."),
+        (['train.gradient_checkpointing=["0"]'], "Leave it out, or give 'train.gradient_checkpointing=[]'."),
+        (["train.threads=2"], "No override turns it off: take its line out of the recipe"),
         (['train.metrics=["shelf_for_eject:always"]'], "train.metrics='shelf_for_eject:always' cannot be ejected"),
         (["data.name=shelf_for_eject:batches"], "Its train data are a list"),
         (
@@ -478,6 +487,33 @@ def test_what_no_script_can_say_is_refused_by_its_name(own, velodrome, changes, 
     assert answer.code == 2
     assert words in answer.err
     assert answer.out == ""
+
+
+def test_a_switch_that_is_off_is_ejected_although_the_recipe_names_it(own, velodrome):
+    plain = velodrome("eject", "own.toml")
+    off = velodrome(
+        "eject", "own.toml", "train.in_memory=false", "train.resident=false", "train.pin_memory=false",
+        "train.channels_last=false", "train.engine=eager", "train.on_oom=stop", "train.on_nonfinite=stop",
+        "train.gradient_checkpointing=[]", "train.grad_norms=false", "train.compile=false",
+    )  # fmt: skip
+    also = velodrome("eject", "own.toml", "train.resident=auto", "train.engine=auto")
+
+    assert (plain.code, off.code, also.code) == (0, 0, 0), off.err + also.err
+    for answer in (off, also):  # but for the first lines, which say how it was made
+        assert answer.out.partition("import argparse")[2] == plain.out.partition("import argparse")[2]
+
+
+def test_what_the_recipe_alone_refuses_is_refused_before_data_are_read(own, velodrome):
+    (own / "noisy_for_eject.py").write_text(
+        "from shelf_for_eject import shapes\n\n\ndef data():\n    open('read', 'w').close()\n    return shapes()\n"
+    )
+
+    refused = velodrome("eject", "own.toml", "data.name=noisy_for_eject:data", "train.in_memory=true")
+    was_read = (own / "read").exists()
+    velodrome("eject", "own.toml", "data.name=noisy_for_eject:data")
+
+    assert (refused.code, was_read) == (2, False)
+    assert (own / "read").exists()  # where nothing is refused
 
 
 def test_more_that_is_refused(project, velodrome):

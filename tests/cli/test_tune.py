@@ -79,6 +79,14 @@ def test_what_is_there_is_not_replaced(project, velodrome):
     assert (project / "mine.tuned.toml").read_text() == "mine"
 
 
+def test_the_recipe_itself_is_never_replaced(project, velodrome):
+    before = (project / "mine.toml").read_text()
+    answer = velodrome("tune", "mine.toml", "--out", "mine.toml", "--overwrite")
+    assert answer.code == 3
+    assert "mine.toml is the recipe that is tuned" in answer.err
+    assert (project / "mine.toml").read_text() == before
+
+
 def test_wrong_arguments_are_usage_errors(project, velodrome):
     assert velodrome("tune", "nothing.toml").code == 2
     assert velodrome("tune", "mine.toml", "optimizer.lrr=1").code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,21 @@ def test_verify_of_a_good_run_lists_its_checkpoints_and_the_next_command(velodro
     assert "all hashes agree, best" in answer.out
     assert "goes on from step-00000008" in answer.out
     assert "All is well." in answer.out
-    assert "Next: velodrome eval runs/first" in answer.out
+    assert "Next: velodrome eval runs/first --recipe runs/first/recipe.toml" in answer.out
+
+
+def test_the_command_that_verify_names_works_for_a_recipe_with_the_users_code(velodrome, run):
+    command = velodrome("verify", "runs/first").out.partition("Next: velodrome ")[2]
+    done = velodrome(*shlex.split(command))
+    assert done.code == 0, done.err
+    assert "loss" in done.out
+
+
+def test_verify_names_no_recipe_where_no_code_is_the_users_and_no_command_where_there_is_no_recipe(velodrome, project):
+    assert velodrome("train", "mnist-mlp", "data.source=embedded", "train.epochs=1", "--name", "plain", "-q").code == 0
+    assert "Next: velodrome eval runs/plain\n" in velodrome("verify", "runs/plain").out
+    (project / "runs" / "plain" / "recipe.toml").unlink()  # as of a run that was begun in Python
+    assert "Next:" not in velodrome("verify", "runs/plain").out
 
 
 def test_verify_json_says_the_same(velodrome, run):
@@ -38,7 +53,7 @@ def test_verify_json_says_the_same(velodrome, run):
     assert all(each["resumable"] for each in found["checkpoints"])
     assert found["journal"] == {"rows": 2, "last_step": 8}
     assert found["resume_from"].endswith("step-00000008")
-    assert found["next"] == "velodrome eval runs/first"
+    assert found["next"] == "velodrome eval runs/first --recipe runs/first/recipe.toml"
 
 
 def test_verify_finds_a_flipped_bit_and_says_what_is_left(velodrome, run):
@@ -53,7 +68,7 @@ def test_verify_finds_a_flipped_bit_and_says_what_is_left(velodrome, run):
     assert "model.safetensors is damaged: its SHA-256 begins with" in answer.out
     assert "goes on from step-00000004" in answer.out
     assert "1 problem." in answer.out
-    assert "Next: velodrome eval runs/first --weights last" in answer.out
+    assert "Next: velodrome eval runs/first --recipe runs/first/recipe.toml --weights last" in answer.out
 
 
 def test_verify_lists_every_damaged_file_not_only_the_first(velodrome, run):
@@ -114,7 +129,7 @@ def test_verify_of_a_killed_run_names_the_command_that_goes_on(velodrome, run):
     assert answer.code == 0
     assert "killed" in answer.out
     assert "1 leftovers of saves that were cut short" in answer.out
-    assert "Next: velodrome resume runs/first" in answer.out
+    assert "Next: velodrome resume runs/first --recipe runs/first/recipe.toml" in answer.out
 
 
 def test_verify_of_a_run_whose_record_is_empty_says_that_it_is_refused(velodrome, run):
@@ -211,7 +226,10 @@ def test_runs_lists_the_newest_first_with_what_became_of_them(velodrome, run):
     assert "3 days ago" in answer.out
     assert "run.json cannot be read" in by_name["broken"]["problems"][0]
     assert "broken: " in answer.out
-    assert "A run that was killed goes on with: velodrome resume runs/killed" in answer.out
+    assert (
+        "A run that was killed goes on with: velodrome resume runs/killed --recipe runs/killed/recipe.toml"
+        in answer.out
+    )
     assert "\x1b" not in answer.out
 
 

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from velodrome import Callback, Checkpointing, DataLoader, Trainer, fit
 from velodrome.data import choosing
 from velodrome.errors import ArgumentError
-from velodrome.record import clock as clock_module
 from velodrome.record.clock import Clock
 
 X, LABELS = torch.randn(240, 4), torch.randint(0, 3, (240,))
@@ -98,7 +97,7 @@ def forget_a_charge(patch):
 
 def forget_samples(patch):
     """Divide what was timed without giving it to the parts."""
-    patch.setattr(clock_module, "_spread", lambda seconds, shares, parts: None)
+    patch.setattr(Clock, "_settle", lambda self, interval, parts, shares: None)
 
 
 @pytest.mark.parametrize("forget", [forget_a_charge, forget_samples])
@@ -183,7 +182,7 @@ def test_a_slow_dataset_is_named_and_more_workers_are_proposed():
     assert "num_workers" in line or "one core" in line
 
 
-def test_workers_that_were_measured_are_those_of_the_bill_and_no_others_are_proposed(monkeypatch):
+def test_workers_that_were_measured_are_those_of_the_bill_and_only_more_than_were_tried_are_proposed(monkeypatch):
     monkeypatch.setattr(choosing, "usable_cores", lambda: 2)
     monkeypatch.setattr(choosing, "_MEASURED_S", 0.0)  # eight batches are enough
     monkeypatch.setattr(choosing, "_START_S", 0.0)  # short as they are, they shall pay
@@ -192,7 +191,9 @@ def test_workers_that_were_measured_are_those_of_the_bill_and_no_others_are_prop
     assert loader.num_workers_in_use > 0
     assert result.bill.facts["workers"] == loader.num_workers_in_use
     text = " ".join(result.findings)
-    assert "try num_workers" not in text.lower()
+    workers, cores = result.bill.facts["workers"], result.bill.facts["cores"]
+    assert (f"more workers than cores help: try num_workers={2 * workers}." in text) == (workers >= cores)
+    assert text.lower().count("try num_workers") == (workers >= cores)
     assert "read in the training process" not in text
 
 

@@ -26,6 +26,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "custom_step": (False, True),
     "iterable": (False, True),
     "on_oom": ("stop", "split"),
+    "recompute": (False, True),
 }
 BATCH, SAMPLES, EPOCHS = 6, 46, 3  # 8 batches, the last of 4: windows of three are 3, 3 and a short 2
 
@@ -105,7 +106,8 @@ def run_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
         clip_norm=0.5 if row["clip"] == "norm" else None,
         clip_value=0.05 if row["clip"] == "value" else None,
         ema=average,
-        compile={"backend": "eager"} if row["compile"] else False,
+        compile={"backend": "aot_eager" if row["recompute"] else "eager"} if row["compile"] else False,
+        gradient_checkpointing=["layers"] if row["recompute"] else [],
         callbacks=[Rates()],
         device="cpu",
         seed=1,
@@ -130,6 +132,7 @@ def run_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
     assert ("skipped_steps" in last) == (row["precision"] == "fp16")
     assert ("train/grad_norm" in last) == (row["clip"] is not None)
     assert (len({round(rate, 9) for rate in rates}) > 1) == (row["schedule"] is not None), rates
+    assert ("forward" in vars(model.layers)) == row["recompute"]
     if row["processes"] == 1:  # two have half a batch each
         assert trainer._run.part_sizes == ({"train": BATCH // 2} if row["on_oom"] == "split" else {})
     if row["compile"]:

@@ -120,3 +120,12 @@ def test_a_model_in_parts_trains_with_every_engine_named_here():
         )
         results.append(trainer.fit((x, y), batch_size=8, epochs=2).metrics["train/loss"])
     assert results[0] == results[1] == pytest.approx(results[2], rel=1e-5)
+
+
+def test_what_is_explained_after_a_fall_back_is_what_ran():
+    trainer = make(engine=Replayer(), accumulate=2)
+    trainer.fit(tiny_classification(num_samples=32), batch_size=8, epochs=1)
+    assert trainer.explain().startswith("engine: eager instead of captured: ")
+    kept = make(engine=Replayer())
+    kept.fit(tiny_classification(num_samples=32), batch_size=8, epochs=1)
+    assert kept.explain().startswith("engine: captured: ")

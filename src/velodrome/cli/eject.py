@@ -32,11 +32,14 @@ def eject(
     """
     from velodrome.recipes.build import build
     from velodrome.recipes.eject import eject as write_script
+    from velodrome.recipes.eject.refuse import check_can_be_ejected
     from velodrome.recipes.read import load_recipe
 
     _refuse_taken(output)
+    loaded = load_recipe(recipe, overrides or [])
+    check_can_be_ejected(loaded.recipe)  # before data are read, which may take long
     # The screen may be the file: what is said about the data goes beside it.
-    ready = build(load_recipe(recipe, overrides or []), say=lambda line: write_quietly(f"Data: {line}", sys.stderr))
+    ready = build(loaded, say=lambda line: write_quietly(f"Data: {line}", sys.stderr))
     text = write_script(ready, source=recipe, overrides=overrides or [])
     screen = Screen(as_json=json)
     if output == "-":

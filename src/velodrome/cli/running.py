@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from velodrome.cli.next_recipe import recipe_option
 from velodrome.cli.saved import SavedWeights, find_saved_weights
 from velodrome.cli.screen import Screen, show_metrics, table, write_quietly
 from velodrome.cli.stopping import fit
@@ -59,7 +60,8 @@ def run_ready(
     screen.say(describe_model(ready))
     screen.say(f"Device: {trainer.device}")
     screen.say(f"Run: {run_dir}")
-    next_recipe = _next_recipe(ready, recipe, run_dir, changed=changed)
+    # With changes on the command line only the saved recipe says what was trained.
+    next_recipe = recipe_option(ready.recipe, shortened(run_dir) / "recipe.toml" if changed else recipe)
     result = fit(trainer, ready.train, ready.val, shortened(run_dir), next_recipe, **ready.fit_arguments)
     if not speaks:
         return
@@ -80,17 +82,6 @@ def run_ready(
         write_quietly(f"Error: {problem}", sys.stderr)
     if problems:
         raise typer.Exit(1)
-
-
-def _next_recipe(ready: Ready, recipe: str, run_dir: Path, *, changed: bool) -> str:
-    """Return the option that the next verb needs: a run's own recipe is not trusted to name the user's code."""
-    from velodrome.recipes.registry import is_user_code
-
-    names = [*(table.name for table in ready.recipe.named_tables().values()), *ready.recipe.train.metrics]
-    if not any(map(is_user_code, names)):
-        return ""
-    # With changes on the command line only the saved recipe says what was trained.
-    return f" --recipe {shlex.quote(str(shortened(run_dir) / 'recipe.toml') if changed else recipe)}"
 
 
 def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: Screen) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from velodrome.cli.next_recipe import option_of_run
 from velodrome.cli.options import Json, Verbose
 from velodrome.cli.screen import Screen, show_metrics, table
 
@@ -39,7 +40,8 @@ def runs(
     lines += [f"{_clean(run.path.name)}: {_clean(problem)}" for run in found for problem in run.problems]
     killed = next((run for run in found if run.status == "killed"), None)
     if killed is not None:
-        lines.append(f"A run that was killed goes on with: velodrome resume {shlex.quote(_clean(str(killed.path)))}")
+        options = f"{shlex.quote(_clean(str(killed.path)))}{_clean(option_of_run(killed.path))}"
+        lines.append(f"A run that was killed goes on with: velodrome resume {options}")
     screen.answer("\n".join(lines), {"runs": [_facts(run) for run in found]})
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from velodrome.cli.next_recipe import option_of_run
 from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, Verbose
 from velodrome.cli.screen import Screen, table
 
@@ -161,9 +162,9 @@ def _describe_run(run: CheckedRun) -> str:
 
 def _next(run: CheckedRun) -> str:
     """Return the command that makes sense now."""
-    path = shlex.quote(str(run.path))
-    if run.holder is not None or not run.record:
-        return ""
+    if run.holder is not None or not run.record or not (run.path / "recipe.toml").is_file():
+        return ""  # without a recipe it was begun in Python, and goes on there
+    path = f"{shlex.quote(str(run.path))}{option_of_run(run.path)}"
     if run.status == "done":
         whole = {each.step for each in run.checkpoints if not each.problems}
         return f"velodrome eval {path}{'' if run.best_step in whole else ' --weights last'}" if whole else ""

@@ -78,6 +78,8 @@ class WorkerChoice:
         self.is_made = False
         self.line = ""
         """what was measured, once it was"""
+        self.failure = ""
+        """what those that were tried failed at: "start", where they could not be sent what they need, or "run"; else nothing"""
 
     def begin_epoch(self) -> None:
         """Take the path that was decided on, or that without workers."""
@@ -119,6 +121,7 @@ class WorkerChoice:
             first = next(batches, None)
         except VelodromeError as error:  # not all data can be sent to another process; a bad sample is met again below
             first, refusal = None, f"; {workers} workers failed: {error}"
+            self.failure = "start" if "start_method" in error.fields else "run"
         clock = _Clock(
             num_skipped=_NUM_SKIPPED + 2 * workers
         )  # what they fetched while they were awaited comes at once

@@ -16,6 +16,7 @@ def describe_origin(source: Any) -> tuple[str, dict[str, Any]]:
 
     - `workers`: processes that fetch samples, those that `num_workers="auto"` took included
     - `workers_are_measured`: "auto" decides how many
+    - `workers_failed`: "start" or "run", where it took none because those that it tried failed; "" otherwise
     - `takes_workers`: more of them would change nothing but the time
     - `is_stream`: each worker would read a part of its own, so that their number decides the order
     - `in_memory`: the whole data are tensors
@@ -35,6 +36,7 @@ def describe_origin(source: Any) -> tuple[str, dict[str, Any]]:
     facts = {
         "workers": getattr(source, "num_workers_in_use", 0),
         "workers_are_measured": asked == "auto" and not is_stream,
+        "workers_failed": getattr(getattr(loader, "_choice", None), "failure", ""),
         "takes_workers": asked is not None and not is_stream,
         "is_stream": is_stream,
         "in_memory": getattr(source, "columns", None) is not None,

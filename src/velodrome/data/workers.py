@@ -135,7 +135,8 @@ class WatchedLoader(TorchDataLoader[Any]):
                 raise
             raise FetchError(
                 f"{self.what} cannot be sent to worker processes that are started by {method}: {error}. Define dataset, collate_fn and "
-                f"worker_init_fn at the top of a module, without lambdas, open files or locks in them; or use num_workers=0."
+                f"worker_init_fn at the top of a module, without lambdas, open files or locks in them; or use num_workers=0.",
+                start_method=method,
             ) from error
 
     @property

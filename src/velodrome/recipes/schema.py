@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from velodrome.errors import nearest_divisors
 from velodrome.recipes.problems import Origins, Problem, from_validation
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML gives lists; a frozen model keeps tuples
@@ -127,11 +128,9 @@ class TrainTable(Table):
             )
         batch_size = info.data.get("batch_size")  # absent when it is wrong itself
         if batch_size is not None and batch_size % micro_batch:
-            divisors = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
-            near = [max(d for d in divisors if d < micro_batch), *(d for d in divisors if d > micro_batch)][:2]
             raise ValueError(
                 f"does not divide batch_size={batch_size}, the samples of an update "
-                f"({batch_size} % {micro_batch} = {batch_size % micro_batch}). Use {' or '.join(map(str, near))}."
+                f"({batch_size} % {micro_batch} = {batch_size % micro_batch}). Use {' or '.join(map(str, nearest_divisors(batch_size, micro_batch)))}."
             )
         return micro_batch
 

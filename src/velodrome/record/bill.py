@@ -42,6 +42,10 @@ class Bill:
     """seconds by the callback's class"""
     batches: int = 0
     """of training"""
+    num_long: int = 0
+    """batches of training that took far longer than usual from their data on, as far as the host's clock tells"""
+    long_s: float = 0.0
+    """what they took longer than usual, together; it is part of forward and its like"""
     dataset: str = ""
     """the class of the training data; empty where there were none"""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +90,7 @@ class Bill:
             "parts_s": dict(self.parts),
             "callbacks_s": dict(self.callbacks),
             "batches": self.batches,
+            "long_batches": {"num": self.num_long, "seconds": self.long_s},
             "dataset": self.dataset,
             **self.facts,
         }

@@ -5,18 +5,24 @@ Two ways, because a reading of the clock takes 25 to 130 nanoseconds and a step 
 - What is rare (an evaluation, a save, a row, a callback) is timed each time. A stack says whose time it is, so that each second is
   counted once: a save that a callback asks for is saving, not callback.
 - What happens in every batch is timed in some batches, chosen at random so that nothing periodic can hide from it. In these the methods
-  of a step are replaced by timed ones; in all others nothing is there that could cost anything. What the loop took as a whole between
-  two saves, rows and so on is known, and divided as in the batches that were timed, a few at a time: the parts sum to the whole.
+  of a step are replaced by timed ones. Of all others two things are known, for two readings each: how long the loop waited for data, and
+  whether the rest took far longer than usual. What that was too long is forward: where the user's own code runs. What the loop took as a
+  whole between two saves, rows and so on is known, and what is left of it divided as in the batches that were timed, a few at a time: the
+  parts sum to the whole.
 
-Where a device works on its own, batches are timed by its events, read when they are over: see `marks.py`.
+Where a device works on its own, batches are timed by its events, read when they are over: see `marks.py`. The host's clock does not tell
+what it did in the others, which are divided as those.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import wraps
 from itertools import islice, pairwise
+from math import inf
 from random import Random
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,8 +46,24 @@ _DEAREST_S = 1e-5
 """what timing a batch costs, generously: every batch is timed where that is at most a thousandth of it"""
 _RAREST = 64
 """one batch of so many is timed where batches are short"""
+_FAR_TIMES, _FAR_S = 4, 5e-3
+"""a batch takes far longer than usual: so many times as long, and so much"""
 
 Method = TypeVar("Method", bound="Callable[..., Any]")
+
+
+@dataclass(kw_only=True)
+class _Interval:
+    """Some batches, as far as the clock has come."""
+
+    seconds: float = 0.0
+    """that the loop took, less what was counted as something else"""
+    samples: list[list[tuple[str, Any]]]
+    """of those that were timed: parts, and the marks at which they begin"""
+    waited: float = 0.0
+    """that the others waited for data"""
+    too_long: float = 0.0
+    """that some of the others took longer than usual"""
 
 
 def billed(part: str) -> Callable[[Method], Method]:
@@ -89,8 +111,11 @@ class Clock:
         self._every = 1
         self._gap = 0
         self._sample: list[tuple[str, Any]] | None = None
-        self._samples: list[list[tuple[str, Any]]] = []
-        self._waiting: list[tuple[float, list[list[tuple[str, Any]]]]] = []
+        self._interval = _Interval(samples=[])
+        self._waiting: list[_Interval] = []
+        self._usual_s = inf
+        self._num_long, self._long_s = 0, 0.0
+        self._paused_s = self._left_at = 0.0
         self._shares: dict[str, float] = {}
         self._points: list[tuple[object, str, bool, Callable[..., Any], str]] = []
         self._swap_in: list[Callable[..., Any]] = []
@@ -129,17 +154,20 @@ class Clock:
             self._charge(perf_counter())
         self._resolve(waits=False)
         parts = dict(self._parts)
-        undivided = parts.pop(_LOOP) + sum(seconds for seconds, _ in self._waiting)
-        shares: Mapping[str, float] = self._shares
-        if self._samples and self._marks.are_over(self._samples[-1][-1][1]):
-            shares = self._sum(self._samples) or shares
-        _spread(undivided, shares, parts)
+        here = replace(self._interval, seconds=parts.pop(_LOOP))
+        if here.samples and not self._marks.are_over(here.samples[-1][-1][1]):
+            here.samples = []
+        shares = dict(self._shares)
+        for interval in (here, *(replace(each, samples=[]) for each in self._waiting)):
+            self._settle(interval, parts, shares)
         dataset, facts = self.origin()
         return Bill(
             wall_s=self._since - self._began_at,
             parts=parts,
             callbacks=dict(self._callbacks),
             batches=self._batches,
+            num_long=self._num_long,
+            long_s=self._long_s,
             dataset=dataset,
             facts=facts,
         )
@@ -157,6 +185,8 @@ class Clock:
         if not stack:
             return -1
         self._charge(perf_counter())
+        if stack[-1][0] is _LOOP:
+            self._left_at = self._since
         before = _PAUSED
         if self._sample is not None:
             before = self._sample[-1][0]
@@ -172,6 +202,8 @@ class Clock:
         self._charge(perf_counter())
         before = stack[depth][1]
         del stack[depth:]
+        if stack[-1][0] is _LOOP:
+            self._paused_s += self._since - self._left_at
         if self._sample is not None:
             self._sample.append((before, self._marks.now()))
 
@@ -248,14 +280,22 @@ class Clock:
         try:
             while True:
                 gap = left = self._gap
+                interval, waited, ended = self._interval, 0.0, perf_counter()
                 try:
                     for raw in islice(iterator, gap):
+                        begun, paused = perf_counter(), self._paused_s
+                        waited += begun - ended
                         left -= 1
                         yield place(raw)
+                        ended = perf_counter()
+                        if ended - begun > self._usual_s:
+                            self._note_long(ended - begun - (self._paused_s - paused))
                 finally:  # the loop may be left here, and another one begun
                     self._batches += gap - left
                     self._gap = left
+                    interval.waited += waited
                 if left:
+                    interval.waited += perf_counter() - ended
                     return
                 try:
                     self._begin_sample()
@@ -288,10 +328,10 @@ class Clock:
         if sample is None:  # the run ended meanwhile
             return
         sample.append((_PAUSED, self._marks.now()))
-        self._samples.append(sample)
+        self._interval.samples.append(sample)
         for each, name, _, original, _ in self._points:
             setattr(each, name, original)
-        if len(self._samples) >= _LEAST_SAMPLES:
+        if len(self._interval.samples) >= _LEAST_SAMPLES:
             self._divide()
         self._gap = self._draw.randrange(2 * self._every - 1)
 
@@ -325,34 +365,69 @@ class Clock:
 
     # -- from what was timed to the whole -----------------------------------------------------------------------------
 
+    def _note_long(self, seconds: float) -> None:
+        """A batch that was not timed took so long from its data on: more than usual, or what was counted as something else took it."""
+        if seconds > self._usual_s:
+            excess = seconds - (self._usual_s - _FAR_S) / _FAR_TIMES
+            self._interval.too_long += excess
+            self._num_long, self._long_s = self._num_long + 1, self._long_s + excess
+
     def _divide(self, *, is_last: bool = False) -> None:
         """Have the time of the loop since the last call divided as the batches were that were timed since."""
         if self._stack:
             self._charge(perf_counter())
-        seconds, samples = self._parts[_LOOP], self._samples
-        num_batches = self._batches - self._first_in_interval
-        if samples:
-            self._parts[_LOOP], self._samples, self._first_in_interval = 0.0, [], self._batches
-            self._waiting.append((seconds, samples))
-            if num_batches and seconds > 0:
-                affordable = int(1000 * _DEAREST_S * num_batches / seconds)
+        interval, num_batches = self._interval, self._batches - self._first_in_interval
+        if interval.samples or is_last:
+            interval.seconds, self._parts[_LOOP] = self._parts[_LOOP], 0.0
+            self._interval, self._first_in_interval = _Interval(samples=[]), self._batches
+            self._waiting.append(interval)
+            if num_batches and interval.seconds > 0:
+                affordable = int(1000 * _DEAREST_S * num_batches / interval.seconds)
                 self._every = max(1, min(_RAREST, affordable))
         self._resolve(waits=is_last)
-        if is_last and self._parts[_LOOP]:
-            seconds, self._parts[_LOOP] = self._parts[_LOOP], 0.0
-            _spread(seconds, self._shares, self._parts)
 
     def _resolve(self, *, waits: bool) -> None:
         """Divide what waited for the device, as far as it has come; or wait for it, at the end of a run."""
         marks, waiting = self._marks, self._waiting
-        while waiting and (waits or marks.are_over(waiting[0][1][-1][-1][1])):
-            seconds, samples = waiting.pop(0)
-            if waits:
+        while waiting:
+            samples = waiting[0].samples
+            if samples and waits:
                 marks.wait(samples[-1][-1][1])
-            shares = self._sum(samples)
-            for part, share in shares.items():
-                self._shares[part] = self._shares.get(part, 0.0) + share
-            _spread(seconds, shares or self._shares, self._parts)
+            if samples and not marks.are_over(samples[-1][-1][1]):
+                return
+            interval = waiting.pop(0)
+            self._learn_lengths(interval.samples)
+            self._settle(interval, self._parts, self._shares)
+
+    def _learn_lengths(self, samples: list[list[tuple[str, Any]]]) -> None:
+        """Learn from timed batches how long one takes from its data on, and count those that took far longer."""
+        lengths = [self._length(each) for each in samples]
+        if lengths and self._marks.are_of_host:
+            middle = median(lengths)
+            self._usual_s = _FAR_TIMES * middle + _FAR_S
+            excesses = [length - middle for length in lengths if length > self._usual_s]
+            self._num_long, self._long_s = self._num_long + len(excesses), self._long_s + sum(excesses)
+
+    def _length(self, sample: list[tuple[str, Any]]) -> float:
+        return sum(seconds for part, seconds in self._sum([sample]).items() if part != "data_wait")
+
+    def _settle(self, interval: _Interval, parts: dict[str, float], shares: dict[str, float]) -> None:
+        """Add an interval to the parts, and how usual batches were divided to the shares."""
+        timed = self._sum(interval.samples)
+        if not self._marks.are_of_host:
+            for part, seconds in timed.items():
+                shares[part] = shares.get(part, 0.0) + seconds
+            _spread(interval.seconds, timed or shares, parts)
+            return
+        usual = [each for each in interval.samples if self._length(each) <= self._usual_s]
+        for part, seconds in self._sum(usual).items():
+            if part != "data_wait":
+                shares[part] = shares.get(part, 0.0) + seconds
+        known = {**timed, "data_wait": timed.get("data_wait", 0.0) + interval.waited}
+        known["forward"] = known.get("forward", 0.0) + interval.too_long
+        for part, seconds in known.items():
+            parts[part] += seconds
+        _spread(interval.seconds - sum(known.values()), shares, parts)
 
     def _sum(self, samples: list[list[tuple[str, Any]]]) -> dict[str, float]:
         """Return the seconds of samples by part."""

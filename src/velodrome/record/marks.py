@@ -14,6 +14,9 @@ __all__ = ["DeviceMarks", "HostMarks", "Marks", "make_marks"]
 class Marks(Protocol):
     """Makes marks, and tells the time between two of them when both are over."""
 
+    are_of_host: bool
+    """whether they are readings of the clock; else the host's clock does not tell what a batch takes"""
+
     def now(self) -> Any:
         """Mark this moment, without waiting for anything."""
         ...
@@ -38,6 +41,7 @@ class Marks(Protocol):
 class HostMarks:
     """Readings of the clock: for the CPU, where what was called is done when it returns."""
 
+    are_of_host = True
     now = staticmethod(perf_counter)
 
     def are_over(self, mark: float) -> bool:
@@ -65,6 +69,8 @@ class DeviceMarks:
     Args:
         device: whose current stream is marked.
     """
+
+    are_of_host = False
 
     def __init__(self, device: torch.device) -> None:
         from torch import cuda

@@ -12,11 +12,15 @@ __all__ = ["find"]
 # Fractions of the wall time from which a part is worth a sentence.
 _DATA, _TRANSFER, _OPTIMIZER, _EVALUATION = 0.2, 0.15, 0.25, 0.4
 _CALLBACK, _LOGGING, _SAVING = 0.05, 0.1, 0.1
+_LONG, _LEAST_LONG_S = 0.15, 0.5  # a first batch, for which much is made ready, is no news in a run of a second
 _FUSE = "Try it by name, which makes it fused where torch can, or larger batches."
 # Where the switch is, for those who call Python and those who write recipes.
 _SAVE = "Try Checkpointing(background=True), in a recipe checkpoint.background=true, or save less often."
 _IN_BACKGROUND = "They are written in the background already: save less often."
 _OF_WHAT = "of a DataLoader (train.num_workers in a recipe)"
+_PICKLABLE = (
+    "define dataset, collate_fn and worker_init_fn at the top of a module, without lambdas, open files or locks in them"
+)
 _KEEP = "keep the samples in memory as tensors (train.in_memory=true in a recipe)"
 
 
@@ -31,6 +35,10 @@ class BillLike(Protocol):
     def callbacks(self) -> Mapping[str, float]: ...
     @property
     def batches(self) -> int: ...
+    @property
+    def num_long(self) -> int: ...
+    @property
+    def long_s(self) -> float: ...
     @property
     def dataset(self) -> str: ...
     @property
@@ -70,6 +78,16 @@ def _of_the_batches(bill: BillLike) -> Iterator[tuple[float, str]]:
             f"{share:.0%} of the time is moving batches of {bill.dataset} to the device, {each} a batch. Try smaller values, such as uint8 pixels "
             f"that become floats on the device, or data that fit into its memory as tensors.",
         )
+    share = bill.long_s / bill.wall_s
+    if share >= _LONG and bill.long_s >= _LEAST_LONG_S:
+        is_one = bill.num_long == 1
+        which = "one batch" if is_one else f"{bill.num_long} batches"
+        remedy = (
+            "The first ones compile the model, which pays in long runs only: leave compile out of short ones."
+            if bill.facts.get("compiled")
+            else "Look what your code does there that it does not do in every batch: printing, plotting, writing or reading files."
+        )
+        yield share, f"{share:.0%} of the time is what {which} took longer than usual. {remedy}"
     share = bill.share("optimizer")
     if share >= _OPTIMIZER:
         is_fused = bill.facts.get("fused_optimizer")
@@ -115,19 +133,30 @@ def _faster(facts: Mapping[str, Any]) -> str:
     if facts.get("in_memory"):
         return "They are in memory already: try larger batches, or a transform that works on whole batches."
     if facts.get("is_stream"):
-        return f"It is a stream, where the number of workers decides the order: do less for each sample, or do it once and {_KEEP}."
+        return "It is a stream, where the number of workers decides the order: do less for each sample."
     if not facts.get("takes_workers", True):
         return "Its batches are made in the training process: do less for each, or give a Dataset, which worker processes can read."
+    readers = f"{workers} worker{'s' * (workers != 1)}" if workers else "no workers"
+    if facts.get("workers_failed") == "start":
+        return f"No worker could be started: make what they are sent picklable ({_PICKLABLE}), or {_KEEP}."
+    if facts.get("workers_failed"):
+        return f'The workers that num_workers="auto" tried failed, and the line "train: no workers" says why: mend that, or {_KEEP}.'
     if facts.get("workers_are_measured"):
-        readers = f"{workers} worker{'s' * (workers != 1)}" if workers else "no workers"
-        return f'num_workers="auto" took {readers}, as far as it has measured: do less for each sample, or {_KEEP}.'
+        limit = ", and tries no more than there are cores" if workers >= cores else ""
+        more = f" {_more(workers)}" if limit else ""
+        return f'num_workers="auto" took {readers}, as far as it has measured{limit}: do less for each sample, or {_KEEP}.{more}'
     if workers >= cores:
-        return f"{workers} worker{'s' * (workers != 1)} and the loop share {_cores(cores)}: do less for each sample, or do it once and {_KEEP}."
+        return f"{readers} and the loop share {_cores(cores)}: do less for each sample, or do it once and {_KEEP}. {_more(workers)}"
     if workers:
         return f"Try num_workers={min(cores, 2 * workers)} instead of {workers}, or do less for each sample."
     if cores > 1:
         return f"It is read in the training process: try num_workers={min(cores, 4)} {_OF_WHAT}, or {_KEEP}."
-    return f"There is one core only: do less for each sample, or {_KEEP}."
+    return f"There is one core only: do less for each sample, or {_KEEP}. {_more(1)}"
+
+
+def _more(workers: int) -> str:
+    """Return what is left to try where every core has a worker: those that wait use none."""
+    return f"Where a sample mostly waits (for a disk or a network), more workers than cores help: try num_workers={2 * workers}."
 
 
 def _cores(number: int) -> str:

@@ -76,6 +76,8 @@ def begin_run(run: Run, budget: Budget) -> Budget:
         run.going_on.start(run.sources)
         run.tell("on_fit_start")
         run.going_on.begin()
+        if not run.is_inside_epoch:
+            run.notices.of_used_up_budget(budget, run.progress)
         if run.is_alone:
             return budget
         run.consensus.agree({})  # the clocks

@@ -58,6 +58,11 @@ class Keeping:
         """The value that decides."""
         return self._policy.monitor
 
+    @property
+    def has_own_monitor(self) -> bool:
+        """Whether another value decides than by default."""
+        return self.monitor != type(self._policy).monitor
+
     def describe(self) -> dict[str, str]:
         """Return when it saves after a step and after an epoch, in words; no entry where it does not: for `Trainer.explain`."""
         found = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from velodrome.loop.progress import StopReason
 from velodrome.record.sink import say_on_stderr
 from velodrome.step.parameters import held_in_vain, unheld_parameters
 from velodrome.step.schedules import NO_SCHEDULE
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from velodrome.checkpoint.space import Room
     from velodrome.distributed.pace import Pace
     from velodrome.distributed.world import World
-    from velodrome.loop.progress import Progress
+    from velodrome.loop.progress import Budget, Progress
     from velodrome.run.files import RunFiles
     from velodrome.run.keeping import Verdict
     from velodrome.step.windows import Windows
@@ -135,12 +136,30 @@ class Notices:
         if line:
             self._files.say(line)
 
-    def of_epoch(self, verdict: Verdict, row: Mapping[str, Any], *, monitor: str) -> None:
-        """Say what is wrong with an epoch's values and does not stop the run."""
+    def of_used_up_budget(self, budget: Budget, progress: Progress) -> None:
+        """Say that a trainer which has trained before has done all that is asked for, and what to ask for instead."""
+        reason = budget.exhausted_by(progress)
+        if reason is None or not progress.steps_done:
+            return
+        given, more = {
+            StopReason.EPOCHS: (f"epochs={budget.epochs}", f"epochs={progress.epochs_done + 1} for one more"),
+            StopReason.STEPS: (f"steps={budget.steps}", f"steps={progress.steps_done + (budget.steps or 0)} for as many more"),
+            StopReason.SECONDS: (f"seconds={budget.seconds}", f"more than the {progress.seconds:.3g} s that are over"),
+        }[reason]  # fmt: skip
+        self._files.say(f"{reason} Nothing was trained: {given} counts from the trainer's first epoch. Give {more}.")
+
+    def of_epoch(self, verdict: Verdict, row: Mapping[str, Any], *, monitor: str, marks_best: bool) -> None:
+        """Say what is wrong with an epoch's values and does not stop the run.
+
+        Args:
+            verdict, row: of the epoch.
+            monitor: the value that decides.
+            marks_best: whether the best epoch is marked somewhere, or was asked for.
+        """
         for name, value in row.items():
             if isinstance(value, float) and not math.isfinite(value) and name.partition("/")[0] != "lr":
                 self.warn_all(f"{name} is {value} in epoch {row['epoch']}. Such an epoch is never the best one.")
-        if not verdict.monitor:
+        if not verdict.monitor and marks_best:
             known = ", ".join(name for name in row if "/" in name)
             self.warn_all(
                 f"checkpoint monitors {monitor!r}, which is not among the values of an epoch ({known}): no epoch is marked as the best."

@@ -262,7 +262,8 @@ class Run:
             self.notices.of_skipped(self.windows, self.progress, epoch)
         verdict = self.keeping.judge(row, self.progress.steps_done)
         self.notices.of_schedule_lengths(self.windows)
-        self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor)
+        marks_best = self.files.path is not None or self.keeping.has_own_monitor
+        self.notices.of_epoch(verdict, row, monitor=self.keeping.monitor, marks_best=marks_best)
         self.position.end_epoch(row=row, verdict=asdict(verdict))
         self.saves.end()
         self.files.checkpoints.outdate()
@@ -342,6 +343,7 @@ class Run:
         facts["cores"] = self._cores
         facts["fused_optimizer"] = all(group.get("fused") for group in groups)
         facts["processes"] = self.world.size
+        facts["compiled"] = self.engine_phases.is_on
         facts["saves_in_background"] = self.keeping.policy.background
         return dataset, facts
 

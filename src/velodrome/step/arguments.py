@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from velodrome.errors import ArgumentError
+from velodrome.errors import ArgumentError, nearest_divisors
 
 __all__ = ["check_accumulate", "check_items", "num_micro_batches"]
 
@@ -63,11 +63,10 @@ def num_micro_batches(batch_size: int | None, micro_batch: int, *, processes: in
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ArgumentError(f"{name}={size!r} is not a batch size. It must be a whole number of at least 1.")
     if batch_size % micro_batch:
-        below = next(size for size in range(min(micro_batch, batch_size), 0, -1) if batch_size % size == 0)
-        above = next((size for size in range(micro_batch, batch_size + 1) if batch_size % size == 0), batch_size)
+        near = " or ".join(map(str, nearest_divisors(batch_size, micro_batch)))
         raise ArgumentError(
             f"micro_batch={micro_batch} does not divide batch_size={batch_size} ({batch_size} % {micro_batch} = {batch_size % micro_batch}). "
-            f"Use {below if below == above else f'{below} or {above}'}."
+            f"Use {near}."
         )
     count = -(-batch_size // (micro_batch * processes))
     while batch_size % count:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.errors import ArgumentError, DataError
+from velodrome.errors import ArgumentError, DataError, VelodromeError
 from velodrome.step.eager import split_batch
 
 if TYPE_CHECKING:
@@ -103,10 +103,15 @@ def check_finite(tensor: Tensor, *, what: str) -> None:
         )
 
 
-def check_input_fits_model(model: nn.Module, batch: Any, error: Exception) -> DataError | None:
+def check_input_fits_model(model: nn.Module, batch: Any, error: Exception) -> VelodromeError | None:
     """Explain a failed first forward pass by what the batch holds and what the model expects; None when nothing is known."""
     if "deterministic implementation" in str(error):  # asked for by the user; torch's own words name the operation
         return None
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
+        return ArgumentError(
+            f'torch.compile cannot compile the model for the first batch. Leave compile out (engine="eager"), or mend what it names. '
+            f"{type(error).__name__}: {error}"
+        )
     parameter = next(model.parameters(), None)
     inputs = _input_tensors(batch)
     if parameter is None or not inputs:

@@ -72,6 +72,10 @@ class _RecomputedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not (torch.is_grad_enabled() and self.module.training):
             return self._run(*args, **kwargs)
+        if (
+            torch.compiler.is_compiling()
+        ):  # forward and backward are planned as one: buffers and random numbers are its business
+            return checkpoint(self._run, *args, use_reentrant=False, **kwargs)
         return checkpoint(
             self._run,
             *args,

@@ -588,6 +588,28 @@ def test_an_interruption_keeps_what_is_known(folder):
     assert result.trials
     assert result.verified is None
     assert "interrupted" in "\n".join(result.lines())
+    tried_or_not = [*(each.technique for each in result.trials), *(each.technique for each in result.skipped)]
+    assert set(tried_or_not) == set(by_name(FACTS))  # not one of them is passed over in silence
+    cut_short = [each for each in result.skipped if each.why == "interrupted"]
+    assert [(each.technique, each.change.partition("=")[0]) for each in cut_short] == [("precision", "precision")]
+    assert "compile" in [each.technique for each in result.skipped if each.why == "not reached"]
+    assert "  compile compile=true: not reached" in result.lines()
+    assert {each.why for each in search_of(plain).run().skipped}.isdisjoint({"not reached", "interrupted"})
+
+
+def test_what_was_interrupted_before_the_first_trial_lists_every_technique_as_not_reached(folder):
+    class Interrupting(PlannedArm):
+        def round(self, seconds):
+            raise KeyboardInterrupt
+
+    result = search_of(lambda change: Interrupting(FACTS, 1)).run()
+    assert {each.technique for each in result.skipped} == set(by_name(FACTS))
+    assert {each.technique for each in result.skipped if each.why == "not reached"} >= {
+        "threads",
+        "precision",
+        "compile",
+    }
+    assert "interrupted" not in {each.why for each in result.skipped}
 
 
 def test_what_was_interrupted_before_it_was_timed_has_no_time(folder):
@@ -1020,6 +1042,13 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_tried(fold
     with pytest.raises(RefusedError, match="--overwrite"):
         choose_path("mine.toml", None)
     assert choose_path("mine.toml", None, overwrite=True).name == "mine.tuned.toml"
+    (folder / "same.toml").symlink_to(folder / "mine.toml")
+    for out in (folder / "mine.toml", folder / "same.toml"):
+        with pytest.raises(
+            RefusedError,
+            match="is the recipe that is tuned, .* Give another name with --out, such as --out mine.tuned.toml",
+        ):
+            choose_path("mine.toml", out, overwrite=True)
     with pytest.raises(ArgumentError, match="no .toml file"):
         choose_path("mine.toml", folder / "tuned.txt")
     with pytest.raises(ArgumentError, match="no folder"):

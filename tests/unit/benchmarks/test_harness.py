@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,58 @@ def harness() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+FOLDER = SCRIPT.parent
+PARSING = sorted(path.stem for path in FOLDER.glob("*.py") if "ArgumentParser(" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", PARSING)
+def test_every_benchmark_describes_itself_in_whole_sentences(script, monkeypatch, capsys, name: str) -> None:
+    module = script(name)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as left:
+        module.main()
+    assert left.value.code == 0
+    shown = " ".join(capsys.readouterr().out.partition("\n\n")[2].partition("\n\n")[0].split())
+    assert shown[-1] in ".:?", shown
+    assert shown.startswith(" ".join(module.__doc__.splitlines()[0].split()[:5]))
+
+
+@pytest.mark.parametrize(
+    "name", [each for each in PARSING if "add_common_options(" in (FOLDER / f"{each}.py").read_text(encoding="utf-8")]
+)
+@pytest.mark.parametrize("rounds", ["0", "-1", "two"])
+def test_no_rounds_are_refused(script, monkeypatch, capsys, name: str, rounds: str) -> None:
+    module = script(name)
+    monkeypatch.setattr(sys, "argv", [name, "--rounds", rounds])
+    with pytest.raises(SystemExit) as left:
+        module.main()
+    assert left.value.code == 2
+    assert f"argument --rounds: '{rounds}' is not a whole number of at least 1." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("overhead", ["--steps", "0"], "argument --steps: '0' is not a whole number of at least 1."),
+        ("freed_memory", ["--steps", "-1"], "argument --steps: '-1' is not a whole number of at least 0."),
+        ("recipes_accuracy", ["--seeds", "0"], "a standard deviation needs at least two different seeds"),
+        ("tuning", ["--minutes", "0"], "argument --minutes: '0' is not a number above 0."),
+        ("tuning", ["--seconds", "nan"], "argument --seconds: 'nan' is not a number above 0."),
+        ("tuning", ["--seconds", "soon"], "argument --seconds: 'soon' is not a number above 0."),
+    ],
+)
+def test_other_numbers_that_measure_nothing_are_refused(script, monkeypatch, capsys, name, arguments, message) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as left:
+        script(name).main()
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_numbers_that_measure_something_are_taken(harness: ModuleType) -> None:
+    assert (harness.at_least_one("1"), harness.zero_or_more("0"), harness.above_zero("0.5")) == (1, 0, 0.5)
 
 
 def test_arms_take_turns_and_the_order_turns_round(harness: ModuleType) -> None:

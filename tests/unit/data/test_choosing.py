@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset
@@ -9,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 import velodrome as vd
 from velodrome.data import choosing
 from velodrome.data.choosing import choose_workers
+from velodrome.data.origin import describe_origin
 from velodrome.errors import ArgumentError, FetchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -46,6 +49,10 @@ class Drawn(Dataset):
         if index == self.bad:
             raise ValueError("planted")
         return torch.tensor([index, torch.rand(()).item()], dtype=torch.float64)
+
+
+def end_at_once(worker):
+    os._exit(3)
 
 
 class Stream(IterableDataset):
@@ -122,6 +129,15 @@ def test_workers_that_cannot_be_started_are_said_and_done_without(forced):
     loader = make(data, multiprocessing_context="spawn")
     assert torch.equal(epochs_of(loader, 1)[0], epochs_of(make(num_workers=0), 1)[0])
     assert "2 workers failed: Drawn cannot be sent to worker processes" in loader.describe()
+    assert describe_origin(loader)[1]["workers_failed"] == "start"
+
+
+def test_workers_that_fail_at_work_are_told_from_those_that_cannot_be_started(forced):
+    forced(2, True)
+    loader = make(worker_init_fn=end_at_once)
+    assert torch.equal(epochs_of(loader, 1)[0], epochs_of(make(num_workers=0), 1)[0])
+    assert describe_origin(loader)[1]["workers_failed"] == "run"
+    assert describe_origin(make())[1]["workers_failed"] == ""
 
 
 @pytest.mark.parametrize("bad", [0, 120, 239])

@@ -24,9 +24,10 @@ class Time:
 class Marks:
     """Marks on that time."""
 
-    def __init__(self, time, over=True):
+    def __init__(self, time, over=True, are_of_host=True):
         self.now = time
         self.over = over
+        self.are_of_host = are_of_host
 
     def are_over(self, mark):
         return self.over
@@ -125,6 +126,62 @@ def test_what_happens_in_every_second_batch_is_not_missed_or_counted_twice(time)
     bill = clock.end()
     assert bill.parts["optimizer"] == pytest.approx(2.0, rel=0.1)  # 20,000 times 100 microseconds
     assert bill.parts["backward"] == pytest.approx(2.0, rel=0.1)
+
+
+def every(number, seconds, otherwise):
+    """Return a function that takes its time, much more of it every so often."""
+    turns = iter(range(1, 10**9))
+    return lambda: seconds if next(turns) % number == 0 else otherwise
+
+
+@pytest.mark.parametrize("where", ["fetch", "forward"])
+def test_a_few_batches_that_take_far_longer_are_not_spread_over_the_others(time, where):
+    clock, step = Clock(Marks(time)), Step(time)
+    step.backward = lambda: time.sleep(3e-5)
+    step.update = lambda: time.sleep(2e-5)
+    rare = every(50, 0.05, 4e-5)
+    clock.begin()
+
+    def source():
+        for number in range(2000):
+            time.sleep(rare() if where == "fetch" else 4e-5)
+            yield number
+
+    with clock.looping():
+        for _ in clock.batches(
+            source(), lambda batch: (batch, 1), [(step, "backward", "backward"), (step, "update", "optimizer")]
+        ):
+            time.sleep(rare() if where == "forward" else 4e-5)
+            step.backward()
+            step.update()
+    bill = clock.end()
+    # 2,000 batches of 40 + 40 + 30 + 20 microseconds, and in 40 of them 50 milliseconds more
+    assert bill.num_long == (0 if where == "fetch" else 40)
+    assert bill.long_s == pytest.approx(0 if where == "fetch" else 2.0, rel=0.01)
+    slow, other = ("data_wait", "forward") if where == "fetch" else ("forward", "data_wait")
+    assert bill.parts[slow] == pytest.approx(2.08, rel=0.01)
+    assert bill.parts[other] == pytest.approx(0.08, rel=0.1)
+    assert bill.parts["backward"] == pytest.approx(0.06, rel=0.1)
+    assert bill.parts["optimizer"] == pytest.approx(0.04, rel=0.1)
+    assert sum(bill.parts.values()) == pytest.approx(bill.wall_s)
+
+
+def test_a_row_that_takes_long_is_no_long_batch(time):
+    clock, step = Clock(Marks(time)), Step(time)
+    step.backward = lambda: time.sleep(3e-5)
+    rare = every(50, 0.05, 0.0)
+
+    def update():
+        time.sleep(2e-5)
+        with clock.spending("logging"):
+            time.sleep(rare())
+
+    step.update = update
+    clock.begin()
+    run_batches(clock, time, step, 2000, fetch=4e-5, place=1e-5, forward=5e-5)
+    bill = clock.end()
+    assert bill.parts["logging"] == pytest.approx(2.0)
+    assert bill.parts["forward"] == pytest.approx(0.1, rel=0.05)
 
 
 def test_a_save_that_a_callback_asks_for_is_saving(time):

@@ -1,5 +1,7 @@
 """What a bill means in words."""
 
+from dataclasses import replace
+
 import pytest
 
 from velodrome.record.bill import Bill
@@ -12,6 +14,24 @@ def bill(*, wall_s=10.0, callbacks=None, batches=100, facts=None, **parts):
     return Bill(
         wall_s=wall_s, parts={"forward": rest, **parts}, callbacks=callbacks or {}, batches=batches, dataset="Scans", facts=facts
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num", "facts", "words"),
+    [
+        (
+            1,
+            {"compiled": True},
+            "40% of the time is what one batch took longer than usual. The first ones compile the model",
+        ),
+        (7, {}, "40% of the time is what 7 batches took longer than usual. Look what your code does there"),
+    ],
+)
+def test_batches_that_take_far_longer_now_and_then_are_told(num, facts, words):
+    (line,) = find(replace(bill(facts=facts), num_long=num, long_s=4.0))
+    assert line.startswith(words)
+    assert find(replace(bill(facts=facts), num_long=num, long_s=1.0)) == []  # a tenth
+    assert find(replace(bill(wall_s=1.0, facts=facts), num_long=num, long_s=0.4)) == []  # of a short run
 
 
 def test_waiting_for_data_names_the_dataset_the_time_and_what_to_try():
@@ -29,7 +49,9 @@ def test_waiting_for_data_names_the_dataset_the_time_and_what_to_try():
     [
         ({"workers": 1}, "Try num_workers=2 instead of 1"),
         ({"workers": 4}, "4 workers and the loop share 4 cores: do less for each sample"),
+        ({"workers": 4}, "disk or a network), more workers than cores help: try num_workers=8."),
         ({"cores": 1}, "There is one core only"),
+        ({"cores": 1}, "disk or a network), more workers than cores help: try num_workers=2"),
         ({"in_memory": True}, "in memory already: try larger batches"),
         ({"in_memory": True, "transform": "blur"}, "The function blur changes every batch: do less in it"),
     ],
@@ -43,6 +65,11 @@ def test_what_to_try_depends_on_how_the_data_are_read(facts, advice):
     [
         ({"workers_are_measured": True}, 'num_workers="auto" took no workers, as far as it has measured: do less for each sample'),
         ({"workers_are_measured": True, "workers": 1}, 'num_workers="auto" took 1 worker, as far'),
+        (
+            {"workers_are_measured": True, "workers_failed": "start"},
+            "No worker could be started: make what they are sent picklable (define dataset, collate_fn and worker_init_fn at the top of a module",
+        ),
+        ({"workers_are_measured": True, "workers_failed": "run"}, 'The workers that num_workers="auto" tried failed, and the line "train: no workers" says why: mend that'),
         ({"is_stream": True, "takes_workers": False}, "It is a stream, where the number of workers decides the order: do less"),
         ({"takes_workers": False}, "Its batches are made in the training process: do less for each, or give a Dataset"),
     ],
@@ -51,6 +78,19 @@ def test_no_number_of_workers_is_proposed_where_it_was_measured_or_has_no_switch
     (line,) = find(bill(data_wait=6.2, facts=facts))
     assert advice in line
     assert "try num_workers" not in line.lower()
+
+
+def test_auto_with_as_many_workers_as_cores_says_that_it_tries_no_more():
+    (line,) = find(bill(data_wait=6.2, facts={"workers_are_measured": True, "workers": 4}))
+    assert (
+        'num_workers="auto" took 4 workers, as far as it has measured, and tries no more than there are cores' in line
+    )
+    assert line.endswith("more workers than cores help: try num_workers=8.")
+
+
+def test_a_stream_is_not_told_to_lie_in_memory_which_is_refused():
+    (line,) = find(bill(data_wait=6.2, facts={"is_stream": True, "takes_workers": False}))
+    assert line.endswith("It is a stream, where the number of workers decides the order: do less for each sample.")
 
 
 @pytest.mark.parametrize(

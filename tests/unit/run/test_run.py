@@ -313,6 +313,52 @@ def test_what_cannot_be_right_is_said_once(tmp_path, capsys):
     assert said.count("monitors 'val/f1', which is not among the values of an epoch (train/loss, val/loss)") == 1
 
 
+@pytest.mark.parametrize(
+    ("has_run_dir", "policy", "is_told"),
+    [
+        (False, {}, False),  # nobody asked, and there is nothing to mark
+        (True, {}, True),
+        (False, {"checkpoint": vd.Checkpointing(monitor="val/f1")}, True),
+    ],
+)
+def test_a_best_epoch_is_missed_only_where_one_would_be_marked_or_was_asked_for(
+    tmp_path, capsys, has_run_dir, policy, is_told
+):
+    trainer = vd.Trainer(
+        nn.ModuleDict({"d": nn.Linear(8, 1), "g": nn.Linear(8, 8)}),
+        {"d": "sgd", "g": "sgd"}, lr=0.1, device="cpu", progress=False, run_dir=tmp_path / "run" if has_run_dir else None, loggers=(), **policy,
+    )  # fmt: skip
+    for epoch in trainer.epochs(1):
+        for x, _ in epoch.train((X, Y), batch_size=4):
+            for name in ("d", "g"):
+                loss = trainer.model["d"](trainer.model["g"](x)).mean()
+                trainer.step(loss, optimizer=name)
+                trainer.log(**{f"{name}_loss": loss.detach()})
+    assert ("no epoch is marked as the best" in capsys.readouterr().err) == is_told
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"epochs": 1}, "All epochs are done. Nothing was trained: epochs=1 counts from the trainer's first epoch. Give epochs=2 for one more."),
+        ({"steps": 2}, "The step budget is used up. Nothing was trained: steps=2 counts from the trainer's first epoch. Give steps=4 for as many more."),
+        ({"epochs": 1, "seconds": 60.0}, "Give epochs=2 for one more."),
+        ({"seconds": 1e-9}, "The time budget is used up. Nothing was trained: seconds=1e-09 counts from the trainer's first epoch. Give more than"),
+    ],
+)  # fmt: skip
+def test_a_second_fit_within_the_budget_that_is_used_up_says_so(capsys, budget, words):
+    trainer = make(progress=True)
+    trainer.fit((X, Y), batch_size=4, epochs=1)  # two steps
+    assert "Nothing was trained" not in capsys.readouterr().err
+    result = trainer.fit((X, Y), batch_size=4, **budget)
+    assert trainer.progress.steps_done == 2
+    assert result.stop_reason.is_end
+    assert capsys.readouterr().err.count(words) == 1
+    trainer.fit((X, Y), batch_size=4, epochs=2)
+    assert trainer.progress.steps_done == 4
+    assert "Nothing was trained" not in capsys.readouterr().err
+
+
 def test_a_callback_method_on_the_instance_is_called():
     calls = []
     callback = vd.Callback()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import velodrome as vd
+from velodrome.errors import ArgumentError
 from velodrome.testing.tiny import tiny_classification, tiny_mlp
 
 dynamo_utils = pytest.importorskip("torch._dynamo.utils")
@@ -120,3 +121,57 @@ def test_an_evaluation_in_the_middle_of_an_epoch_does_not_change_which_batch_is_
                          callbacks=[Evaluate()], device="cpu", progress=False)  # fmt: skip
     trainer.fit((x, y), epochs=3, batch_size=8, shuffle=False)
     assert num_graphs() == 2
+
+
+class Block(nn.Module):
+    """What is not the same when it is computed twice: counts, and numbers that are drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def trained_with_recomputation(**arguments):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), Block(), nn.Linear(8, 3))
+    x, y = torch.randn(50, 8), torch.arange(50) % 3
+    vd.fit(
+        model, (x, y), epochs=2, batch_size=12, loss="cross_entropy", optimizer="sgd", lr=0.1, seed=0, device="cpu",
+        progress=False, **arguments,
+    )  # fmt: skip
+    return model.state_dict()
+
+
+def test_recomputed_activations_are_compiled_with_what_is_drawn_and_counted():
+    plain = trained_with_recomputation()
+    for arguments in ({}, {"gradient_checkpointing": ["1"]}):
+        found = trained_with_recomputation(compile={"backend": "aot_eager"}, **arguments)
+        assert all(map(torch.equal, plain.values(), found.values()))
+
+
+def test_a_backend_that_would_count_what_is_recomputed_twice_is_refused():
+    with pytest.raises(
+        ArgumentError, match=r"the backend 'eager' runs what is recomputed.*\"inductor\" or \"aot_eager\""
+    ):
+        trained_with_recomputation(compile={"backend": "eager"}, gradient_checkpointing=["1"])
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.layer(x) if x.mean() > 0 else self.layer(-x)
+
+
+def test_a_model_that_cannot_be_compiled_is_not_blamed_on_the_data():
+    data = torch.randn(24, 8), torch.arange(24) % 3
+    with pytest.raises(ArgumentError, match=r"torch\.compile cannot compile the model.*Leave compile out"):
+        vd.fit(
+            Branches(), data, epochs=1, batch_size=8, loss="cross_entropy", device="cpu", progress=False,
+            compile={"backend": "eager", "fullgraph": True},
+        )  # fmt: skip

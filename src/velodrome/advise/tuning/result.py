@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Skipped", "TrialResult", "Tuning", "Verified"]
 
-OUT_OF_TIME = "out of time"
+OUT_OF_TIME, NOT_REACHED, CUT_SHORT = "out of time", "not reached", "interrupted"
 SHARE_OF_CHECK = 0.2
 """of the time, kept for the check of the whole"""
 _SAME_SPEED = 0.05

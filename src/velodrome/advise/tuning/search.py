@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.advise.tuning.measure import agree, median_of, take_turns, whole_run_speed
 from velodrome.advise.tuning.remote import RemoteBench
-from velodrome.advise.tuning.result import OUT_OF_TIME, SHARE_OF_CHECK, Skipped, TrialResult, Tuning, Verified
+from velodrome.advise.tuning.result import (
+    CUT_SHORT,
+    NOT_REACHED,
+    OUT_OF_TIME,
+    SHARE_OF_CHECK,
+    Skipped,
+    TrialResult,
+    Tuning,
+    Verified,
+)
 from velodrome.advise.tuning.techniques import NUMERICS, find_techniques
 from velodrome.errors import ArgumentError, VelodromeError
 from velodrome.recipes.read import load_recipe
@@ -84,6 +93,9 @@ class Search:
         self._noise_s = 0.0
         self._placed: tuple[str, ...] = ()
         self._reference: tuple[Facts, float] | None = None
+        self._to_come: tuple[list[str], Any] = ([], None)
+        """techniques whose turn has not ended, and what the first of them starts from"""
+        self._under_way = ""
         self.result = Tuning(recipe=setup.recipe, budget_s=seconds)
 
     def run(self) -> Tuning:
@@ -93,6 +105,7 @@ class Search:
             self._search()
         except KeyboardInterrupt:
             result.is_interrupted = True
+            self._list_not_reached()
         finally:
             for arm in list(self._open):
                 self._close(arm)
@@ -119,11 +132,13 @@ class Search:
             len(each.choices) for each in self._techniques(self._recipe, facts) if not self._why_untried(each)
         )
         self._choose_round(num_choices, start_s)
-        self._measure_noise(baseline, twin, facts.steps_per_epoch)
         best = (self._setup, baseline, facts)
+        self._to_come = names, best
+        self._measure_noise(baseline, twin, facts.steps_per_epoch)
         self._reference = facts, 0.0
         result.trial_s = start_s + self._noise_s
-        for name in names:
+        for index, name in enumerate(names):
+            self._to_come = names[index:], best
             # Looked up when its turn comes: what was taken before may rule it out.
             technique = self._technique(name, best)
             if why := self._why_untried(technique):
@@ -133,10 +148,11 @@ class Search:
                 if self._left() < result.trial_s:
                     result.skipped.append(Skipped(technique=name, why=OUT_OF_TIME, change=str(change)))
                     continue
-                began_trial = self._clock()
+                began_trial, self._under_way = self._clock(), str(change)
                 trial, arm, its_facts = self._try(technique, change, best)
                 result.trial_s = max(start_s, self._clock() - began_trial)
                 result.trials.append(trial)
+                self._under_way = ""
                 self._say(trial.line)
                 if trial.is_taken and its_facts is not None:
                     if best[1] is not baseline:
@@ -150,8 +166,24 @@ class Search:
                     self._close(arm)
                     if technique.is_monotone and trial.speed_up < 1:
                         break
+        self._to_come = [], best
         if result.change is not None:
             self._verify(baseline, facts, best)
+
+    def _list_not_reached(self) -> None:
+        """List what an interruption left untried."""
+        names, best = self._to_come
+        known = {(each.technique, str(each.change)) for each in (*self.result.trials, *self.result.skipped)}
+        for place, name in enumerate(names):
+            technique = self._technique(name, best)
+            if why := self._why_untried(technique):
+                if (name, "") not in known:
+                    self.result.skipped.append(Skipped(technique=name, why=why))
+                continue
+            for change in technique.choices:
+                if (name, str(change)) not in known:
+                    why = CUT_SHORT if place == 0 and self._under_way == str(change) else NOT_REACHED
+                    self.result.skipped.append(Skipped(technique=name, why=why, change=str(change)))
 
     def _techniques(self, recipe: Recipe, facts: Facts) -> list[Technique]:
         return find_techniques(recipe, facts, batch_size=self._batch_size)

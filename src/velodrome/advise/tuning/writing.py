@@ -25,7 +25,7 @@ def choose_path(recipe: str, out: Path | None, *, overwrite: bool = False) -> Pa
 
     Raises:
         ArgumentError: it is no .toml file, or its folder is not there.
-        RefusedError: it would take the place of a file, or cannot be written there.
+        RefusedError: it would take the place of a file, of the recipe itself even if others may be replaced, or cannot be written there.
     """
     is_file = recipe.endswith(".toml") or "/" in recipe or "\\" in recipe
     path = out or (Path(recipe).with_suffix(".tuned.toml") if is_file else Path(f"{recipe}.tuned.toml"))
@@ -34,6 +34,13 @@ def choose_path(recipe: str, out: Path | None, *, overwrite: bool = False) -> Pa
     if not path.parent.is_dir():
         raise ArgumentError(
             f"--out {path} lies in {path.parent}, which is no folder. Make it first, or choose another."
+        )
+    source = Path(recipe).expanduser()
+    if is_file and path.exists() and source.exists() and path.samefile(source):
+        raise RefusedError(
+            f"{path} is the recipe that is tuned, whose comments and layout would be lost, so nothing was tried. Give another name with --out, "
+            f"such as --out {source.with_suffix('.tuned.toml').name}.",
+            path=path,
         )
     if path.is_dir() or (not overwrite and (path.exists() or path.is_symlink())):
         raise RefusedError(

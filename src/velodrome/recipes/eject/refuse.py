@@ -19,14 +19,29 @@ _TRAIN = {
 _CHANGES_NO_LOSS = {"num_workers", "grad_norms"}  # of data in memory; of the records
 _TABLES = {"model", "data", "loss", "optimizer", "scheduler", "train", "ema", "early_stopping"}
 _OF_THE_RECORDS = {"checkpoint", "logging"}
+# Beside None: what the trainer does anyway, or a script.
+_OFF: dict[str, tuple[object, ...]] = {
+    "in_memory": (False,), "resident": (False, "auto"), "pin_memory": (False,), "channels_last": (False,), "engine": ("auto", "eager"),
+    "on_oom": ("stop",), "on_nonfinite": ("stop",), "gradient_checkpointing": ((),),
+}  # fmt: skip
+
+
+def _either(override: str) -> str:
+    return f"Leave it out, or give {override}."
+
+
 _REASONS = {
     "train.seconds": "The clock decides where it ends, so no two runs print the same losses. Use train.epochs or train.steps.",
-    "train.engine": "A plain script calls PyTorch, one call at a time. Leave it out, or use train.compile.",
-    "train.on_nonfinite": "A plain script does not look whether its losses are finite. Leave it out.",
-    "train.threads": "A plain script leaves them to torch. Leave it out, and start the script with OMP_NUM_THREADS set.",
-    "train.in_memory": "A plain script reads its data in its own way. Leave it out.",
-    "train.resident": "A plain script moves each batch to its device. Leave it out.",
-    "train.pin_memory": "A plain script moves each batch to its device. Leave it out.",
+    "train.engine": "A plain script calls PyTorch, one call at a time. Leave it out, or give train.engine=auto; train.compile=true is written out.",
+    "train.on_nonfinite": f"A plain script does not look whether its losses are finite. {_either('train.on_nonfinite=stop')}",
+    "train.threads": "A plain script leaves them to torch. No override turns it off: take its line out of the recipe, and start the script with "
+    "OMP_NUM_THREADS set.",
+    "train.in_memory": f"A plain script reads its data in its own way. {_either('train.in_memory=false')}",
+    "train.resident": f"A plain script moves each batch to its device. {_either('train.resident=false')}",
+    "train.pin_memory": f"A plain script moves each batch to its device. {_either('train.pin_memory=false')}",
+    "train.channels_last": f"No plain script is written for it. {_either('train.channels_last=false')}",
+    "train.on_oom": f"No plain script is written for it. {_either('train.on_oom=stop')}",
+    "train.gradient_checkpointing": f"""No plain script is written for it. {_either("'train.gradient_checkpointing=[]'")}""",
     "train.stop_after": "A plain script does not save where it is. Leave it out.",
 }
 _OPTIMIZER = {"name", "lr"}
@@ -50,7 +65,7 @@ def check_can_be_ejected(recipe: Recipe) -> None:
             raise refusal(f"[{name}]", table.model_dump(exclude_none=True))
     for name in type(recipe.train).model_fields:
         value = getattr(recipe.train, name)
-        is_off = value is None or value == type(recipe.train).model_fields[name].default
+        is_off = value is None or value == type(recipe.train).model_fields[name].default or value in _OFF.get(name, ())
         if not is_off and name not in _TRAIN | _CHANGES_NO_LOSS:
             raise refusal(f"train.{name}", value, _REASONS.get(f"train.{name}", ""))
     if recipe.data.transforms:

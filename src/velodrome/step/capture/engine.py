@@ -222,7 +222,8 @@ class CapturedEngine:
         if not reason:
             return False
         self.reason = reason
-        self._context.warn(f"engine: eager instead of captured: {reason}.")
+        self.line = f"engine: eager instead of captured: {reason}"
+        self._context.warn(f"{self.line}.")
         if self._is_driven:
             self._let_go()
             self._updates.prepare()
