@@ -138,3 +138,17 @@ def test_another_number_of_workers_is_refused_within_an_epoch(tmp_path: Path) ->
         vd.errors.DataError, match=r"2 workers read \(20 and 10 items\).*Give num_workers=2 until the epoch is over"
     ):
         train(tmp_path / "run", DATA["stream"](10), seen)
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(10, False), (7, True)])
+def test_ready_batches_of_another_size_are_told_with_the_numbers(
+    size: int, is_told: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch's loader of a stream is used as it is, batch by batch."""
+    seen: list[int] = []
+    with pytest.raises(Cut):
+        train(tmp_path / "run", torch.utils.data.DataLoader(Stream(), 10), seen, cut_at=2)
+    train(tmp_path / "run", torch.utils.data.DataLoader(Stream(), size), seen)
+    line = "The 2 batches that were left out had 14 samples, and the run had done 20 in as many"
+    assert (line in capfd.readouterr().err) is is_told
+    assert (Counter(seen) == dict.fromkeys(range(N), 2)) is not is_told

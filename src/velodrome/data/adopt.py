@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import DataLoader as TorchDataLoader
 
-from velodrome.data.batches import tensors_from_arrays
+from velodrome.data.batches import num_samples, tensors_from_arrays
 from velodrome.data.columns import columns_from
 from velodrome.data.loader import DataLoader
 from velodrome.data.own_order import check_own_order
@@ -144,10 +144,16 @@ class BatchIterable:
         self._state_to_enter = state if self._is_entered else None
         return batches_done
 
-    def skip(self, iterator: Iterator[Any], batches: int) -> None:
-        """Read what comes before the position and throw it away, unless the data were entered in the middle."""
-        if not self._is_entered:
-            next(islice(iterator, batches - 1, None), None)
+    def skip(self, iterator: Iterator[Any], batches: int) -> int | None:
+        """Read what comes before the position and throw it away, unless the data were entered in the middle.
+
+        Returns:
+            How many samples it had; None where nobody knows: nothing was read, or other processes have a part of it.
+        """
+        if self._is_entered:
+            return None
+        samples = sum(num_samples(batch) for batch in islice(iterator, batches))
+        return samples if self._share.size == 1 else None
 
     draws_at_start = True
     """beginning an epoch may draw from the global generators what decides its order"""

@@ -139,7 +139,7 @@ class BoundLoader:
         return batches_done
 
     def skip(self, iterator: Iterator[Any], batches: int) -> None:
-        """Have what comes before the position laid out; nothing is read."""
+        """Have what comes before the position laid out; nothing is read, and the samples are as many as were done."""
         del iterator
         self.loader.lay_out_ahead(self._share)
         self._count_batches(batches)

@@ -228,7 +228,13 @@ class GoingOn:
             run.position.loop_start = self._own(saved).get("loop_start")
             load_random(run, saved.owns, "loop_start")  # a sampler draws the same order again
         iterator = iter(source)
-        source.skip(iterator, self._batches_to_skip)
+        skipped, done = source.skip(iterator, self._batches_to_skip), run.progress.samples_in_epoch
+        if skipped is not None and skipped != done and run.is_alone and not run.position.loops_done:
+            run.files.warn(
+                f"warning: The {self._batches_to_skip} batches that were left out had {skipped} samples, and the run had done {done} in as many: "
+                f"ready batches are counted in batches, and theirs have another size now. Some samples of epoch {run.row['epoch']} come "
+                f"twice or not at all. A velodrome.DataLoader goes on at the sample."
+            )
         self._restore_random(saved)
         return iterator
 
