@@ -275,6 +275,20 @@ def test_the_reasons_and_the_line_name_the_signal(tmp_path: Path, capsys: pytest
         assert line in (folder / "log.txt").read_text()
 
 
+def test_the_line_of_an_epoch_that_is_over_comes_before_that_of_the_signal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    callback = SignalAt("epoch_end", 2)
+    trainer = vd.Trainer(
+        nn.Linear(6, 3), "sgd", lr=0.1, loss="cross_entropy", run_dir=tmp_path / "run", callbacks=[callback], device="cpu", loggers=[]
+    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        trainer.fit((X, Y), epochs=EPOCHS, batch_size=11)
+    *_, epoch, stopped = capsys.readouterr().err.splitlines()
+    assert epoch.startswith("epoch 2/3  train loss")
+    assert stopped.startswith("SIGTERM: stopped after step 4, in epoch 3; saved in")
+
+
 def test_without_a_run_dir_the_line_says_that_nothing_was_saved(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fit(make(None, SignalAt("train", 5)))

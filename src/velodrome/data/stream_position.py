@@ -39,19 +39,16 @@ class CountingCollate:
 
 @dataclass
 class StreamPosition:
-    """A place in a stream.
-
-    Fields:
-        batch_size: by which batches are made from `begin` on; None for items without batches.
-        begin: items of each reader before the first of these batches: none of them, but where the batch size has changed within the epoch.
-        begin_samples: samples that were handed out before it.
-        items: of each reader, that were handed out.
-    """
+    """A place in a stream."""
 
     batch_size: int | None
+    """by which batches are made from `begin` on; None for items without batches"""
     begin: list[int]
+    """items of each reader before the first of these batches: none, but where the batch size has changed within the epoch"""
     begin_samples: int
+    """that were handed out before it"""
     items: list[int]
+    """of each reader, that were handed out"""
 
     @classmethod
     def at_start(cls, batch_size: int | None, num_readers: int) -> StreamPosition:

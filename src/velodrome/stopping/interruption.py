@@ -153,6 +153,7 @@ class Interruption:
             run.saves.save()
             run.world.barrier()  # a launcher whose first process ends gives the others, one of which writes, half a minute
             self.has_left = True
+            run.display.close()  # what is still to be said of an epoch that is over comes first
             run.files.warn(self._describe(leave.cause))
         self._raise(leave)
         return leave.reason
