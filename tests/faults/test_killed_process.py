@@ -152,3 +152,34 @@ def test_a_run_of_two_processes_writes_what_one_writes(tmp_path):
     num_steps = math.ceil(last["samples"] / 128)  # batches of 128, in one process or two
     assert (last["epoch"], last["step"]) == (1, num_steps)
     assert last["val/accuracy"] > 0.5
+
+
+LEAVES = """
+import atexit, os, sys
+from pathlib import Path
+
+@atexit.register  # the first that is registered is called last: what is there then is there while Python ends
+def tell():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    os.write(1, f"rank {os.environ['RANK']} leaves {sorted(names)}\\n".encode())
+
+import torch
+import velodrome as vd
+
+torch.manual_seed(0)
+x, y = torch.randn(16, 4), torch.arange(16) % 3
+vd.fit(torch.nn.Linear(4, 3), (x, y), (x, y), epochs=1, batch_size=8, loss="cross_entropy", device="cpu", progress=False)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have their names in /proc")
+def test_no_thread_of_the_process_group_is_left_when_python_ends(tmp_path):
+    """One that lets go of a tensor then aborts the process, once in a hundred runs; the launcher ends the others for it."""
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    result = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    told = sorted(line for line in result.stdout.splitlines() if line.startswith("rank "))
+    assert [line[:12] for line in told] == ["rank 0 leave", "rank 1 leave"]
+    assert not [line for line in told if "gloo" in line]

@@ -46,7 +46,7 @@ class ProcessWorld:
         # Numbers and objects travel from the CPU: where the group has no way to do that (NCCL alone), one is made for it.
         backends = dist.get_backend_config()
         has_cpu = "cpu:gloo" in backends or backends in ("gloo", "mpi")
-        self._objects = dist.group.WORLD if has_cpu else dist.new_group(backend="gloo")
+        self._objects: Any = dist.group.WORLD if has_cpu else dist.new_group(backend="gloo")
         self._layouts: dict[tuple[int, ...], GradientBuckets] = {}
         self._is_closed = False
         abort = _abort if "cuda:nccl" in backends or backends == "nccl" else None
@@ -124,6 +124,8 @@ class ProcessWorld:
         if sys.excepthook == self._on_uncaught:
             sys.excepthook = self._previous_hook
         self._peers.close()
+        # Whoever holds a group keeps its threads alive. One that lets go of a tensor while Python ends takes the process down with it.
+        self._objects = None
         if dist.is_initialized():
             dist.destroy_process_group()
 
