@@ -113,7 +113,7 @@ class Clock:
         self._sample: list[tuple[str, Any]] | None = None
         self._interval = _Interval(samples=[])
         self._waiting: list[_Interval] = []
-        self._usual_s = inf
+        self._usual_s = self._far_s = inf
         self._num_long, self._long_s = 0, 0.0
         self._paused_s = self._left_at = 0.0
         self._shares: dict[str, float] = {}
@@ -288,7 +288,7 @@ class Clock:
                         left -= 1
                         yield place(raw)
                         ended = perf_counter()
-                        if ended - begun > self._usual_s:
+                        if ended - begun > self._far_s:
                             self._note_long(ended - begun - (self._paused_s - paused))
                 finally:  # the loop may be left here, and another one begun
                     self._batches += gap - left
@@ -367,8 +367,8 @@ class Clock:
 
     def _note_long(self, seconds: float) -> None:
         """A batch that was not timed took so long from its data on: more than usual, or what was counted as something else took it."""
-        if seconds > self._usual_s:
-            excess = seconds - (self._usual_s - _FAR_S) / _FAR_TIMES
+        if seconds > self._far_s:
+            excess = seconds - self._usual_s
             self._interval.too_long += excess
             self._num_long, self._long_s = self._num_long + 1, self._long_s + excess
 
@@ -403,9 +403,9 @@ class Clock:
         """Learn from timed batches how long one takes from its data on, and count those that took far longer."""
         lengths = [self._length(each) for each in samples]
         if lengths and self._marks.are_of_host:
-            middle = median(lengths)
-            self._usual_s = _FAR_TIMES * middle + _FAR_S
-            excesses = [length - middle for length in lengths if length > self._usual_s]
+            self._usual_s = median(lengths)
+            self._far_s = _FAR_TIMES * self._usual_s + _FAR_S
+            excesses = [length - self._usual_s for length in lengths if length > self._far_s]
             self._num_long, self._long_s = self._num_long + len(excesses), self._long_s + sum(excesses)
 
     def _length(self, sample: list[tuple[str, Any]]) -> float:
@@ -419,7 +419,7 @@ class Clock:
                 shares[part] = shares.get(part, 0.0) + seconds
             _spread(interval.seconds, timed or shares, parts)
             return
-        usual = [each for each in interval.samples if self._length(each) <= self._usual_s]
+        usual = [each for each in interval.samples if self._length(each) <= self._far_s]
         for part, seconds in self._sum(usual).items():
             if part != "data_wait":
                 shares[part] = shares.get(part, 0.0) + seconds
