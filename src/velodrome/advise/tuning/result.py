@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from velodrome.advise.tuning.rehearsal import Rehearsal
     from velodrome.advise.tuning.setup import Change
 
-__all__ = ["Skipped", "TrialResult", "Tuning", "Verified"]
+__all__ = ["Skipped", "TrialResult", "Tuning", "Verified", "pays"]
 
 OUT_OF_TIME, NOT_REACHED, CUT_SHORT = "out of time", "not reached", "interrupted"
 SHARE_OF_CHECK = 0.2
@@ -88,6 +88,11 @@ class TrialResult:
         return f"{self.technique} {self.change}: {_times(self.speed_up) or '-'}, {self.outcome}"
 
 
+def pays(run_speed_up: float | None) -> bool:
+    """Return whether a whole run of this speed is worth its start; so is one of unknown length."""
+    return run_speed_up is None or run_speed_up > 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verified:
     """The whole combination against the recipe as it is: a few more turns of the two benches, then the first steps of the real run of each, with
@@ -113,7 +118,7 @@ class Verified:
     @property
     def pays(self) -> bool:
         """Whether the whole run is faster too, as far as its length is known."""
-        return self.run_speed_up is None or self.run_speed_up > 1
+        return pays(self.run_speed_up)
 
     @property
     def whole_run(self) -> str:

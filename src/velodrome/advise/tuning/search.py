@@ -21,6 +21,7 @@ from velodrome.advise.tuning.result import (
     TrialResult,
     Tuning,
     Verified,
+    pays,
 )
 from velodrome.advise.tuning.techniques import NUMERICS, find_techniques
 from velodrome.errors import ArgumentError, VelodromeError
@@ -308,7 +309,7 @@ class Search:
         """Take turns with the beginning once more, and run the first steps of the real recipe both ways, evaluation included."""
         self._say(f"checking the whole: {best[0].change}")
         comparison = self._compare(baseline, best[1], (facts.steps_per_epoch, best[2].steps_per_epoch))
-        if not (self._is_faster(comparison) and _pays(comparison, facts, best[2])):
+        if not (self._is_faster(comparison) and pays(_of_the_run(comparison, facts, best[2]))):
             best, comparison = self._find_part(baseline, facts, best, comparison)
         setup, arm, its_facts = best
         step_s = max(comparison.first[-1].step_s, 1e-6)
@@ -358,7 +359,7 @@ class Search:
                 self._close(arm)
                 continue
             self._say(f"  not faster ({comparison.speed_up:.2f}x); {setup.change} alone: {found.speed_up:.2f}x")
-            if self._is_faster(found) and _pays(found, facts, its_facts):
+            if self._is_faster(found) and pays(_of_the_run(found, facts, its_facts)):
                 self._close(whole[1])
                 why = f"left out again: with it all were {comparison.speed_up:.2f}x"
                 self.result.trials = [
@@ -400,12 +401,6 @@ def _break_even(comparison: Comparison, facts: Facts, its_facts: Facts) -> int:
     saved = sum(a.epoch_s(steps) - b.epoch_s(steps) for a, b in zip(comparison.first, comparison.second, strict=True))
     a_step = saved / len(comparison.first) / (steps or 1)
     return math.ceil(spent / a_step) if a_step > 0 else 1 << 62
-
-
-def _pays(comparison: Comparison, facts: Facts, its_facts: Facts) -> bool:
-    """Return whether the whole run is faster, as far as its length is known."""
-    speed_up = _of_the_run(comparison, facts, its_facts)
-    return speed_up is None or speed_up > 1
 
 
 def _of_the_run(comparison: Comparison, facts: Facts, its_facts: Facts) -> float | None:
