@@ -7,17 +7,20 @@ import os
 import signal
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Sampler, Subset, get_worker_info
 
 import velodrome as vd
 from velodrome.data.workers import _explain_death
 from velodrome.errors import ArgumentError, DataError, FetchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -247,6 +250,32 @@ def test_a_worker_that_dies_while_the_training_process_is_busy_is_told_when_a_ba
                 time.sleep(0.01)  # raises here without our care
             busy.append("whole")
     assert busy == ["whole"]
+
+
+class SlowOrder(Sampler[int]):
+    """Its first indices take so long that workers which end at once have ended by then."""
+
+    def __iter__(self) -> Iterator[int]:
+        for index in range(22):
+            time.sleep(0.05 if index < 8 else 0)
+            yield index
+
+    def __len__(self) -> int:
+        return 22
+
+
+def end_at_once(worker_id: int) -> None:
+    os._exit(7)
+
+
+@pytest.mark.parametrize("dataset", [Faulty(), FaultyStream()], ids=["samples", "stream"])
+def test_workers_that_die_before_their_first_batch_is_asked_for_are_told_too(dataset: Any) -> None:
+    """PyTorch raises wherever the training process is: here in the middle of the sampler, or of handing out the first indices."""
+    order = {} if isinstance(dataset, FaultyStream) else {"sampler": SlowOrder()}
+    loader = vd.DataLoader(dataset, 4, num_workers=2, worker_init_fn=end_at_once, **order)
+    for _ in range(2):
+        with pytest.raises(FetchError, match=r"Worker [01] .* ended itself with exit code 7"):
+            list(loader)
 
 
 def test_a_loader_whose_workers_died_can_be_iterated_over_again() -> None:

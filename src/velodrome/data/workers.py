@@ -174,13 +174,19 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         self._owner = os.getpid()
         self._waiting_since: float | None = None
         super().__init__(loader)
-        if self._worker_pids_set:  # from here on a death is told while a batch is waited for, and only then
-            self._worker_pids_set = False
-            _remove_worker_pids(id(self))
         # A collection of garbage ends the queues before it asks this iterator to end its workers, which then wait for 5 s each.
         # What ends them here keeps the queues out of the garbage.
         ending = weakref.finalize(self, _end, self._owner, self._workers_done_event, self._index_queues, self._workers)
         ending.atexit = False  # PyTorch does
+
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
+        """Draw the first indices and hand them out; called as soon as the workers were started, and for each further epoch."""
+        if (
+            self._worker_pids_set
+        ):  # from here on a death is told while a batch is waited for, and only then: not in a sampler
+            self._worker_pids_set = False
+            _remove_worker_pids(id(self))
+        super()._reset(loader, first_iter)
 
     def _try_get_data(self, timeout: Any = _POLL_S) -> Any:
         """Wait a little for a batch of any worker; see PyTorch's own method.
@@ -219,9 +225,6 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
     @contextmanager
     def _deaths_interrupt(self) -> Iterator[None]:
         """Inside, the death of a worker raises at once, even where the pipe that its data come through is waited for in vain."""
-        if self._worker_pids_set:  # still: the workers are being started
-            yield
-            return
         pids = tuple(worker.pid for worker in self._workers if worker.pid is not None)
         with suppress(ValueError):  # an error came between setting and removing, in an iterator that had the same id
             _remove_worker_pids(id(self))
