@@ -109,7 +109,7 @@ class Phases:
         """Make the phase the one under way; finish it when its loop has come to its end."""
         run = self._run
         outer, run.phase = run.phase, phase
-        columns = getattr(source, "columns", None)
+        columns = source.columns
         phase.enter(run.row.get("epoch", 0), run.budget.epochs, length_of(source), batches_are_new=columns is not None)
         try:
             with run.first_batch.of(source, columns), run.determinism.around(), run.precision.around(run.model):
