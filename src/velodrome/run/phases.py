@@ -214,7 +214,10 @@ class Phases:
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
         if "epoch" in run.row and phase.name not in ("eval", "predict"):
             run.row.update(named)
-            if run.events["on_evaluate_end"] and run.position.callbacks is None and run.notes_random_states:
+            if run.position.is_in_batch:
+                run.tick()
+                run.files.write({**run.rows.coordinates("evaluation", run.row["epoch"]), **named})
+            elif run.events["on_evaluate_end"] and run.position.callbacks is None and run.notes_random_states:
                 run.position.callbacks = deepcopy(callback_states(run))  # told again when the run goes on from here
             run.tell("on_evaluate_end", named)
 
