@@ -110,7 +110,8 @@ def read_example(data: LoadedData, recipe: Recipe) -> Example:
         source = DataLoader(source, min(recipe.train.eval_batch_size, _MOST_SAMPLES), transform=transform)
     elif callable(source) and not hasattr(source, "__iter__"):
         source = source()
-    batch = next(iter(source), None)
+    batches: Any = source
+    batch = next(iter(batches), None)
     if batch is None:
         raise DataError(
             f"The {role} data hold no batch to run the model on. Check [data], or use --format safetensors."
