@@ -24,6 +24,7 @@ VERBS = [
     "verify",
     "runs",
     "show",
+    "report",
     "import",
 ]
 

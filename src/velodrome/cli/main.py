@@ -30,6 +30,7 @@ from velodrome.cli import (
     predict,
     recipes,
     replay,
+    report,
     resume,
     runs,
     train,
@@ -75,6 +76,7 @@ app.command("eject")(eject.eject)
 app.add_typer(verify.app, name="verify")
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("report")(report.report)
 app.command("tune")(tune.tune)
 app.command("import")(import_weights.import_weights)
 
