@@ -11,6 +11,7 @@ import typer
 
 from velodrome.cli.options import Json, Verbose
 from velodrome.cli.screen import Screen
+from velodrome.report.html import make_visible
 
 
 def report(
@@ -25,8 +26,14 @@ def report(
 
     Example: velodrome report runs/my-run
     """
+    from velodrome.reporting.facts import read_facts
     from velodrome.reporting.write import write_report
 
     screen = Screen(as_json=json)
-    written = write_report(run.expanduser(), out)
-    screen.answer(f"Report: {written}", {"report": str(written), "run": str(run)})
+    facts = read_facts(run.expanduser())
+    written = write_report(run.expanduser(), out, facts=facts)
+    lines = [f"Report: {written}", *(f"Problem: {make_visible(each)}" for each in facts.problems)]
+    screen.answer(
+        "\n".join(lines),
+        {"report": str(written), "run": str(run), "status": facts.status, "problems": list(facts.problems)},
+    )

@@ -13,6 +13,8 @@ from velodrome.reporting.facts import read_facts
 if TYPE_CHECKING:
     import os
 
+    from velodrome.report.facts import RunFacts
+
 __all__ = ["REPORT_NAME", "write_page", "write_report"]
 
 REPORT_NAME = "report.html"
@@ -22,6 +24,7 @@ def write_report(
     run_dir: str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
     *,
+    facts: RunFacts | None = None,
     curves_png: bytes = b"",
     draws: bool = True,
 ) -> Path:
@@ -30,6 +33,7 @@ def write_report(
     Args:
         run_dir: a run directory, of a run that is over, under way, killed or broken.
         path: where to; None is `report.html` in the folder.
+        facts: of the run, where they have been read already.
         curves_png: the picture of the curves, where there is one already.
         draws: whether curves may be drawn.
     Returns:
@@ -41,7 +45,7 @@ def write_report(
     """
     folder = Path(run_dir)
     target = folder / REPORT_NAME if path is None else Path(path).expanduser()
-    write_page(target, run_page(read_facts(folder), curves_png=curves_png, draws=draws))
+    write_page(target, run_page(read_facts(folder) if facts is None else facts, curves_png=curves_png, draws=draws))
     return target
 
 
