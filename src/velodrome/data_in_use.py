@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from velodrome.data.adopt import BatchIterable, adopt, needs_batch_size
+from velodrome.data.adopt import adopt, needs_batch_size
 from velodrome.data.batches import move, num_samples
 from velodrome.data.bound import BoundLoader
 from velodrome.data.loader import DataLoader
 from velodrome.data.pinned import PinnedRing
+from velodrome.data.source import Source
 from velodrome.data.threads import limit_threads
 from velodrome.free_memory import available_bytes
 from velodrome.step.first_batch import check_columns
@@ -35,7 +36,7 @@ class _Known:
 
     key: Hashable
     data: Any
-    source: BoundLoader | BatchIterable
+    source: Source
     batch_size: int | None
     shuffle: bool | None
     used_at: int = 0
@@ -106,7 +107,7 @@ class DataInUse:
         shuffle: bool = False,
         default_batch_size: int | None = None,
         keep: bool = True,
-    ) -> BoundLoader | BatchIterable:
+    ) -> Source:
         """Return the source for what the user gave; the same data with the same settings give the same source again.
 
         Data without batches of their own are one source a batch size and order: what was shuffled for training is not shuffled
@@ -120,7 +121,7 @@ class DataInUse:
         Raises:
             ArgumentError, DataError: see `velodrome.data.adopt`; NaN in data that lie in memory.
         """
-        if isinstance(data, (BoundLoader, BatchIterable)):
+        if isinstance(data, Source):
             return data
         is_prediction = role == "predict"
         key = _identity(data)
@@ -176,7 +177,7 @@ class DataInUse:
         for known in self._known:
             known.source.use_seed(seed)
 
-    def _skip_what_was_drawn(self, source: BoundLoader | BatchIterable) -> None:
+    def _skip_what_was_drawn(self, source: Source) -> None:
         if self._were_read and isinstance(source, BoundLoader):
             source.loader.skip_single_torch_draw()
 
@@ -196,19 +197,17 @@ class DataInUse:
         key = _identity(data)
         return all(known.key != key for known in self._known) and needs_batch_size(data)
 
-    def placer(self, source: BoundLoader | BatchIterable) -> Callable[[Any], tuple[Any, int]]:
+    def placer(self, source: Source) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
         device = self._device
-        if device.type == "cpu" or (isinstance(source, BoundLoader) and source.gives_placed_batches):
+        if device.type == "cpu" or source.gives_placed_batches:
             return lambda batch: (batch, num_samples(batch))
         if device.type == "cuda":
             ring = self._ring = self._ring or PinnedRing(device)
             return lambda batch: (ring(batch), num_samples(batch))
         return lambda batch: (move(batch, device), num_samples(batch))
 
-    def _keep(
-        self, key: Hashable, data: Any, source: BoundLoader | BatchIterable, batch_size: int | None, shuffle: bool
-    ) -> None:
+    def _keep(self, key: Hashable, data: Any, source: Source, batch_size: int | None, shuffle: bool) -> None:
         """Remember a source; forget the one whose last use is longest ago when there are too many."""
         # The data are kept with their id, so that no other object can get it.
         has_own_batches = batch_size is None

@@ -303,9 +303,9 @@ class Trainer:
             take_seed=lambda own: world.gather(own)[0],
         )
         self._run = Run(
-            self,
+            trainer=self,
             metrics=resolved_metrics,
-            callbacks=other_callbacks,
+            callbacks=list(other_callbacks),
             files=self._files,
             display=display,
             sources=self._sources,

@@ -186,6 +186,7 @@ def test_workers_that_were_measured_are_those_of_the_bill_and_only_more_than_wer
     monkeypatch.setattr(choosing, "usable_cores", lambda: 2)
     monkeypatch.setattr(choosing, "_MEASURED_S", 0.0)  # eight batches are enough
     monkeypatch.setattr(choosing, "_START_S", 0.0)  # short as they are, they shall pay
+    monkeypatch.setattr(choosing, "_WORTH_IT", 1e9)  # and on a busy machine too
     loader = DataLoader(SlowScans(5 * NAP_S), batch_size=1, num_workers="auto")
     result = train(loader, epochs=2)
     assert loader.num_workers_in_use > 0

@@ -22,9 +22,11 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from velodrome.data.batches import num_samples, tensors_from_arrays
 from velodrome.data.columns import columns_from
 from velodrome.data.loader import DataLoader
+from velodrome.data.origin import origin_of_iterable
 from velodrome.data.own_order import check_own_order
 from velodrome.data.own_state import position_of, put_at, put_iterator_at
 from velodrome.data.share import WHOLE, Share, describe_sharded, draw_together, is_sharded
+from velodrome.data.source import Source
 from velodrome.errors import ArgumentError, DataError
 
 __all__ = ["BatchIterable", "adopt", "needs_batch_size"]
@@ -61,7 +63,7 @@ class Restarting:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 
-class BatchIterable:
+class BatchIterable(Source):
     """Any iterable of ready batches; refuses to pass an exhausted generator off as an empty epoch."""
 
     def __init__(self, data: Iterable[Any]) -> None:
@@ -129,9 +131,30 @@ class BatchIterable:
         """Return all batches, for every process; itself where there is one process, or the data divide themselves."""
         return self if self._share.size == 1 else BatchIterable(self.data)
 
-    def own_state(self) -> dict[str, Any] | None:
+    def position(self, epoch: int) -> dict[str, Any] | None:
         """Return the position that the data tell themselves, by a `state_dict` of their own; None where they have none."""
+        del epoch
         return position_of(self.data, self._iterator)
+
+    @property
+    def divides_itself(self) -> bool:
+        """Whether the data give each process its part by themselves."""
+        return is_sharded(self.data)
+
+    @property
+    def has_own_order(self) -> bool:
+        """Whether nobody but the data can tell the order of an epoch."""
+        return not self.can_enter
+
+    @property
+    def can_enter(self) -> bool:
+        """Whether the data tell their position."""
+        return position_of(self.data, self._iterator) is not None
+
+    @property
+    def is_read_once(self) -> bool:
+        """Whether the data are an iterator."""
+        return isinstance(self.data, Iterator)
 
     def go_to(self, epoch: int, state: Mapping[str, Any] | None, batches_done: int) -> int:
         """Make the next `iter()` go on inside an epoch, where the data can.
@@ -155,9 +178,6 @@ class BatchIterable:
         samples = sum(num_samples(batch) for batch in islice(iterator, batches))
         return samples if self._share.size == 1 else None
 
-    draws_at_start = True
-    """beginning an epoch may draw from the global generators what decides its order"""
-
     @property
     def draws_in_workers(self) -> bool:
         """Whether worker processes draw numbers that are not a function of seed, epoch and sample: those that persist go on drawing."""
@@ -172,6 +192,11 @@ class BatchIterable:
     def use_seed(self, seed: int) -> None:
         """Take another seed: that of the run that goes on here."""
         self._seed = seed
+
+    def origin(self) -> tuple[str, dict[str, Any]]:
+        """Return the class of the data, and how they are read."""
+        name = self.data.name if isinstance(self.data, Restarting) else ""
+        return origin_of_iterable(self.data, name=name, workers=self.num_workers_in_use)
 
     def describe_data(self) -> dict[str, Any]:
         """Return what must be the same when a run goes on: how many batches, where that is known."""

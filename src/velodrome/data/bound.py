@@ -8,7 +8,9 @@ from torch.utils.data import IterableDataset
 
 from velodrome.data.fingerprint import fingerprint
 from velodrome.data.order import epoch_order
+from velodrome.data.origin import origin_of_loader
 from velodrome.data.share import WHOLE, Share, describe_sharded, is_sharded
+from velodrome.data.source import Source
 from velodrome.data.transforms.base import Transform
 from velodrome.errors import DataError
 from velodrome.free_memory import available_bytes
@@ -27,7 +29,7 @@ __all__ = ["BoundLoader"]
 _RESIDENT_FRACTION = 0.4
 
 
-class BoundLoader:
+class BoundLoader(Source):
     """A trainer's view of a loader that it may share with other trainers.
 
     The seed and the place of the data belong to the view: whichever trainer begins an epoch decides its order. The position
@@ -150,6 +152,26 @@ class BoundLoader:
         if left is not None:
             self._length = batches_done + (-(-left // self._share.size) if self.loader.is_dealt else left)
 
+    def position(self, epoch: int) -> dict[str, Any] | None:
+        """Return the loader's position, in samples; None where somebody else has iterated over it meanwhile."""
+        state: dict[str, Any] = dict(self.loader.state_dict())
+        return state if state["epoch"] == epoch else None
+
+    @property
+    def divides_itself(self) -> bool:
+        """Whether the data give each process its part by themselves."""
+        return is_sharded(self.loader)
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether several processes take whole batches in turn."""
+        return self.loader.is_dealt
+
+    @property
+    def has_own_order(self) -> bool:
+        """Whether a sampler, or a stream, decides the order."""
+        return self.loader.has_own_order
+
     @property
     def draws_in_workers(self) -> bool:
         """Whether worker processes draw numbers that are not a function of seed, epoch and sample."""
@@ -163,6 +185,10 @@ class BoundLoader:
     def use_seed(self, seed: int) -> None:
         """Take another seed for the order: that of the run that goes on here."""
         self._seed = seed
+
+    def origin(self) -> tuple[str, dict[str, Any]]:
+        """Return the class of the dataset, and how it is read now."""
+        return origin_of_loader(self.loader, in_memory=self.columns is not None)
 
     def describe_data(self) -> dict[str, Any]:
         """Return what must be the same when a run goes on: how many samples, in which batches and order, and what is in memory."""

@@ -183,6 +183,11 @@ class DataLoader:
         """How many processes fetch samples now."""
         return 0 if self._samples is None else self._samples.num_workers
 
+    @property
+    def workers_failed(self) -> str:
+        """What those that "auto" tried failed at: "start" or "run"; nothing where none failed."""
+        return "" if self._choice is None else self._choice.failure
+
     def _read_again_if_changed(self) -> None:
         """See to it that what was changed in the dataset after the columns were made from it is seen, as PyTorch's loader would."""
         if self._watched:

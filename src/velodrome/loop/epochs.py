@@ -70,7 +70,7 @@ class Epoch:
         self._budget = budget
         self._batches_done = 0
         self._loops: list[ref[Generator[Any, None, None]]] = []
-        self._evaluated: set[str] = set()
+        self._evaluated: set[tuple[str, int | None]] = set()
         self._micro_batches_before = host.progress.micro_batches_done
 
     def train(self, data: Any, *, batch_size: int | None = None, shuffle: bool = True) -> Iterator[Any]:
@@ -164,25 +164,33 @@ class Epoch:
     def evaluate(self, data: Any, *, batch_size: int | None = None, name: str = "val") -> Iterator[Any]:
         """Yield the evaluation batches, on the device; eval mode and inference mode hold meanwhile and are put back.
 
-        What is logged or measured inside becomes `<name>/...` in the epoch's row. No data, no batches.
+        What is logged or measured inside becomes `<name>/...` in the epoch's row. Within the training loop, where it may be called
+        again and again, each evaluation has a row of its own too, and the epoch's row the last one. No data, no batches.
+
+        Raises:
+            ArgumentError: the name was evaluated here before, or is taken.
         """
-        if data is not None:
-            host = self._host
-            if name in _RESERVED_NAMES or not name or name in self._evaluated:
-                raise ArgumentError(
-                    f"evaluate(name={name!r}) would mix with {'the evaluation before' if name in self._evaluated else 'other values'}: "
-                    f'its values are recorded as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'
-                )
-            self._evaluated.add(name)
-            host.finish_left_phase()
-            if host.leaving is not None:
-                host.leave()
-                return
-            source = host.source(data, role=name, batch_size=batch_size)
-            with suppress(LeftAtOnce), host.evaluation(name, source) as phase:
-                yield from evaluation_batches(host, phase, source, may_leave=True)
-            if host.leaving is not None:
-                host.leave()
+        if data is None:
+            return
+        host = self._host
+        host.finish_left_phase()
+        within = host.position.is_in_batch
+        what = (name, host.progress.micro_batches_done if within else None)
+        if name in _RESERVED_NAMES or not name or what in self._evaluated:
+            raise ArgumentError(
+                f"evaluate(name={name!r}) would mix with {'the evaluation before' if what in self._evaluated else 'other values'}: "
+                f'its values are recorded as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'
+            )
+        self._evaluated.add(what)
+        # Within a batch the run is left when that is over, like after any other batch.
+        if host.leaving is not None and not within:
+            host.leave()
+            return
+        source = host.source(data, role=name, batch_size=batch_size)
+        with suppress(LeftAtOnce), host.evaluation(name, source) as phase:
+            yield from evaluation_batches(host, phase, source, may_leave=not within)
+        if host.leaving is not None and not within:
+            host.leave()
 
     def close_loops(self) -> None:
         """End loops over training batches that were left and whose iterator is still held somewhere: in a variable, say."""

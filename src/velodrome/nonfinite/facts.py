@@ -11,7 +11,6 @@ from torch import Tensor
 
 from velodrome.checkpoint.names import clean_names
 from velodrome.data.batches import named_tensors
-from velodrome.data.bound import BoundLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,4 +168,4 @@ def _find_first(run: Run, found: NonFinite, updates: Updates, *, batch: Any) -> 
 
 def _samples(run: Run) -> list[int]:
     source = run.position.source
-    return source.indices_of_batch(run.train_phase.batch_samples) if isinstance(source, BoundLoader) else []
+    return [] if source is None else source.indices_of_batch(run.train_phase.batch_samples)

@@ -198,12 +198,11 @@ def _watch(trainer: Trainer, batch: Any, *, step: int, start: Path) -> Replay:
     run = trainer._run  # pyright: ignore[reportPrivateUsage]  (its own file)
     run.nonfinite = Stop(run)
     source = run.position.source
-    indices = getattr(source, "indices_of_batch", None)
     facts: dict[str, Any] = {
         "step": step,
         "epoch": run.row.get("epoch"),
         "batch": run.train_phase.batches_done + 1,
-        "samples": [] if indices is None else indices(run.train_phase.batch_samples),
+        "samples": [] if source is None else source.indices_of_batch(run.train_phase.batch_samples),
         "origin": start,
     }
     held: list[Any] = []

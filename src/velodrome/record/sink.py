@@ -19,7 +19,7 @@ _LONGEST_REPR = 200
 
 
 class Sink(Protocol):
-    """Takes the rows of a journal, one by one; `row["kind"]` is "step" or "epoch"."""
+    """Takes the rows of a journal, one by one; `row["kind"]` is "step", "epoch", or "evaluation" for one within the training loop."""
 
     def write(self, row: Mapping[str, object]) -> None:
         """Take one row; whatever is raised switches this sink off, and training goes on."""

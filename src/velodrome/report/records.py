@@ -22,7 +22,7 @@ def read_records(path: str | os.PathLike[str], *, kind: str | None = None) -> li
 
     Args:
         path: the file, or the run directory that holds it.
-        kind: "epoch" or "step" gives only those rows.
+        kind: "epoch", "step" or "evaluation" (one within the training loop) gives only those rows.
     Raises:
         ArgumentError: there is no such file, it is absurdly large, or a line in the middle is no row.
     """

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from velodrome.callbacks.early_stopping import EarlyStopping
 from velodrome.checkpoint.nested import join
-from velodrome.data.bound import BoundLoader
-from velodrome.data.share import is_sharded
 from velodrome.errors import CheckpointError, RefusedError
 from velodrome.loop.progress import Progress, StopReason
 from velodrome.resume.own_state import OwnState, collect_own, load_phase, load_random
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from velodrome.data.source import Source
     from velodrome.data_in_use import DataInUse
     from velodrome.loop.progress import Budget
     from velodrome.resume.resumption import Resumption
@@ -215,7 +214,7 @@ class GoingOn:
             )
         return self._batches_to_skip
 
-    def batches(self, source: Any) -> Iterator[Any]:
+    def batches(self, source: Source) -> Iterator[Any]:
         """Return the iterator over the batches that are left, with the generators as they were when it was interrupted."""
         run, device = self._run, self._run.trainer.device
         if not self._is_random_pending:
@@ -303,7 +302,7 @@ class GoingOn:
         files.history = self._run.world.gather(files.history)[0]
 
 
-def batches_for_others(source: Any, done: int, *, then: int, now: int, warn: Callable[[str], None]) -> int:
+def batches_for_others(source: Source, done: int, *, then: int, now: int, warn: Callable[[str], None]) -> int:
     """Return how many batches another number of processes has done, at the same sample.
 
     Args:
@@ -314,24 +313,19 @@ def batches_for_others(source: Any, done: int, *, then: int, now: int, warn: Cal
     Raises:
         RefusedError: the data divide themselves, or are dealt out and do not come out even.
     """
-    data = source.loader if isinstance(source, BoundLoader) else source.data
-    if is_sharded(data):
+    if source.divides_itself:
         raise RefusedError(
             f"The training data divide themselves, and {then} processes were in the middle of their parts: {now} cannot know which samples "
             f"are left. No step was made. Start {then} processes until the epoch is over."
         )
-    if not isinstance(source, BoundLoader):
-        has_order_of_its_own, is_dealt, can_enter = source.own_state() is None, True, source.own_state() is not None
-    else:
-        has_order_of_its_own, is_dealt, can_enter = data.has_own_order, data.is_dealt, True
-    if has_order_of_its_own and 1 in (then, now):
+    if source.has_own_order and 1 in (then, now):
         warn(
             f"Where the data draw their order at random, this epoch has another one with {now} processes than with {then}: some of its "
             f"samples may come twice and others not at all. The epochs after it are whole."
         )
-    if not is_dealt:
+    if not source.is_dealt:
         return done
-    if not can_enter and done * then % now:
+    if not source.can_enter and done * then % now:
         raise RefusedError(
             f"{then} processes had done {done * then} batches of this epoch, which are no whole rounds of {now} ({done * then} % {now} = "
             f"{done * then % now}). No step was made. Start {then} processes until the epoch is over, or one."

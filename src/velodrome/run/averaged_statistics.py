@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from velodrome.loop.modes import training_mode
@@ -24,7 +23,8 @@ def average_epoch(run: Run) -> None:
 def _recompute(run: Run) -> None:
     """Pass the training data through the averaged model; the run goes on as if that had not been."""
     source, engine = run.train_source, run.engine
-    if isinstance(getattr(source, "data", None), Iterator):
+    assert source is not None  # steps were made on its batches
+    if source.is_read_once:
         run.notices.warn_all(
             "The training data can be read only once, so the BatchNorm statistics of the averaged weights are those of the "
             "weights before averaging. Give data that can be read again, such as a DataLoader."

@@ -10,6 +10,7 @@ from velodrome.run.together import Agreement, Together
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from velodrome.data.source import Source
     from velodrome.distributed.pace import Pace
     from velodrome.run.run import Run
 
@@ -47,9 +48,9 @@ class Consensus:
         parameters = [parameter for updates in run.windows.by_name.values() for parameter in updates.parameters]
         self._together.begin(run.model, parameters, facts, run.seed)
 
-    def check_data(self, source: Any) -> None:
+    def check_data(self, source: Source) -> None:
         """Check that all processes read the same data, as far as the source can tell."""
-        self._together.check_data(getattr(source, "shared_facts", None))
+        self._together.check_data(source.shared_facts)
 
     def count_from_here(self) -> None:
         """All processes have the same counters now: a run goes on."""

@@ -109,7 +109,7 @@ class Phases:
         """Make the phase the one under way; finish it when its loop has come to its end."""
         run = self._run
         outer, run.phase = run.phase, phase
-        columns = getattr(source, "columns", None)
+        columns = source.columns
         phase.enter(run.row.get("epoch", 0), run.budget.epochs, length_of(source), batches_are_new=columns is not None)
         try:
             with run.first_batch.of(source, columns), run.determinism.around(), run.precision.around(run.model):
@@ -214,7 +214,10 @@ class Phases:
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
         if "epoch" in run.row and phase.name not in ("eval", "predict"):
             run.row.update(named)
-            if run.events["on_evaluate_end"] and run.position.callbacks is None and run.notes_random_states:
+            if run.position.is_in_batch:
+                run.tick()
+                run.files.write({**run.rows.coordinates("evaluation", run.row["epoch"]), **named})
+            elif run.events["on_evaluate_end"] and run.position.callbacks is None and run.notes_random_states:
                 run.position.callbacks = deepcopy(callback_states(run))  # told again when the run goes on from here
             run.tell("on_evaluate_end", named)
 

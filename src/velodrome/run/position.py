@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from velodrome.data.bound import BoundLoader
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from velodrome.data.source import Source
 
 __all__ = ["Position"]
 
@@ -36,7 +36,7 @@ class Position:
     stage: Stage = "between"
     loops_done: int = 0
     is_whole: bool = True
-    source: Any = None
+    source: Source | None = None
     batch: Any = None
     is_in_batch: bool = False
     loop_start: Mapping[str, Any] | None = None
@@ -50,7 +50,7 @@ class Position:
         self.is_whole = True
         self.is_in_batch, self.loop_start, self.callbacks = False, None, None
 
-    def enter_loop(self, source: Any) -> None:
+    def enter_loop(self, source: Source) -> None:
         """A training loop begins, or goes on."""
         self.source, self.callbacks = source, None
 
@@ -86,13 +86,4 @@ class Position:
         """
         if self.stage != "open" or self.source is None:
             return None
-        return {"batches_done": batches_done, "data": _position_in(self.source, epoch)}
-
-
-def _position_in(source: Any, epoch: int) -> dict[str, Any] | None:
-    """Return a loader's own position, in samples; None where only the number of batches tells."""
-    if isinstance(source, BoundLoader):
-        state: dict[str, Any] = dict(source.loader.state_dict())
-        # Somebody else may have iterated over the same loader meanwhile; then the batches tell.
-        return state if state["epoch"] == epoch else None
-    return source.own_state()
+        return {"batches_done": batches_done, "data": self.source.position(epoch)}

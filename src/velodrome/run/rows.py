@@ -1,4 +1,4 @@
-"""The rows of a run's records: one at each log point, one for each epoch."""
+"""The rows of a run's records: one at each log point, one for each evaluation within the training loop, one for each epoch."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ here                    steps, the ends of epochs, and what the loop and the tra
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
+from dataclasses import InitVar, asdict, dataclass
 from functools import cached_property, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ import torch
 
 from velodrome.callbacks.base import Callback, listeners
 from velodrome.cores import usable_cores
-from velodrome.data.origin import describe_origin
 from velodrome.data.share import EMPTY
 from velodrome.explain import Explanation
 from velodrome.loop.host import NO_BATCH
@@ -50,13 +48,12 @@ from velodrome.step.guard import NonFinite
 from velodrome.stopping.interruption import Interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from torch import Tensor
 
-    from velodrome.data.adopt import BatchIterable
-    from velodrome.data.bound import BoundLoader
+    from velodrome.data.source import Source
     from velodrome.data_in_use import DataInUse
     from velodrome.distributed.world import World
     from velodrome.record.progress import ProgressView
@@ -82,6 +79,7 @@ _POINTS_OF_RUN = dict.fromkeys(("after_micro_batch", "after_update", "measure", 
 _POINTS_OF_UPDATES = {"backward": "backward", "update": "optimizer"}
 
 
+@dataclass(kw_only=True, eq=False)
 class Run:
     """What happens around the steps. Everything here is called by the loop or by the trainer.
 
@@ -108,53 +106,34 @@ class Run:
         stop_after_s: how long a run may take, in seconds.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        *,
-        metrics: Mapping[str, Any],
-        callbacks: Sequence[Callback],
-        files: RunFiles,
-        display: ProgressView,
-        sources: DataInUse,
-        first_batch: FirstBatch,
-        keeping: Keeping,
-        windows: Windows,
-        precision: Precision,
-        engine_phases: NoPhases,
-        determinism: Determinism,
-        averaging: NoAveraging,
-        engine: Engine,
-        log_every: int,
-        seed: int | None,
-        world: World,
-        resumption: Resumption,
-        on_nonfinite: str = "stop",
-        stop_after_s: float = math.inf,
-    ) -> None:
-        self.trainer = trainer
-        self.model = trainer.model
-        self.metrics = metrics
-        self.callbacks = list(callbacks)
-        self.files = files
-        self.display = display
-        self.sources = sources
-        self.first_batch = first_batch
-        self.keeping = keeping
-        self.windows = windows
-        self.precision = precision
-        self.engine_phases = engine_phases
-        self.determinism = determinism
-        self.averaging = averaging
-        self.engine = engine
-        self.log_every = log_every
-        self.seed = seed
-        self.world = world
-        self.is_alone = world.size == 1
+    trainer: Trainer
+    metrics: Mapping[str, Any]
+    callbacks: list[Callback]
+    files: RunFiles
+    display: ProgressView
+    sources: DataInUse
+    first_batch: FirstBatch
+    keeping: Keeping
+    windows: Windows
+    precision: Precision
+    engine_phases: NoPhases
+    determinism: Determinism
+    averaging: NoAveraging
+    engine: Engine
+    log_every: int
+    seed: int | None
+    world: World
+    resumption: InitVar[Resumption]
+    on_nonfinite: InitVar[str]
+    stop_after_s: InitVar[float]
+
+    def __post_init__(self, resumption: Resumption, on_nonfinite: str, stop_after_s: float) -> None:
+        self.model = self.trainer.model
+        self.is_alone = self.world.size == 1
         """whether no other process trains together with this one"""
 
         self.progress = Progress()
-        self.clock = Clock(make_marks(trainer.device))
+        self.clock = Clock(make_marks(self.trainer.device))
         self.watchers = NOBODY
         self.budget = Budget()
         self.started_at = 0.0
@@ -171,7 +150,7 @@ class Run:
         """the phase under way"""
         self.train_phase: Phase = NO_PHASE
         """that of the epoch's training, also between its loops"""
-        self.train_source: Any = ()
+        self.train_source: Source | None = None
         self.row: dict[str, Any] = {}
         """of the epoch under way"""
         self.events = listeners(())
@@ -180,11 +159,11 @@ class Run:
         self.save_is_agreed = False
         """several processes make a checkpoint at the next update, or where they meet next"""
 
-        self.notices = Notices(files, world)
+        self.notices = Notices(self.files, self.world)
         self.position = Position()
         self.consensus = Consensus(self)
         self.phases = Phases(self)
-        self.rows = Rows(self, counts_skips=precision.needs_scaler or on_nonfinite == "skip")
+        self.rows = Rows(self, counts_skips=self.precision.needs_scaler or on_nonfinite == "skip")
         self.saves = Saves(self)
         self.schedule_lengths = ScheduleLengths(self)
         self.interruption = Interruption(self, stop_after_s)
@@ -211,8 +190,7 @@ class Run:
     @property
     def data_facts(self) -> dict[str, Any]:
         """What must be the same about the training data when the run goes on."""
-        source = self.train_source
-        return source.describe_data() if hasattr(source, "describe_data") else {}
+        return {} if self.train_source is None else self.train_source.describe_data()
 
     @property
     def part_sizes(self) -> dict[str, int]:
@@ -309,13 +287,11 @@ class Run:
 
     # -- data and phases --------------------------------------------------------------------------------------------
 
-    def source(
-        self, data: Any, *, role: str, batch_size: int | None = None, shuffle: bool = False
-    ) -> BoundLoader | BatchIterable:
+    def source(self, data: Any, *, role: str, batch_size: int | None = None, shuffle: bool = False) -> Source:
         """Return the source for what the user gave."""
         return self.sources.get(data, role=role, batch_size=batch_size, shuffle=shuffle)
 
-    def placer(self, source: Any) -> Callable[[Any], tuple[Any, int]]:
+    def placer(self, source: Source) -> Callable[[Any], tuple[Any, int]]:
         """Return a function that puts a batch on the device and counts its samples."""
         place = self.engine_phases.watch(self.sources.placer(source), self._micro_batch_in_training)
         if self.is_alone:
@@ -326,9 +302,9 @@ class Run:
         """Return the number of the training micro-batch that comes; None in an evaluation."""
         return self.progress.micro_batches_done if self.phase.is_training else None
 
-    def enter_data(self, source: Any, epoch: int) -> int | None:
+    def enter_data(self, source: Source, epoch: int) -> int | None:
         """Choose the order of the epoch and where in it to begin; None when this loop was over before the run was interrupted."""
-        if not self.is_alone and self.train_source == ():  # the first of this process, and of every other
+        if not self.is_alone and self.train_source is None:  # the first of this process, and of every other
             self.consensus.check_data(source)
         self.train_source = source
         self.clock.origin = partial(self._describe_for_bill, source)
@@ -336,9 +312,9 @@ class Run:
         self.nonfinite.enter_loop()
         return self.going_on.enter_data(source, epoch)
 
-    def _describe_for_bill(self, source: Any) -> tuple[str, dict[str, Any]]:
+    def _describe_for_bill(self, source: Source) -> tuple[str, dict[str, Any]]:
         """Return the class of the training data, and what advice on their speed, the optimizer's and that of saves depends on."""
-        dataset, facts = describe_origin(source)
+        dataset, facts = source.origin()
         groups = [group for updates in self.windows.by_name.values() for group in updates.optimizer.param_groups]
         facts["cores"] = self._cores
         facts["fused_optimizer"] = all(group.get("fused") for group in groups)
@@ -351,7 +327,7 @@ class Run:
     def _cores(self) -> int:
         return usable_cores()
 
-    def batches(self, source: Any) -> Iterator[Any]:
+    def batches(self, source: Source) -> Iterator[Any]:
         """Return the iterator over the batches that are left."""
         return self.going_on.batches(source)
 

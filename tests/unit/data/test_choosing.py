@@ -11,7 +11,6 @@ from torch.utils.data import Dataset, IterableDataset
 import velodrome as vd
 from velodrome.data import choosing
 from velodrome.data.choosing import choose_workers
-from velodrome.data.origin import describe_origin
 from velodrome.errors import ArgumentError, FetchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -129,15 +128,15 @@ def test_workers_that_cannot_be_started_are_said_and_done_without(forced):
     loader = make(data, multiprocessing_context="spawn")
     assert torch.equal(epochs_of(loader, 1)[0], epochs_of(make(num_workers=0), 1)[0])
     assert "2 workers failed: Drawn cannot be sent to worker processes" in loader.describe()
-    assert describe_origin(loader)[1]["workers_failed"] == "start"
+    assert loader.workers_failed == "start"
 
 
 def test_workers_that_fail_at_work_are_told_from_those_that_cannot_be_started(forced):
     forced(2, True)
     loader = make(worker_init_fn=end_at_once)
     assert torch.equal(epochs_of(loader, 1)[0], epochs_of(make(num_workers=0), 1)[0])
-    assert describe_origin(loader)[1]["workers_failed"] == "run"
-    assert describe_origin(make())[1]["workers_failed"] == ""
+    assert loader.workers_failed == "run"
+    assert make().workers_failed == ""
 
 
 @pytest.mark.parametrize("bad", [0, 120, 239])

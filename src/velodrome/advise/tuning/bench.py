@@ -24,7 +24,6 @@ from velodrome.advise.tuning.neighbours import read_usage, share_of_others
 from velodrome.advise.tuning.rehearsal import Rehearsal, StopAfter, rehearse
 from velodrome.callbacks.base import Callback
 from velodrome.cores import usable_cores, usable_processors
-from velodrome.data.bound import BoundLoader
 from velodrome.errors import DataError
 from velodrome.step.schedules.base import NO_SCHEDULE
 from velodrome.step.schedules.rates import set_rate
@@ -211,8 +210,7 @@ class Bench:
         return self._trainer._sources.get(validation_loader(self.ready, count), role="val")
 
     def _is_resident(self) -> bool:
-        source = self._trainer._sources.get(self.ready.train, role="train")
-        return isinstance(source, BoundLoader) and source.gives_placed_batches
+        return self._trainer._sources.get(self.ready.train, role="train").gives_placed_batches
 
     def _facts(self, warm_up_s: float, loss: float, digest: str) -> Facts:
         ready, trainer = self.ready, self._trainer
