@@ -120,7 +120,7 @@ class Trainer:
         on_nonfinite: what happens when a loss or a gradient is NaN or infinite, before it reaches the weights: "stop" with what is
             known of it; "skip" the batch; "rollback" to the last log point and go on with the next batch.
         callbacks: told of events in the order given.
-        loggers: what to write besides `metrics.jsonl`: "csv", "tensorboard", "curves", or sinks of your own; None is all three.
+        loggers: what to write besides `metrics.jsonl`: "csv", "tensorboard", "curves", "report", or sinks of your own; None is all four.
         progress: show a bar, or lines where there is no terminal.
         on_oom: what to do when a batch does not fit into memory: "stop" with an error that says what to change, or "split": run it in halves,
             quarters, ... with unchanged gradients, and remember the size.

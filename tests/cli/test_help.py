@@ -25,6 +25,7 @@ VERBS = [
     "verify",
     "runs",
     "show",
+    "report",
     "import",
 ]
 

@@ -6,6 +6,7 @@ NO_PICTURES = """
 [logging]
 tensorboard = false
 curves = false
+report = false
 """
 
 

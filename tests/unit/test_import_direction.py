@@ -32,6 +32,7 @@ FRONT_DOOR = {
     "nonfinite",
     "stopping",
     "transforms",
+    "reporting",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

@@ -31,6 +31,7 @@ from velodrome.cli import (
     predict,
     recipes,
     replay,
+    report,
     resume,
     runs,
     train,
@@ -77,6 +78,7 @@ app.command("eject")(eject.eject)
 app.add_typer(verify.app, name="verify")
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("report")(report.report)
 app.command("tune")(tune.tune)
 app.command("import")(import_weights.import_weights)
 

@@ -95,7 +95,7 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
         files["best_weights"] = weights.best
     if weights.last is not None:
         files["last_weights"] = weights.last
-    optional = {"curves": run_dir / "curves.png", "tensorboard": run_dir / "tb"}
+    optional = {"curves": run_dir / "curves.png", "report": run_dir / "report.html", "tensorboard": run_dir / "tb"}
     files |= {key: path for key, path in optional.items() if path.exists()}
     reason = str(result.stop_reason)
     rows = [("Final metrics", show_metrics({k: v for k, v in result.metrics.items() if "/" in k}))]
@@ -115,6 +115,8 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
     rows.append(("Metrics", str(files["metrics"])))
     if "curves" in files:
         rows.append(("Curves", str(files["curves"])))
+    if "report" in files:
+        rows.append(("Report", str(files["report"])))
     if "tensorboard" in files:
         rows.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(str(files['tensorboard']))}"))
     if weights.last is not None:

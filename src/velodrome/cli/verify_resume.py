@@ -109,7 +109,7 @@ def _command(
     keep = max(2, min(1000, _MOST_BYTES // max(1, num_bytes)))
     settings = [
         f"checkpoint.every=every {every} steps", f"checkpoint.keep_last={keep}", f"logging.every={every} steps",
-        "logging.tensorboard=false", "logging.curves=false", "logging.progress=false",
+        "logging.tensorboard=false", "logging.curves=false", "logging.report=false", "logging.progress=false",
     ]  # fmt: skip
     start = [sys.executable, "-m", "velodrome", "train", recipe, *changes, *settings]
     several = ["--processes", str(processes)] if processes > 1 else []

@@ -206,6 +206,8 @@ def _trainer_arguments(recipe: Recipe) -> dict[str, Any]:
         loggers.append("tensorboard")
     if recipe.logging.curves:
         loggers.append("curves")
+    if recipe.logging.report:
+        loggers.append("report")
     return {
         "optimizer": optimizer,
         "lr": recipe.optimizer.lr,

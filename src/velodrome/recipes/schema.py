@@ -197,6 +197,7 @@ class LoggingTable(Table):
     every: str = "50 steps"
     tensorboard: bool = True
     curves: bool = True
+    report: bool = True
     progress: bool = True
     profile: bool | PositiveInt | str | None = None  # batches to trace: true, a number, or "FIRST:LAST"
     find_syncs: bool | PositiveInt | str | None = None  # the same, to find the lines that wait for the device

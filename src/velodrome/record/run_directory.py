@@ -20,7 +20,7 @@ from velodrome.record.surroundings import describe_surroundings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["END_STATUSES", "RunDirectory"]
+__all__ = ["END_STATUSES", "RunDirectory", "add_event"]
 
 END_STATUSES = ("done", "failed", "stopped")
 
@@ -188,9 +188,7 @@ class RunDirectory:
 
     def add_event(self, event: Mapping[str, object]) -> None:
         """Append an event to `events.jsonl`, with the time; what a disk that fails makes of it is left out."""
-        line = json.dumps(make_plain({"time": _now(), **event}), allow_nan=False)
-        with contextlib.suppress(OSError), open(self.path / "events.jsonl", "ab") as file:
-            file.write(line.encode() + b"\n")
+        add_event(self.path, event)
 
     def _take_lock(self) -> None:
         try:
@@ -214,6 +212,13 @@ class RunDirectory:
     def _encode(self) -> bytes:
         text = json.dumps(self._record, ensure_ascii=False, allow_nan=False, indent=2)
         return text.encode("utf-8") + b"\n"
+
+
+def add_event(folder: Path, event: Mapping[str, object]) -> None:
+    """Append an event to the `events.jsonl` of a run that this process writes to."""
+    line = json.dumps(make_plain({"time": _now(), **event}), allow_nan=False)
+    with contextlib.suppress(OSError), open(folder / "events.jsonl", "ab") as file:
+        file.write(line.encode() + b"\n")
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import secrets
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,12 @@ from velodrome.errors import ArgumentError
 from velodrome.report.curves import Metric, collect_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["INSTALL_HINT", "MAX_PANELS", "plot_history"]
+__all__ = ["INSTALL_HINT", "MAX_PANELS", "hide_missing_glyphs", "plot_history", "save_figure", "style_axes"]
 
 INSTALL_HINT = 'pip install "velodrome[plots]"'
 MAX_PANELS = 12
@@ -133,21 +134,40 @@ def _style(axes: Axes, metric: Metric, epochs: set[float]) -> None:
 
     name = metric.name if len(metric.name) <= 24 else metric.name[:23] + "…"
     title = name[:1].upper() + name[1:].replace("_", " ") + (" (%)" if metric.is_fraction else "")
-    # A metric may be called "$x": names are text, never TeX.
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=7, parse_math=False)
-    axes.set_xlabel("epoch", fontsize=9, color=_INK)
+    style_axes(axes, title=title, label="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     first, last = min(epochs), max(epochs)
     margin = 0.5 if first == last else 0.03 * (last - first)
     axes.set_xlim(first - margin, last + margin)
     axes.margins(y=0.09)
+    axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=_INK, handlelength=2.4)
+
+
+def style_axes(axes: Axes, *, title: str, label: str) -> None:
+    """Give a panel the look that all of ours have.
+
+    Args:
+        axes: the panel.
+        title: what it shows; names of metrics are text, never TeX.
+        label: of the axis at the bottom.
+    """
+    # A metric may be called "$x".
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=7, parse_math=False)
+    axes.set_xlabel(label, fontsize=9, color=_INK)
     axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-5, 7))
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, labelsize=9, length=3, width=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#B0B0B0")
-    axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=_INK, handlelength=2.4)
+
+
+@contextmanager
+def hide_missing_glyphs() -> Iterator[None]:
+    """Draw a name in a script that the font lacks as boxes, without a warning about each letter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -156,10 +176,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     kwargs: dict[str, Any] = {"format": path.suffix[1:].lower()} if path.suffix else {"format": "png"}
     temp = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
-        with warnings.catch_warnings():
-            # A name in a script that the font lacks is drawn as boxes; that is no reason to warn about each
-            # letter.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        with hide_missing_glyphs():
             figure.savefig(image, **kwargs)
         temp.write_bytes(image.getvalue())
         os.replace(temp, path)

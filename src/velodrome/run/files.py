@@ -14,6 +14,7 @@ from velodrome.record.progress import NoProgress
 from velodrome.record.run_directory import RunDirectory
 from velodrome.record.sink import say_on_stderr
 from velodrome.run.checkpoint_files import CheckpointFiles
+from velodrome.run.last_report import describe_going_on, write_last_report
 from velodrome.run.own_folder import check_progress, discard, entries_of, refuse_foreign_files
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WORTH_SAYING_S", "RunFiles"]
 
-_LOGGERS = ("csv", "tensorboard", "curves")
+_LOGGERS = ("csv", "tensorboard", "curves", "report")
+_DRAWN = ("curves", "report")  # at the end of a run, from its rows; the others are fed with rows
 WORTH_SAYING_S = 5.0
 """how long a run takes whose bill is said unasked"""
 
@@ -38,7 +40,7 @@ class RunFiles:
 
     Args:
         run_dir: a new folder, or None.
-        loggers: names out of "csv", "tensorboard" and "curves", or sinks; None is all three, as far as they are installed.
+        loggers: names out of "csv", "tensorboard", "curves" and "report", or sinks; None is all four, as far as they are installed.
         policy: which checkpoints to keep.
         display: shows lines to people.
         is_main: whether this process speaks for all that train together; the others keep their history and say nothing.
@@ -69,6 +71,7 @@ class RunFiles:
         self.checkpoints = CheckpointFiles(policy, say=self.say, warn=self.warn)
         self._goes_on = goes_on
         self._is_discarded = False
+        self._record_before: Mapping[str, Any] = {}  # what `run.json` said when the run went on
         self._directory: RunDirectory | None = None
         self._entries_before = entries_of(run_dir)
         if run_dir is not None and goes_on:
@@ -134,6 +137,8 @@ class RunFiles:
         if self._journal is None or not self._goes_on:
             return
         self._goes_on = False
+        if self._directory is not None:
+            self._directory.add_event(describe_going_on(self._record_before, self._directory.record, step=step))
         self.history = _epoch_rows(self._journal.go_back(num_bytes, step=step))
         if step:
             self.checkpoints.go_on_from(step)
@@ -154,6 +159,7 @@ class RunFiles:
         if self._journal is None and not self._is_discarded and not self._goes_on:
             self._directory.start(facts)
         else:
+            self._record_before = dict(self._directory.record)
             self._directory.reopen(facts)
         self._is_discarded = False
         if self._directory.taken_over:
@@ -213,7 +219,7 @@ class RunFiles:
                     "saved_step": self.checkpoints.saved_step,
                 },
             )
-            self._draw_curves()
+            self._draw()
         self._display.close()
 
     def fail(self, reason: StopReason, error: BaseException, progress: Progress) -> None:
@@ -233,6 +239,10 @@ class RunFiles:
                 }
                 self._directory.finish(status, facts)
                 self._directory.log("".join(traceback.format_exception(error)).rstrip())
+                if (
+                    self._asked is None or "report" in self._asked
+                ):  # without curves: nothing large is imported when an error is on its way
+                    write_last_report(self._directory.path, b"", draws=False, warn=self.warn)
         if self._directory is not None:
             self._directory.release()
         self._display.close()
@@ -251,23 +261,33 @@ class RunFiles:
 
         if self._asked is None:
             return default_sinks(self._directory.path, self.say)
-        named = [logger for logger in self._asked if isinstance(logger, str) and logger != "curves"]
+        named = [logger for logger in self._asked if isinstance(logger, str) and logger not in _DRAWN]
         return [
             *make_sinks(self._directory.path, named),
             *(logger for logger in self._asked if not isinstance(logger, str)),
         ]
 
-    def _draw_curves(self) -> None:
-        if self._directory is None or not self.history or (self._asked is not None and "curves" not in self._asked):
+    def _draw(self) -> None:
+        """Draw the curves and write the report, as far as they were asked for; what fails is one line."""
+        if self._directory is None:
             return
+        has_curves = self._asked is None or "curves" in self._asked
+        drawn = self._draw_curves(self._directory.path) if has_curves and self.history else b""
+        if self._asked is None or "report" in self._asked:
+            write_last_report(self._directory.path, drawn, draws=has_curves, warn=self.warn)
+
+    def _draw_curves(self, folder: Path) -> bytes:
+        """Write `curves.png` and return it; nothing where it could not be drawn."""
         from velodrome.report.plots import plot_history
 
         try:
-            plot_history(self.history, self._directory.path / "curves.png")
+            plot_history(self.history, folder / "curves.png")
+            return (folder / "curves.png").read_bytes()
         except ArgumentError as error:  # matplotlib is missing
             self.say(f"curves.png was not drawn: {error}")
         except OSError as error:
             self.warn(f"warning: curves.png was not written: {error}")
+        return b""
 
 
 def _epoch_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -20,15 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["check_progress", "discard", "entries_of", "refuse_foreign_files"]
 
-_OWN_NAMES = RUN_ENTRIES - {"report.html"}
-"""what training writes; a report of it is made by whoever asks for one"""
-
 
 def refuse_foreign_files(folder: str | Path, entries: set[str] | None) -> None:
     """Refuse a folder with files of the names that a run writes: they are somebody's, and would be written over."""
     # Lines are added to a log, never written over; a run that was killed before its run.json leaves one.
     # So is its lock, which says that the rest is that run's as well.
-    taken = sorted((_OWN_NAMES - {"log.txt"}) & (entries or set()))
+    taken = sorted((RUN_ENTRIES - {"log.txt"}) & (entries or set()))
     if taken and "run.json" not in taken and LOCK_NAME not in taken:
         raise RefusedError(
             f"run_dir={str(folder)!r} holds {', '.join(taken)}, which a run would write over. Nothing was changed. Give a new folder."
@@ -45,7 +42,7 @@ def entries_of(folder: str | Path | None) -> set[str] | None:
 
 def discard(folder: Path, entries_before: set[str] | None) -> None:
     """Remove what a run wrote that was refused before its first step, and nothing else."""
-    for name in _OWN_NAMES - (entries_before or set()):
+    for name in RUN_ENTRIES - (entries_before or set()):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

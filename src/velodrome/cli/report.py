@@ -1,0 +1,39 @@
+"""`velodrome report RUN`: one page about a run."""
+
+# ruff: noqa: TC001, TC003  (typer reads the annotations)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from velodrome.cli.options import Json, Verbose
+from velodrome.cli.screen import Screen
+from velodrome.report.html import make_visible
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; default: report.html in the run.", metavar="FILE")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write one HTML page about a run, which opens without a network.
+
+    Example: velodrome report runs/my-run
+    """
+    from velodrome.reporting.facts import read_facts
+    from velodrome.reporting.write import write_report
+
+    screen = Screen(as_json=json)
+    facts = read_facts(run.expanduser())
+    written = write_report(run.expanduser(), out, facts=facts)
+    lines = [f"Report: {written}", *(f"Problem: {make_visible(each)}" for each in facts.problems)]
+    screen.answer(
+        "\n".join(lines),
+        {"report": str(written), "run": str(run), "status": facts.status, "problems": list(facts.problems)},
+    )

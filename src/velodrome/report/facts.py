@@ -1,0 +1,107 @@
+"""What a report is made of: everything that a run directory tells, as plain values. Who reads the files fills it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from velodrome.report.differences import Difference
+
+__all__ = ["Event", "GoingOn", "RunFacts", "SavedState"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that was said while the run was under way."""
+
+    time: str
+    text: str
+
+    @property
+    def kind(self) -> str:
+        """What it is: a warning, a run that goes on, an error with its traceback, or a note."""
+        if self.text.startswith("warning: "):
+            return "warning"
+        if self.text.startswith("Going on from the checkpoint"):
+            return "went on"
+        return "error" if "Traceback (most recent call last)" in self.text else "note"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoingOn:
+    """A run that was gone on with."""
+
+    time: str
+    step: int | None
+    changes: tuple[Difference, ...] = ()
+    """of recipe, arguments, versions, machine and processes: before and after"""
+    is_recorded: bool = True
+    """False when only the log tells of it, so that changes are not known"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedState:
+    """A checkpoint on the disk."""
+
+    name: str
+    step: int
+    num_bytes: int = 0
+    is_best: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """A run, as far as its files tell."""
+
+    name: str
+    """of the folder"""
+    status: str
+    """as in `velodrome show`: "done", "failed", "stopped", "under way", "killed" or "broken" """
+    recipe_name: str = ""
+    holder: str = ""
+    """who writes into the folder now"""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """what `run.json` says"""
+    epochs_done: int | None = None
+    steps_done: int | None = None
+    epochs: Sequence[Mapping[str, Any]] = ()
+    """rows of `metrics.jsonl`, one an epoch"""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """rows of `metrics.jsonl`, one a log point; evenly chosen where there are very many"""
+    num_step_rows: int = 0
+    """how many there are in the file"""
+    best: Mapping[str, Any] = field(default_factory=dict)
+    """the row of the best epoch"""
+    monitor: str = ""
+    """the value that decided which one that is"""
+    directions: Mapping[str, Literal["min", "max"]] = field(default_factory=dict)
+    """what is better of the values where that is known"""
+    bill: Mapping[str, Any] = field(default_factory=dict)
+    """the last one in `events.jsonl`"""
+    step_ms: Sequence[float] = ()
+    """what a step took by itself in each process"""
+    events: Sequence[Event] = ()
+    num_events_left_out: int = 0
+    goings_on: Sequence[GoingOn] = ()
+    checkpoints: Sequence[SavedState] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    commands: Sequence[tuple[str, str]] = ()
+    """what they are for, and the commands"""
+    problems: Sequence[str] = ()
+    """files that are missing or damaged, in words"""
+
+    @property
+    def findings(self) -> list[str]:
+        """What the bill means, in words."""
+        found = self.bill.get("findings")
+        return [str(each) for each in found] if isinstance(found, list) else []
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The row of the last epoch."""
+        return self.epochs[-1] if self.epochs else {}

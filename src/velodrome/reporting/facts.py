@@ -1,0 +1,150 @@
+"""A run directory as the facts of a report."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from velodrome.checkpoint.scan import find_checkpoints
+from velodrome.errors import ArgumentError, CheckpointError, RefusedError
+from velodrome.monitor import Monitor
+from velodrome.overview import Overview, look_at
+from velodrome.report.facts import RunFacts, SavedState
+from velodrome.reporting.reading import read_events, read_log, read_recipe, read_rows
+from velodrome.reporting.story import find_goings_on, read_pace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["read_facts"]
+
+_MARKS = ("run.json", "metrics.jsonl", "checkpoints")
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """Return what the files of a run tell; what is missing or damaged is among its problems.
+
+    Raises:
+        RefusedError: the folder holds no run.
+    Cost: see `read_rows`; no weights are read.
+    """
+    if not any(os.path.lexists(folder / name) for name in _MARKS):
+        raise RefusedError(f"{folder} holds no run (no run.json). List the runs: velodrome runs", path=str(folder))
+    found = look_at(folder)
+    problems = list(found.problems)
+    epochs, steps, num_steps = read_rows(folder / "metrics.jsonl", problems)
+    recorded = read_events(folder / "events.jsonl", problems)
+    log, num_left_out = read_log(folder / "log.txt", problems)
+    recipe_text, recipe = read_recipe(folder / "recipe.toml", problems)
+    bills = [event for event in recorded if event.get("event") == "bill"]
+    monitor = found.monitor or _asked_monitor(recipe)
+    names = {name for row in epochs for name in row if name.startswith(("train/", "val/"))}
+    return RunFacts(
+        name=folder.absolute().name,
+        status=found.status,
+        recipe_name=found.recipe,
+        holder="" if found.holder is None else str(found.holder),
+        record=found.record,
+        epochs_done=found.epochs_done,
+        steps_done=found.steps_done,
+        epochs=epochs,
+        steps=steps,
+        num_step_rows=num_steps,
+        best=_find_best(found, epochs),
+        monitor=monitor,
+        directions=_directions(names, monitor, recipe),
+        bill=bills[-1] if bills else {},
+        step_ms=read_pace(log),
+        events=log,
+        num_events_left_out=num_left_out,
+        goings_on=find_goings_on(recorded, log, found.record),
+        checkpoints=_read_checkpoints(folder / "checkpoints", found.best_step, problems),
+        recipe=recipe,
+        recipe_text=recipe_text,
+        commands=_commands(folder, found, recipe),
+        problems=tuple(problems),
+    )
+
+
+def _find_best(found: Overview, epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the row of the best epoch: of `best.json`, which is written at once, or else of `run.json`."""
+    best: Mapping[str, Any] = found.record.get("best") or {}
+    step = found.best_step if found.best_step is not None else best.get("step")
+    return next((row for row in epochs if step is not None and row.get("step") == step), best)
+
+
+def _asked_monitor(recipe: Mapping[str, Any]) -> str:
+    table = recipe.get("checkpoint")
+    asked = table.get("monitor") if isinstance(table, dict) else None
+    return asked if isinstance(asked, str) else "val/loss"
+
+
+def _directions(names: Iterable[str], monitor: str, recipe: Mapping[str, Any]) -> dict[str, Literal["min", "max"]]:
+    """Return what is better of each value whose name says so, and of the monitored one as the recipe says it."""
+    found: dict[str, Literal["min", "max"]] = {}
+    for name in names:
+        try:
+            found[name] = Monitor(name).direction
+        except ArgumentError:  # the name does not tell
+            continue
+    table = recipe.get("checkpoint")
+    mode = table.get("mode") if isinstance(table, dict) else None
+    if mode == "min" or mode == "max":
+        found[monitor] = mode
+    return found
+
+
+def _read_checkpoints(folder: Path, best_step: int | None, problems: list[str]) -> list[SavedState]:
+    try:
+        found = find_checkpoints(folder)
+    except CheckpointError as error:
+        problems.append(error.message)
+        return []
+    return [
+        SavedState(
+            name=each.path.name,
+            step=each.step,
+            num_bytes=0 if each.manifest is None else sum(file.num_bytes for file in each.manifest.files.values()),
+            is_best=each.step == best_step and not each.set_aside,
+            problem=each.problem,
+        )
+        for each in found
+    ]
+
+
+def _commands(folder: Path, found: Overview, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what can be done with the run; one that was begun in Python goes on there."""
+    run = shlex.quote(_short(folder))
+    checks = [("Check every file", f"velodrome verify {run}"), ("Draw this report anew", f"velodrome report {run}")]
+    if not recipe:
+        return checks
+    file = shlex.quote(f"{_short(folder)}/recipe.toml")
+    option = f" --recipe {file}" if _names_user_code(recipe) else ""
+    more = " train.epochs=MORE" if found.status == "done" else ""
+    going_on = [] if found.holder is not None else [("Go on", f"velodrome resume {run}{option}{more}")]
+    return [
+        *going_on,
+        ("Evaluate", f"velodrome eval {run}{option}"),
+        ("Predict", f"velodrome predict {run}{option}"),
+        *checks,
+        ("Run the same again", f"velodrome train {file}"),
+        ("Prove that it resumes exactly", f"velodrome verify resume {file}"),
+    ]
+
+
+def _short(folder: Path) -> str:
+    """Return the folder from the current one on when it lies in there, and else its name: a report holds no path of the machine."""
+    path, here = folder.absolute(), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) and path != here else path.name
+
+
+def _names_user_code(recipe: Mapping[str, Any]) -> bool:
+    """Return whether a name in it is `package.module:callable`, which a run directory is not trusted to name."""
+    names = [table.get("name") for table in recipe.values() if isinstance(table, dict)]
+    train = recipe.get("train")
+    metrics = train.get("metrics") if isinstance(train, dict) else None
+    return any(
+        ":" in name for name in [*names, *(metrics if isinstance(metrics, list) else [])] if isinstance(name, str)
+    )
