@@ -25,6 +25,7 @@ VERBS = [
     "runs",
     "show",
     "report",
+    "compare",
     "import",
 ]
 
