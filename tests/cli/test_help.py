@@ -16,6 +16,7 @@ VERBS = [
     "replay",
     "eval",
     "predict",
+    "export",
     "recipes",
     "data",
     "doctor",

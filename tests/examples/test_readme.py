@@ -47,7 +47,7 @@ def test_python_blocks_are_short() -> None:
 
 def test_velodrome_commands_run_one_after_the_other(tmp_path: Path) -> None:
     """Run in one folder, as a reader would, but on the embedded digits, so that nothing is downloaded."""
-    assert len(commands()) == 9
+    assert len(commands()) == 11
     for command in commands():
         words = shlex.split(command)[1:]
         if words[0] in ("train", "eject", "tune"):

@@ -28,6 +28,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "pandas": ("pandas",),
     "vision": ("torchvision", "PIL"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
 _IMPORT_TIMEOUT_S = 120
 

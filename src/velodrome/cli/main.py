@@ -26,6 +26,7 @@ from velodrome.cli import (
     doctor,
     eject,
     evaluate,
+    export,
     import_weights,
     init,
     predict,
@@ -68,6 +69,7 @@ app.command("train")(train.train)
 app.command("resume")(resume.resume)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("replay")(replay.replay)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")

@@ -1,0 +1,107 @@
+"""What two programs gave for the same inputs, put side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Comparison", "compare", "flatten"]
+
+_SMALLEST = 1e-3  # of outputs that are all nearly 0 the tolerance is taken as if they were this large
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far outputs are from those of the model.
+
+    Args:
+        largest: difference of two numbers, over all outputs.
+        tolerance: for it; of the output where the difference is the largest share of it.
+        problem: a sentence where they do not agree within it, or "".
+    """
+
+    largest: float
+    tolerance: float
+    problem: str = ""
+
+
+def flatten(output: Any, name: str = "output") -> dict[str, Tensor]:  # Any: whatever a model returns
+    """Return the tensors in an output by name: those of dicts by their keys, those of tuples numbered.
+
+    >>> list(flatten({"logits": torch.zeros(1), "hidden": (torch.zeros(1), torch.zeros(1))}))
+    ['logits', 'hidden.0', 'hidden.1']
+    """
+    if isinstance(output, Tensor):
+        return {name: output}
+    if isinstance(output, Mapping):
+        parts = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        named = getattr(output, "_fields", range(len(output)))
+        parts = list(zip(named, output, strict=True))
+    elif is_dataclass(output):
+        parts = [(field.name, getattr(output, field.name)) for field in fields(output)]
+    else:
+        return {}
+    inside = "" if name == "output" else f"{name}."
+    found: dict[str, Tensor] = {}
+    for key, part in parts:
+        own = f"output.{key}" if isinstance(key, int) and not inside else f"{inside}{key}"
+        found |= flatten(part, own)
+    return found
+
+
+def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, share: float) -> Comparison:
+    """Compare tensors by name: shape, type, and numbers up to a share of the largest number of each tensor.
+
+    Whole numbers must be equal; NaN and infinities must stand in the same places.
+
+    Args:
+        expected: from the model.
+        given: from the file.
+        share: in float32's steps near 1 (its `eps`, 1.2e-7), or those of another type.
+    """
+    if list(expected) != list(given):
+        problem = f"It gives {', '.join(given) or 'no tensor'}; the model gives {', '.join(expected) or 'none'}."
+        return Comparison(largest=0.0, tolerance=0.0, problem=problem)
+    largest, tolerance, worst, problem = 0.0, 0.0, -1.0, ""
+    for name, mine in expected.items():
+        other = given[name]
+        if mine.shape != other.shape or mine.dtype != other.dtype:
+            return Comparison(
+                largest=0.0,
+                tolerance=0.0,
+                problem=f"{name} is {other.dtype} of shape {tuple(other.shape)}; the model gives {mine.dtype} of shape {tuple(mine.shape)}.",
+            )
+        if not mine.numel():
+            continue
+        difference = _largest_difference(mine, other)
+        allowed = share * torch.finfo(mine.dtype).eps * max(_size(mine), _SMALLEST) if _has_fractions(mine) else 0.0
+        ratio = difference / allowed if allowed else float("inf") if difference else 0.0
+        largest = max(largest, difference)
+        if ratio > worst:
+            worst, tolerance = ratio, allowed
+        if ratio > 1 and not problem:
+            problem = f"{name} differs by {difference:.3g}; at most {allowed:.3g} is allowed."
+    return Comparison(largest=largest, tolerance=tolerance, problem=problem)
+
+
+def _largest_difference(mine: Tensor, other: Tensor) -> float:
+    if mine.is_complex():
+        mine, other = torch.view_as_real(mine), torch.view_as_real(other)
+    mine, other = mine.double(), other.double()
+    same = (mine == other) | (mine.isnan() & other.isnan())
+    difference = torch.where(same, 0.0, (mine - other).abs()).max()
+    return float(difference) if difference.isfinite() else float("inf")
+
+
+def _has_fractions(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _size(tensor: Tensor) -> float:
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0

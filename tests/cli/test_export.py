@@ -1,0 +1,273 @@
+"""`velodrome export`: one file, used with torch alone, that says the same as `velodrome predict`."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from support.recipes import NO_PICTURES, recipe_text
+from velodrome.cli.main import run
+
+# Twelve rows: two numbers, three classes; the class is the sum, rounded.
+TABLE = "a,b,class\n" + "".join(f"{n % 4},{n % 3},{'xyz'[(n % 4 + n % 3) // 2]}\n" for n in range(48))
+
+MODELS = """\
+import torch
+from torch import nn
+
+
+class OneWay(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.layer(x)
+        return -self.layer(x)
+
+
+class Dice(OneWay):
+    def forward(self, x):
+        return self.layer(x) + torch.rand(1)
+"""
+
+# What a user does who has the file and torch, and no velodrome.
+PROGRAM = """\
+import json, sys, warnings
+import torch
+
+warnings.simplefilter("ignore")  # of torch 2.11, about buffers of its own
+extra = {"velodrome.json": ""}
+program = torch.export.load(sys.argv[1], extra_files=extra).module()
+facts = json.loads(extra["velodrome.json"])
+rows = torch.tensor(json.loads(sys.argv[2]))
+kept = facts["preparation"]["data"]["numeric"]
+mean = torch.tensor([each["mean"] for each in kept.values()])
+std = torch.tensor([each["std"] for each in kept.values()])
+probabilities = program(((rows - mean) / std).float()).softmax(1)
+assert "velodrome" not in sys.modules
+print(json.dumps([[facts["classes"][row.argmax()], row.tolist()] for row in probabilities]))
+"""
+
+
+class Plain(nn.Module):
+    """The recipe's network as anybody would write it, with the names of the PyTorch quickstart."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear_relu_stack = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.linear_relu_stack(x)
+
+
+def recipe(model='name = "mlp"\nsizes = ["auto", 8, 3]', train='metrics = ["accuracy"]', tables="", data=""):
+    return recipe_text(
+        model=model,
+        data=f'name = "csv"\npath = "table.csv"\nval_fraction = 0.25\n{data}',
+        train=train,
+        batch_size=8,
+        tables=NO_PICTURES + tables,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with two runs of one recipe: one with an average of the weights, both of two epochs."""
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "table.csv").write_text(TABLE)
+    (folder / "mine.toml").write_text(recipe())
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        assert run(["train", "mine.toml", "ema.decay=0.9", "train.precision=bf16", "--name", "mine", "--quiet"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch):
+    """A folder of its own for each test, with the run beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text(TABLE)
+    (tmp_path / "runs").symlink_to(trained / "runs")
+    (tmp_path / "shelf_for_export.py").write_text(MODELS)
+    monkeypatch.delitem(sys.modules, "shelf_for_export", raising=False)
+    return tmp_path
+
+
+def test_weights_load_into_the_plain_module(here, velodrome):
+    answer = velodrome("export", "runs/mine", "--format", "safetensors", "--weights", "last", "--json")
+    assert answer.code == 0, answer.err
+    data = (here / "mine.safetensors").read_bytes()
+    said = answer.json
+    assert said["path"] == "mine.safetensors"
+    assert (said["bytes"], said["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert said["step"] == 10  # 36 rows train, in 5 batches of 8, twice
+    assert said["kind"] == "averaged"
+    assert said["largest_difference"] == 0
+    plain = Plain()
+    plain.load_state_dict(load_file("mine.safetensors"))  # strict
+    with safe_open("mine.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["velodrome.json"])
+    rows = [json.loads(line) for line in (here / "runs/mine/metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "epoch"][-1]
+    assert facts["metrics"]["val/loss"] == last["val/loss"]
+    assert facts["classes"] == ["x", "y", "z"]
+    assert facts["recipe"].startswith("[model]\n")
+    assert stat.S_IMODE((here / "mine.safetensors").stat().st_mode) == stat.S_IMODE((here / "table.csv").stat().st_mode)
+
+
+def test_a_program_gives_the_predictions_of_predict_without_velodrome(here, velodrome):
+    rows = [[0.0, 2.0], [3.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 0.0]]
+    (here / "new.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    assert velodrome("predict", "runs/mine", "--data", "new.csv", "--out", "p.csv").code == 0
+    answer = velodrome("export", "runs/mine", "--out", "model.pt2")
+    assert answer.code == 0, answer.err
+    assert "Input x: float32 (batch, 2)" in answer.out
+    assert "Output output: float32 (batch, 3): logits; softmax over dimension 1" in answer.out
+    assert "numeric ones minus their mean, divided by their std" in answer.out
+    assert "The run computed in bf16; the file computes in the precision of the saved weights." in answer.out
+    assert "run on 4, 1 and 3 samples (the first validation samples)" in answer.out
+    (here / "use.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "-I", "use.py", "model.pt2", json.dumps(rows)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    predicted = list(csv.DictReader((here / "p.csv").read_text().splitlines()))
+    for (label, probabilities), row in zip(json.loads(done.stdout), predicted, strict=True):
+        assert label == row["label"]
+        assert probabilities == pytest.approx([float(row[f"p_{name}"]) for name in "xyz"], rel=1e-5)
+
+
+def test_a_program_holds_no_sample_no_pickle_and_no_line_of_code(here, velodrome):
+    answer = velodrome("export", "runs/mine", "--kind", "raw", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["inputs"][0]["shape"] == ["batch", 2]
+    assert answer.json["largest_difference"] <= answer.json["tolerance"]
+    with zipfile.ZipFile("mine.pt2") as archive:
+        names = {name.partition("/")[2]: name for name in archive.namelist()}
+        assert archive.getinfo(names["data/sample_inputs/model.pt"]).file_size == 0
+        assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
+        graph = archive.read(names["models/model.json"]).decode()
+    assert "stack_trace" not in graph
+    assert os.fspath(here) not in graph
+    assert "site-packages" not in graph
+
+
+def test_a_table_that_is_gone_is_not_needed(here, velodrome):
+    (here / "table.csv").unlink()
+    answer = velodrome("export", "runs/mine")
+    assert answer.code == 0, answer.err
+    assert "The shapes that the run noted are enough: inputs are drawn." in answer.out
+    assert "4, 1 and 3 samples (drawn ones)" in answer.out
+
+
+def test_the_kind_of_weights_is_chosen_as_elsewhere(here, velodrome):
+    for kind in ("raw", "averaged"):
+        assert velodrome("export", "runs/mine", "--kind", kind, "--out", f"{kind}.safetensors").code == 0
+    raw, averaged = load_file("raw.safetensors"), load_file("averaged.safetensors")
+    assert raw.keys() == averaged.keys()
+    assert not any(raw[name].equal(averaged[name]) for name in raw)
+    checkpoint = sorted((here / "runs/mine/checkpoints").glob("step-*"))[-1]
+    assert velodrome("export", checkpoint, "--out", "of-folder.safetensors", "--kind", "raw", "--quiet").code == 0
+
+
+def test_an_existing_file_stays_unless_forced(here, velodrome):
+    (here / "mine.safetensors").write_text("mine")
+    answer = velodrome("export", "runs/mine", "--format", "safetensors")
+    assert answer.code == 3
+    assert "mine.safetensors exists already. Give another --out, or --force" in answer.err
+    assert (here / "mine.safetensors").read_text() == "mine"
+    assert velodrome("export", "runs/mine", "--format", "safetensors", "--force").code == 0
+    again = velodrome("export", "mine.safetensors", "--out", "mine.safetensors", "--force")
+    assert again.code == 3
+    assert "is the file that is exported. Give another --out." in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--out", "a.pt"], 2, "--out a.pt ends in .pt. It must end in one of .pt2, .onnx, .safetensors"),
+        (["--out", "a.onnx", "--format", "pt2"], 2, "It must end in .pt2, as --format says."),
+        (["--out", "nowhere/a.pt2"], 3, "there is no folder nowhere. Make it, or give another --out."),
+        (["--out", "runs"], 2, "--out runs ends in nothing"),
+        (["--format", "tflite"], 2, "Invalid value for '--format'"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_first(here, velodrome, arguments, code, message):
+    answer = velodrome("export", "runs/mine", *arguments)
+    assert answer.code == code
+    assert message in answer.err
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("OneWay", "if x.sum() > 0:). Its weights can be exported: velodrome export runs/odd --format safetensors"),
+        ("Dice", "The file that was made does not give what the model gives. With 4 samples: output differs by"),
+    ],
+)
+def test_a_model_that_is_no_program_is_refused_with_the_next_command(here, velodrome, model, message):
+    (here / "odd.toml").write_text(recipe(model=f'name = "shelf_for_export:{model}"'))
+    assert velodrome("train", "odd.toml", "--name", "odd", "--out", "odd", "--quiet").code == 0
+    os.rename("odd/odd", "odd-run")
+    answer = velodrome("export", "odd-run", "--recipe", "odd.toml", "--out", "odd.pt2")
+    assert answer.code == 3, answer.err
+    assert message.replace("runs/odd", "odd-run") in answer.err
+    assert [path.name for path in here.iterdir() if "pt2" in path.name] == []  # no temporary file either
+    assert velodrome("export", "odd-run", "--out", "odd.safetensors").code == 0  # needs no code of the user's
+
+
+def test_a_run_that_names_code_wants_the_trusted_recipe(here, velodrome):
+    (here / "odd.toml").write_text(recipe(model='name = "shelf_for_export:OneWay"'))
+    assert velodrome("train", "odd.toml", "--name", "odd", "--out", "odd", "--quiet").code == 0
+    answer = velodrome("export", "odd/odd")
+    assert answer.code == 2
+    assert "--recipe" in answer.err
+
+
+def test_onnx_without_its_packages_names_the_extra(here, velodrome, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    answer = velodrome("export", "runs/mine", "--format", "onnx")
+    assert answer.code == 2
+    assert 'onnxruntime: not installed. Run: pip install "velodrome[onnx]"' in answer.err
+
+
+def test_onnx_gives_what_the_program_gives(here, velodrome):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    import onnxruntime
+
+    answer = velodrome("export", "runs/mine", "--out", "model.onnx", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["largest_difference"] <= answer.json["tolerance"]
+    session = onnxruntime.InferenceSession("model.onnx")
+    assert [(each.name, each.shape) for each in session.get_inputs()] == [("x", ["batch", 2])]
+    assert [(each.name, each.shape) for each in session.get_outputs()] == [("output", ["batch", 3])]
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["velodrome.json"])
+    assert facts["classes"] == ["x", "y", "z"]
+    assert velodrome("export", "runs/mine", "--format", "safetensors").code == 0
+    plain = Plain()
+    plain.load_state_dict(load_file("mine.safetensors"))
+    x = torch.linspace(-1, 1, 14).reshape(7, 2)
+    found = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    torch.testing.assert_close(found, plain(x).detach(), rtol=1e-4, atol=1e-5)
