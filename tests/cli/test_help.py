@@ -26,6 +26,7 @@ VERBS = [
     "runs",
     "show",
     "report",
+    "compare",
     "import",
 ]
 

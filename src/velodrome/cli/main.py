@@ -21,6 +21,7 @@ import typer
 
 import velodrome
 from velodrome.cli import (
+    compare,
     data,
     doctor,
     eject,
@@ -79,6 +80,7 @@ app.add_typer(verify.app, name="verify")
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("tune")(tune.tune)
 app.command("import")(import_weights.import_weights)
 

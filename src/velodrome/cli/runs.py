@@ -13,7 +13,7 @@ import typer
 
 from velodrome.cli.next_recipe import option_of_run
 from velodrome.cli.options import Json, Verbose
-from velodrome.cli.screen import Screen, show_metrics, table
+from velodrome.cli.screen import Screen, columns, show_metrics, table
 
 if TYPE_CHECKING:
     from velodrome.overview import Overview
@@ -36,7 +36,7 @@ def runs(
         screen.answer(f"There is no run in {root}. Start one: velodrome train fashion-mnist-mlp", {"runs": []})
         return
     header = ("Run", "Status", "Recipe", "Epochs", "Steps", "Best", "Started")
-    lines = [_columns([header, *map(_row, found)])]
+    lines = [columns([header, *map(_row, found)])]
     lines += [f"{_clean(run.path.name)}: {_clean(problem)}" for run in found for problem in run.problems]
     killed = next((run for run in found if run.status == "killed"), None)
     if killed is not None:
@@ -124,13 +124,6 @@ def _done(run: Overview) -> str:
         return ""
     epochs = "" if run.epochs_done is None else f"{run.epochs_done:,} epochs, "
     return f"{epochs}{run.steps_done:,} steps"
-
-
-def _columns(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def _age(then: datetime) -> str:

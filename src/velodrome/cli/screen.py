@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import TextIO
 
 
@@ -97,6 +97,14 @@ def table(rows: list[tuple[str, str]]) -> str:
     """Return two columns, the first one as wide as its widest entry."""
     width = max((len(left) for left, _ in rows), default=0)
     return "\n".join(f"{left:<{width}}  {right}".rstrip() for left, right in rows)
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows of as many cells, each column as wide as its widest entry."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def show_metrics(metrics: Mapping[str, object]) -> str:

@@ -90,6 +90,10 @@ class RunFacts:
     checkpoints: Sequence[SavedState] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """that decide the numbers, as the newest checkpoint tells them: also of a run without a recipe"""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """what the newest checkpoint tells of the training data: samples, a fingerprint of their content where they were in memory"""
     commands: Sequence[tuple[str, str]] = ()
     """what they are for, and the commands"""
     problems: Sequence[str] = ()

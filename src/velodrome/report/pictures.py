@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ["draw_curves", "draw_steps", "png_picture", "show_figure"]
+__all__ = ["draw_curves", "draw_steps", "missing_pictures", "png_picture", "show_figure"]
 
-_MAX_POINTS = 2000
 _BLUE, _GREEN = "#0072B2", "#009E73"
 
 
@@ -94,6 +93,9 @@ def _plot_steps(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
                 linestyle=("-", "--", ":", "-.")[index], marker="o" if len(steps) < 30 else None, markersize=3,
             )  # fmt: skip
         style_axes(axes, title=title, label="step")
+        drawn = {value for name in names for _, value in series[name] if math.isfinite(value)}
+        if len(drawn) == 1 and (only := drawn.pop()) > 0:  # a rate that stays would lie on an axis of its last digits
+            axes.set_ylim(0, 1.3 * only)
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=8)
     return figure

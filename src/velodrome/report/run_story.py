@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from velodrome.report.differences import flatten
 from velodrome.report.html import Markup, join, table, tag
 from velodrome.report.words import show_bytes, show_time, show_value
 
@@ -117,5 +118,7 @@ def show_surroundings(facts: RunFacts) -> Markup:
 def show_recipe(facts: RunFacts) -> Markup:
     """Return the resolved recipe as it stands in the folder."""
     if not facts.recipe_text:
-        return tag("p", "This run was begun in Python: it has no recipe.toml.") if facts.record else Markup()
+        words = tag("p", "This run was begun in Python: it has no recipe. These settings decided its numbers:")
+        rows = [(name, show_value(value)) for name, value in flatten(facts.settings).items()]
+        return join([words, table((), rows, num_texts=2)]) if rows else Markup()
     return tag("pre", tag("code", facts.recipe_text, limit=100_000))

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from velodrome.checkpoint.read import read_state
 from velodrome.checkpoint.scan import find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError
 from velodrome.monitor import Monitor
@@ -40,6 +41,8 @@ def read_facts(folder: Path) -> RunFacts:
     recipe_text, recipe = read_recipe(folder / "recipe.toml", problems)
     bills = [event for event in recorded if event.get("event") == "bill"]
     monitor = found.monitor or _asked_monitor(recipe)
+    checkpoints = _read_checkpoints(folder / "checkpoints", found.best_step, problems)
+    settings, data = _read_settings(folder / "checkpoints", checkpoints)
     names = {name for row in epochs for name in row if name.startswith(("train/", "val/"))}
     return RunFacts(
         name=folder.absolute().name,
@@ -60,9 +63,11 @@ def read_facts(folder: Path) -> RunFacts:
         events=log,
         num_events_left_out=num_left_out,
         goings_on=find_goings_on(recorded, log, found.record),
-        checkpoints=_read_checkpoints(folder / "checkpoints", found.best_step, problems),
+        checkpoints=checkpoints,
         recipe=recipe,
         recipe_text=recipe_text,
+        settings=settings,
+        data=data,
         commands=_commands(folder, found, recipe),
         problems=tuple(problems),
     )
@@ -112,6 +117,22 @@ def _read_checkpoints(folder: Path, best_step: int | None, problems: list[str]) 
         )
         for each in found
     ]
+
+
+def _read_settings(folder: Path, checkpoints: Sequence[SavedState]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return settings and data as the newest whole checkpoint tells them; nothing where none does."""
+    newest = next((each for each in checkpoints if not each.problem), None)
+    if newest is None:
+        return {}, {}
+    try:
+        resume = read_state(folder / newest.name, verify=False).get("resume")
+    except CheckpointError:  # `velodrome verify` says it
+        return {}, {}
+    resume = resume if isinstance(resume, dict) else {}
+    ranks = resume.get("ranks")
+    first = ranks[0] if isinstance(ranks, list) and ranks and isinstance(ranks[0], dict) else {}
+    found = [each if isinstance(each, dict) else {} for each in (resume.get("settings"), first.get("data"))]
+    return found[0], found[1]
 
 
 def _commands(folder: Path, found: Overview, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
