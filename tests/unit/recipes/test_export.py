@@ -272,7 +272,7 @@ def test_data_without_inputs_for_a_program_are_refused(val, message):
 
 
 def test_the_reason_is_the_first_sentence_and_the_last_line_of_the_users_code():
-    text = 'Could not guard on Eq(u0, 1) (unhinted).  (Size)\n\nmore\n  File "/home/me/net.py", line 27, in forward\n    if x.sum() > 0:\n'
+    text = 'Could not guard on Eq(u0, 1) (unhinted).  (Size)\n\nmore\n  File "/code/net.py", line 27, in forward\n    if x.sum() > 0:\n'
     assert (
         first_reason(RuntimeError(text))
         == "Could not guard on Eq(u0, 1) (unhinted) (line 27 of net.py: if x.sum() > 0:)."
