@@ -206,7 +206,11 @@ def test_an_existing_file_stays_unless_forced(here, velodrome):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--out", "a.pt"], 2, "--out a.pt ends in .pt. It must end in one of .pt2, .onnx, .safetensors"),
+        (
+            ["--out", "a.pt"],
+            2,
+            "--out a.pt ends in .pt. It must end in one of .pt2, .onnx, .safetensors, which says the format.",
+        ),
         (["--out", "a.onnx", "--format", "pt2"], 2, "It must end in .pt2, as --format says."),
         (["--out", "nowhere/a.pt2"], 3, "there is no folder nowhere. Make it, or give another --out."),
         (["--out", "runs"], 2, "--out runs ends in nothing"),
@@ -222,7 +226,10 @@ def test_what_cannot_be_written_is_refused_first(here, velodrome, arguments, cod
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("OneWay", "if x.sum() > 0:). Its weights can be exported: velodrome export runs/odd --format safetensors"),
+        (
+            "OneWay",
+            "if x.sum() > 0:). Its weights can be exported: velodrome export runs/odd --format safetensors --weights last",
+        ),
         ("Dice", "The file that was made does not give what the model gives. With 4 samples: output differs by"),
     ],
 )
@@ -230,11 +237,18 @@ def test_a_model_that_is_no_program_is_refused_with_the_next_command(here, velod
     (here / "odd.toml").write_text(recipe(model=f'name = "shelf_for_export:{model}"'))
     assert velodrome("train", "odd.toml", "--name", "odd", "--out", "odd", "--quiet").code == 0
     os.rename("odd/odd", "odd-run")
-    answer = velodrome("export", "odd-run", "--recipe", "odd.toml", "--out", "odd.pt2")
+    answer = velodrome("export", "odd-run", "--recipe", "odd.toml", "--out", "odd.pt2", "--weights", "last")
     assert answer.code == 3, answer.err
     assert message.replace("runs/odd", "odd-run") in answer.err
     assert [path.name for path in here.iterdir() if "pt2" in path.name] == []  # no temporary file either
-    assert velodrome("export", "odd-run", "--out", "odd.safetensors").code == 0  # needs no code of the user's
+    assert (
+        velodrome("export", "odd-run", "--format", "safetensors", "--weights", "last").code == 0
+    )  # needs no code of the user's
+    os.rename("odd-run/recipe.toml", "moved.toml")  # as the run of a script, which has none
+    assert velodrome("export", "odd-run", "--out", "script.safetensors").code == 0
+    assert (here / "script.safetensors").stat().st_size < (
+        here / "odd-run.safetensors"
+    ).stat().st_size  # no recipe in it
 
 
 def test_a_run_that_names_code_wants_the_trusted_recipe(here, velodrome):
