@@ -58,6 +58,7 @@ kept = facts["preparation"]["data"]["numeric"]
 mean = torch.tensor([each["mean"] for each in kept.values()])
 std = torch.tensor([each["std"] for each in kept.values()])
 probabilities = program(((rows - mean) / std).float()).softmax(1)
+assert not probabilities.requires_grad
 assert "velodrome" not in sys.modules
 print(json.dumps([[facts["classes"][row.argmax()], row.tolist()] for row in probabilities]))
 """
@@ -143,6 +144,7 @@ def test_a_program_gives_the_predictions_of_predict_without_velodrome(here, velo
     assert "numeric ones minus their mean, divided by their std" in answer.out
     assert "The run computed in bf16; the file computes in the precision of the saved weights." in answer.out
     assert "run on 4, 1 and 3 samples (the first validation samples)" in answer.out
+    assert answer.out.endswith("Use it: torch.export.load('model.pt2').module()(x)\n")
     (here / "use.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, "-I", "use.py", "model.pt2", json.dumps(rows)],
@@ -264,6 +266,33 @@ def test_onnx_without_its_packages_names_the_extra(here, velodrome, monkeypatch)
     answer = velodrome("export", "runs/mine", "--format", "onnx")
     assert answer.code == 2
     assert 'onnxruntime: not installed. Run: pip install "velodrome[onnx]"' in answer.err
+
+
+def test_inputs_by_name_are_shown_as_they_are_given(here, velodrome):
+    (here / "shelf_for_export.py").write_text(
+        MODELS
+        + """
+
+class Masked(OneWay):
+    def forward(self, x, mask):
+        return self.layer(x) * mask
+
+
+def named():
+    x = torch.rand(24, 2)
+    table = {"mask": torch.ones(24, 1), "x": x, "label": torch.arange(24) % 3}
+    return table, table
+"""
+    )
+    text = recipe_text(
+        model='name = "shelf_for_export:Masked"', data='name = "shelf_for_export:named"', tables=NO_PICTURES
+    )
+    (here / "named.toml").write_text(text)
+    assert velodrome("train", "named.toml", "--name", "named", "--out", "own", "--quiet").code == 0
+    answer = velodrome("export", "own/named", "--recipe", "named.toml")
+    assert answer.code == 0, answer.err
+    assert answer.out.endswith("Use it: torch.export.load('named.pt2').module()(x=x, mask=mask)\n")
+    assert "as shelf_for_export:named gives them." in answer.out
 
 
 def test_onnx_gives_what_the_program_gives(here, velodrome):

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,12 +14,14 @@ from velodrome.cli.options import Json, Kind, Overrides, Quiet, RecipeOption, Ru
 from velodrome.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from velodrome.recipes.export.write import Written
 
 
 _USES = {
-    "pt2": "torch.export.load({!r}).module()(inputs)",
-    "onnx": "onnxruntime.InferenceSession({!r}).run(None, {{name: array}})",
+    "pt2": "torch.export.load({!r}).module()({})",
+    "onnx": "onnxruntime.InferenceSession({!r}).run(None, {{{}}})",
     "safetensors": "model.load_state_dict(safetensors.torch.load_file({!r}))",
 }
 
@@ -81,7 +83,7 @@ def export(
         _show_program(written, screen)
     facts, comparison = written.facts, written.comparison
     screen.answer(
-        f"Wrote {target}: {chosen}, {written.num_bytes:,} bytes, SHA-256 {written.sha256}.\nUse it: {_USES[chosen].format(str(target))}",
+        f"Wrote {target}: {chosen}, {written.num_bytes:,} bytes, SHA-256 {written.sha256}.\nUse it: {_USES[chosen].format(str(target), _call(facts.get('inputs', ()), chosen))}",
         {
             "path": str(target),
             "format": chosen.value,
@@ -167,13 +169,22 @@ def _export_program(
     model, example = prepare_model(loaded, notes, say=screen.say_data)
     load_weights(model, wanted.run, which, kind)
     return write_program(
-        model.eval(),
+        model.eval().requires_grad_(False),  # so that what the file gives can be read as it is
         example,
         wanted.target,
         gather_facts(wanted.file, loaded.recipe, notes),
         kind=chosen.value,
         instead=f"velodrome export {shlex.quote(str(wanted.run))} --format safetensors{''.join(same)}",
         force=wanted.force,
+    )
+
+
+def _call(inputs: Sequence[Mapping[str, Any]], chosen: Format) -> str:
+    """Return how a file is given its inputs."""
+    if chosen is Format.onnx:
+        return ", ".join(f"{each['name']!r}: {each['name']}" for each in inputs)
+    return ", ".join(
+        f"{each['name']}={each['name']}" if each["given"] == "by name" else each["name"] for each in inputs
     )
 
 

@@ -146,9 +146,9 @@ def test_shapes_types_and_ranges_are_said_for_every_input_and_output(tmp_path):
     left = torch.arange(18.0).reshape(6, 3)
     written = write(Pair(), example(_0=left, _1=-left, _2=torch.ones(3)), tmp_path / "m.pt2")
     assert written.facts["inputs"] == [
-        {"name": "left", "shape": ["batch", 3], "dtype": "float32", "lowest": 0.0, "highest": 17.0, "seen_in": "6 samples"},
-        {"name": "right", "shape": ["batch", 3], "dtype": "float32", "lowest": -17.0, "highest": 0.0, "seen_in": "6 samples"},
-        {"name": "scale", "shape": [3], "dtype": "float32", "lowest": 1.0, "highest": 1.0, "seen_in": "6 samples"},
+        {"name": "left", "shape": ["batch", 3], "dtype": "float32", "given": "by position", "lowest": 0.0, "highest": 17.0, "seen_in": "6 samples"},
+        {"name": "right", "shape": ["batch", 3], "dtype": "float32", "given": "by position", "lowest": -17.0, "highest": 0.0, "seen_in": "6 samples"},
+        {"name": "scale", "shape": [3], "dtype": "float32", "given": "by position", "lowest": 1.0, "highest": 1.0, "seen_in": "6 samples"},
     ]  # fmt: skip
     assert [(each["name"], each["shape"], each["dtype"]) for each in written.facts["outputs"]] == [
         ("scores", ["batch", 2], "float32"),
