@@ -184,6 +184,28 @@ def test_what_is_no_such_program_is_refused_and_leaves_nothing(tmp_path, capfd, 
     assert capfd.readouterr().err == ""  # torch prints the graph so far, on its own
 
 
+_calls: list[int] = []
+
+
+@torch.library.custom_op("export_test::four_times", mutates_args=())
+def four_times(x: torch.Tensor) -> torch.Tensor:
+    _calls.append(len(x))
+    if len(_calls) > 4:
+        raise RuntimeError("called too often")
+    return x * 2
+
+
+four_times.register_fake(torch.empty_like)
+
+
+def test_a_file_that_fails_when_it_is_run_is_removed(tmp_path):
+    _calls.clear()  # the model is run on three sizes, and once to see what it returns; the fifth run is the file's
+    with pytest.raises(RefusedError, match=r"It fails on 4 samples: called too often\. It was removed"):
+        write(Named(four_times), example(_0=numbers(6, 3)), tmp_path / "m.pt2")
+    assert _calls == [4, 1, 3, 4, 4]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_came_up_meanwhile_is_not_written_over(tmp_path):
     target = tmp_path / "m.pt2"
 

@@ -162,8 +162,8 @@ def _compare_all(
         try:
             outputs = run(batch)
         except Exception as error:  # of whatever runs the file
-            text = str(error).strip().partition("\n")[0]
-            return Comparison(largest=0.0, tolerance=0.0, problem=f"It fails on {size} samples: {text}")
+            text = str(error).strip().partition("\n")[0].rstrip(".")
+            return Comparison(largest=0.0, tolerance=0.0, problem=f"It fails on {size} samples: {text}.")
         one = compare(expected[size], outputs, share=share)
         if one.problem:
             return Comparison(
