@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN_LOCK = ROOT / "requirements.lock"
 DEV_LOCK = ROOT / "requirements-dev.lock"
 RUN_EXTRAS = ("plots", "tensorboard")  # what the main job writes: curves.png and tb/
-DEV_EXTRAS = ("pandas",)
+DEV_EXTRAS = (
+    "pandas",
+    "onnx",
+)  # onnx: 111 MB and a sixth more time to install, for files that are run before they are handed out
 # Some builds of torch refuse setuptools 82, which dropped pkg_resources; one lock serves every build.
 SETUPTOOLS = "setuptools>=77,<82"
 # Installed without its dependencies: its pin of torch must not replace the build that is already there.

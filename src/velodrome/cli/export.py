@@ -51,8 +51,9 @@ def export(
 
     Example: velodrome export runs/my-run --format pt2 --out model.pt2
     """
+    from velodrome.recipes.export.facts import find_home
     from velodrome.recipes.export.write import check_target
-    from velodrome.recipes.trained_model import find_run, find_weights
+    from velodrome.recipes.trained_model import find_weights
 
     screen = Screen(as_json=json, quiet=quiet, answer_matters=False)
     file = find_weights(run, weights.value, kind.value)
@@ -61,7 +62,7 @@ def export(
         from velodrome.recipes.export.onnx_file import check_onnx
 
         check_onnx()
-    target = Path(f"{(find_run(file) or file.with_suffix('')).name}.{chosen}") if out is None else out
+    target = Path(f"{(find_home(file) or file.with_suffix('')).name}.{chosen}") if out is None else out
     check_target(target, file, force=force)
     screen.say(f"Weights: {file}")
     if chosen is Format.safetensors:
@@ -118,14 +119,17 @@ def _export_weights(
     run: Path, file: Path, target: Path, recipe: str | None, overrides: list[str] | None, *, force: bool
 ) -> Written:
     """Weights need neither the model's code nor the data: a recipe is only written down."""
+    from velodrome.recipes.export.facts import is_of_checkpoint
     from velodrome.recipes.export.gather import gather_facts
     from velodrome.recipes.export.weights_file import read_weights
     from velodrome.recipes.export.write import write_weights
-    from velodrome.recipes.trained_model import find_run, load_recipe_for, read_notes
+    from velodrome.recipes.trained_model import RunNotes, find_run, load_recipe_for, read_notes
 
-    known = recipe is not None or find_run(run) is not None
-    loaded = load_recipe_for(run, recipe, overrides or []) if known else None
-    facts = gather_facts(file, None if loaded is None else loaded.recipe, read_notes(run))
+    # A recipe in a folder above a file that lies by itself says nothing about it.
+    of_run = is_of_checkpoint(file) and find_run(file) is not None
+    loaded = load_recipe_for(run, recipe, overrides or []) if of_run or recipe is not None else None
+    notes = read_notes(run) if of_run else RunNotes()
+    facts = gather_facts(file, None if loaded is None else loaded.recipe, notes)
     return write_weights(read_weights(file), target, facts, force=force)
 
 

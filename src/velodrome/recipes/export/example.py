@@ -61,6 +61,12 @@ class Example:
         inputs = {key: tensor[rows] if key in self.batched else tensor for key, tensor in self.inputs.items()}
         return replace(self, inputs=inputs, num_samples=size)
 
+    def in_order_of(self, model: nn.Module) -> Example:
+        """Return the same inputs, those by name in the order of the parameters of `forward`: a program has them in the order of the call."""
+        places = {name: place for place, name in enumerate(inspect.signature(model.forward).parameters)}
+        keys = sorted(self.inputs, key=lambda key: -1 if isinstance(key, int) else places.get(key, len(places)))
+        return replace(self, inputs={key: self.inputs[key] for key in keys})
+
     def named(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the inputs by the names and in the order of the parameters of `forward`; of `*inputs` they are numbered."""
         return _bind(model, self.inputs)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from velodrome.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from velodrome.errors import CheckpointError
 from velodrome.recipes.named_transforms import FIXED
 
@@ -61,20 +62,26 @@ class Origin:
         return {"run": self.run, "step": self.step, "weights": self.kind, "metrics": dict(self.metrics)}
 
 
-def find_origin(file: Path, run: Path | None) -> Origin:
-    """Return what the folders around a weights file say about it.
-
-    Args:
-        file: of weights.
-        run: the run directory that it lies in, if it does.
-    """
-    from velodrome.checkpoint.manifest import MANIFEST_NAME, read_manifest
-
-    if not (file.parent / MANIFEST_NAME).is_file():
+def find_origin(file: Path) -> Origin:
+    """Return what the folders around a weights file say about it."""
+    if not is_of_checkpoint(file):
         return Origin()
     manifest = read_manifest(file.parent)
     kind = "averaged" if file.name == "ema.safetensors" else "raw"
-    return Origin(run=manifest.run_id, step=manifest.step, kind=kind, metrics=_metrics_of(run, manifest.step))
+    return Origin(
+        run=manifest.run_id, step=manifest.step, kind=kind, metrics=_metrics_of(find_home(file), manifest.step)
+    )
+
+
+def is_of_checkpoint(file: Path) -> bool:
+    """Return whether a weights file lies in a checkpoint folder, and not by itself."""
+    return (file.parent / MANIFEST_NAME).is_file()
+
+
+def find_home(file: Path) -> Path | None:
+    """Return the run directory that a weights file lies in; None where it lies elsewhere."""
+    folder = file.absolute().parent
+    return folder.parents[1] if is_of_checkpoint(file) and folder.parent.name == "checkpoints" else None
 
 
 def _metrics_of(run: Path | None, step: int) -> dict[str, float]:
@@ -96,8 +103,9 @@ def describe_inputs(model: nn.Module, example: Example) -> list[dict[str, Any]]:
     found = []
     for name, tensor in example.named(model).items():
         entry: dict[str, Any] = {"name": name, "shape": shapes[name], "dtype": _dtype(tensor)}
-        if example.origin and tensor.numel() and not tensor.is_complex():
-            low, high = tensor.double().aminmax()
+        finite = tensor[tensor.isfinite()]
+        if example.origin and finite.numel() and not tensor.is_complex():
+            low, high = finite.double().aminmax()
             entry |= {"lowest": float(low), "highest": float(high), "seen_in": f"{example.num_samples} samples"}
         found.append(entry)
     return found
@@ -114,6 +122,9 @@ def describe_outputs(outputs: Mapping[int, Mapping[str, Tensor]], loss: str) -> 
     found: list[dict[str, Any]] = []
     for name, tensor in first.items():
         shape: list[int | str] = []
+        if any(name not in each or each[name].ndim != tensor.ndim for each in outputs.values()):
+            found.append({"name": name, "shape": ["varies"], "dtype": _dtype(tensor)})
+            continue
         for dim in range(tensor.ndim):
             by_size = {size: each[name].shape[dim] for size, each in outputs.items()}
             if all(length == size for size, length in by_size.items()):

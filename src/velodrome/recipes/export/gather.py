@@ -11,7 +11,6 @@ from velodrome.errors import DataError
 from velodrome.recipes.export.example import Example, draw_example, read_example
 from velodrome.recipes.export.facts import describe_preparation, find_origin
 from velodrome.recipes.toml_writer import to_toml
-from velodrome.recipes.trained_model import find_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +67,7 @@ def gather_facts(file: Path, recipe: Recipe | None, notes: RunNotes) -> dict[str
     facts: dict[str, Any] = {
         "velodrome": velodrome.__version__,
         "torch": torch.__version__,
-        **find_origin(file, find_run(file)).to_json(),
+        **find_origin(file).to_json(),
         "classes": list(notes.class_names),
     }
     if recipe is not None:

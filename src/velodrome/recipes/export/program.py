@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,9 +47,17 @@ def trace(model: nn.Module, example: Example, *, instead: str) -> ExportedProgra
     args = [spec for key, spec in opened.items() if isinstance(key, int)]
     named = {key: spec for key, spec in opened.items() if isinstance(key, str)}
     shapes = dict(inspect.signature(model.forward).bind(*args, **named).arguments)
+    program = None
     try:
-        with quiet_torch(), torch.no_grad():
-            program = export(model, example.args, example.kwargs, dynamic_shapes=shapes)
+        try:
+            with quiet_torch(), torch.no_grad():
+                program = export(model, example.args, example.kwargs, dynamic_shapes=shapes)
+        except Exception:
+            # Reading the code, rather than running it, takes longer, and understands some that asks for the number itself: `len(x)`.
+            with quiet_torch(), torch.no_grad(), suppress(Exception):
+                program = export(model, example.args, example.kwargs, dynamic_shapes=shapes, strict=True)
+            if program is None:
+                raise
     except (
         Exception
     ) as error:  # torch has no common class for what it cannot trace, and the model's own errors come out, too

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from velodrome.checkpoint.manifest import MANIFEST_NAME
 from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import read_tensors
 from velodrome.checkpoint.tensors import decode_tensors
 from velodrome.recipes.export.comparing import Comparison, compare
+from velodrome.recipes.export.facts import is_of_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +26,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is damaged.
     """
-    inside = (file.parent / MANIFEST_NAME).is_file()
-    tensors = read_tensors(file.parent, file.stem) if inside else decode_tensors(file)
+    tensors = read_tensors(file.parent, file.stem) if is_of_checkpoint(file) else decode_tensors(file)
     return {clean: tensors[name] for name, clean in clean_names(tensors).items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,7 @@ def write_program(
     """
     from velodrome.recipes.export import onnx_file, program
 
+    example = example.in_order_of(model)
     batches = {size: example.of_size(size) for size in SIZES}
     expected = {size: _run(model, batch, size) for size, batch in batches.items()}
     facts = {
@@ -197,7 +199,8 @@ def _put_in_place(
             f"{target} cannot be written: {error.strerror or error}. Give another --out.", path=target
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong is told above
+            temporary.unlink(missing_ok=True)
     return Written(num_bytes=num_bytes, sha256=digest, comparison=comparison, facts=facts)
 
 
