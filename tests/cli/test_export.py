@@ -58,6 +58,7 @@ kept = facts["preparation"]["data"]["numeric"]
 mean = torch.tensor([each["mean"] for each in kept.values()])
 std = torch.tensor([each["std"] for each in kept.values()])
 probabilities = program(((rows - mean) / std).float()).softmax(1)
+assert not probabilities.requires_grad
 assert "velodrome" not in sys.modules
 print(json.dumps([[facts["classes"][row.argmax()], row.tolist()] for row in probabilities]))
 """
@@ -143,6 +144,7 @@ def test_a_program_gives_the_predictions_of_predict_without_velodrome(here, velo
     assert "numeric ones minus their mean, divided by their std" in answer.out
     assert "The run computed in bf16; the file computes in the precision of the saved weights." in answer.out
     assert "run on 4, 1 and 3 samples (the first validation samples)" in answer.out
+    assert answer.out.endswith("Use it: torch.export.load('model.pt2').module()(x)\n")
     (here / "use.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, "-I", "use.py", "model.pt2", json.dumps(rows)],
@@ -206,7 +208,11 @@ def test_an_existing_file_stays_unless_forced(here, velodrome):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--out", "a.pt"], 2, "--out a.pt ends in .pt. It must end in one of .pt2, .onnx, .safetensors"),
+        (
+            ["--out", "a.pt"],
+            2,
+            "--out a.pt ends in .pt. It must end in one of .pt2, .onnx, .safetensors, which says the format.",
+        ),
         (["--out", "a.onnx", "--format", "pt2"], 2, "It must end in .pt2, as --format says."),
         (["--out", "nowhere/a.pt2"], 3, "there is no folder nowhere. Make it, or give another --out."),
         (["--out", "runs"], 2, "--out runs ends in nothing"),
@@ -222,7 +228,10 @@ def test_what_cannot_be_written_is_refused_first(here, velodrome, arguments, cod
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("OneWay", "if x.sum() > 0:). Its weights can be exported: velodrome export runs/odd --format safetensors"),
+        (
+            "OneWay",
+            "if x.sum() > 0:). Its weights can be exported: velodrome export runs/odd --format safetensors --weights last",
+        ),
         ("Dice", "The file that was made does not give what the model gives. With 4 samples: output differs by"),
     ],
 )
@@ -230,11 +239,18 @@ def test_a_model_that_is_no_program_is_refused_with_the_next_command(here, velod
     (here / "odd.toml").write_text(recipe(model=f'name = "shelf_for_export:{model}"'))
     assert velodrome("train", "odd.toml", "--name", "odd", "--out", "odd", "--quiet").code == 0
     os.rename("odd/odd", "odd-run")
-    answer = velodrome("export", "odd-run", "--recipe", "odd.toml", "--out", "odd.pt2")
+    answer = velodrome("export", "odd-run", "--recipe", "odd.toml", "--out", "odd.pt2", "--weights", "last")
     assert answer.code == 3, answer.err
     assert message.replace("runs/odd", "odd-run") in answer.err
     assert [path.name for path in here.iterdir() if "pt2" in path.name] == []  # no temporary file either
-    assert velodrome("export", "odd-run", "--out", "odd.safetensors").code == 0  # needs no code of the user's
+    assert (
+        velodrome("export", "odd-run", "--format", "safetensors", "--weights", "last").code == 0
+    )  # needs no code of the user's
+    os.rename("odd-run/recipe.toml", "moved.toml")  # as the run of a script, which has none
+    assert velodrome("export", "odd-run", "--out", "script.safetensors").code == 0
+    assert (here / "script.safetensors").stat().st_size < (
+        here / "odd-run.safetensors"
+    ).stat().st_size  # no recipe in it
 
 
 def test_a_run_that_names_code_wants_the_trusted_recipe(here, velodrome):
@@ -250,6 +266,33 @@ def test_onnx_without_its_packages_names_the_extra(here, velodrome, monkeypatch)
     answer = velodrome("export", "runs/mine", "--format", "onnx")
     assert answer.code == 2
     assert 'onnxruntime: not installed. Run: pip install "velodrome[onnx]"' in answer.err
+
+
+def test_inputs_by_name_are_shown_as_they_are_given(here, velodrome):
+    (here / "shelf_for_export.py").write_text(
+        MODELS
+        + """
+
+class Masked(OneWay):
+    def forward(self, x, mask):
+        return self.layer(x) * mask
+
+
+def named():
+    x = torch.rand(24, 2)
+    table = {"mask": torch.ones(24, 1), "x": x, "label": torch.arange(24) % 3}
+    return table, table
+"""
+    )
+    text = recipe_text(
+        model='name = "shelf_for_export:Masked"', data='name = "shelf_for_export:named"', tables=NO_PICTURES
+    )
+    (here / "named.toml").write_text(text)
+    assert velodrome("train", "named.toml", "--name", "named", "--out", "own", "--quiet").code == 0
+    answer = velodrome("export", "own/named", "--recipe", "named.toml")
+    assert answer.code == 0, answer.err
+    assert answer.out.endswith("Use it: torch.export.load('named.pt2').module()(x=x, mask=mask)\n")
+    assert "as shelf_for_export:named gives them." in answer.out
 
 
 def test_onnx_gives_what_the_program_gives(here, velodrome):

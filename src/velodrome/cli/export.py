@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +14,16 @@ from velodrome.cli.options import Json, Kind, Overrides, Quiet, RecipeOption, Ru
 from velodrome.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from velodrome.recipes.export.write import Written
+
+
+_USES = {
+    "pt2": "torch.export.load({!r}).module()({})",
+    "onnx": "onnxruntime.InferenceSession({!r}).run(None, {{{}}})",
+    "safetensors": "model.load_state_dict(safetensors.torch.load_file({!r}))",
+}
 
 
 class Format(StrEnum):
@@ -65,20 +75,15 @@ def export(
     target = Path(f"{(find_home(file) or file.with_suffix('')).name}.{chosen}") if out is None else out
     check_target(target, file, force=force)
     screen.say(f"Weights: {file}")
+    wanted = _Wanted(run=run, file=file, target=target, recipe=recipe, overrides=overrides or [], force=force)
     if chosen is Format.safetensors:
-        written = _export_weights(run, file, target, recipe, overrides, force=force)
-        use = f"Use it: model.load_state_dict(safetensors.torch.load_file({str(target)!r}))"
+        written = _export_weights(wanted)
     else:
-        instead = f"velodrome export {shlex.quote(str(run))} --format safetensors"
-        given = (str(recipe) if recipe else None, overrides or [], weights.value, kind.value)
-        written = _export_program(run, file, target, given, chosen.value, instead, screen, force=force)
-        use = {
-            Format.pt2: f"Use it: torch.export.load({str(target)!r}).module()(inputs)",
-            Format.onnx: f"Use it: onnxruntime.InferenceSession({str(target)!r}).run(None, {{name: array}})",
-        }[chosen]
+        written = _export_program(wanted, chosen, weights.value, kind.value, screen)
+        _show_program(written, screen)
     facts, comparison = written.facts, written.comparison
     screen.answer(
-        f"Wrote {target}: {chosen}, {written.num_bytes:,} bytes, SHA-256 {written.sha256}.\n{use}",
+        f"Wrote {target}: {chosen}, {written.num_bytes:,} bytes, SHA-256 {written.sha256}.\nUse it: {_USES[chosen].format(str(target), _call(facts.get('inputs', ()), chosen))}",
         {
             "path": str(target),
             "format": chosen.value,
@@ -89,11 +94,21 @@ def export(
             "kind": facts["weights"],
             "largest_difference": comparison.largest,
             "tolerance": comparison.tolerance,
-            "inputs": facts.get("inputs"),
-            "outputs": facts.get("outputs"),
-            "preparation": facts.get("preparation"),
+            **{key: facts[key] for key in ("inputs", "outputs", "operators", "preparation") if key in facts},
         },
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What both kinds of export are asked for."""
+
+    run: Path
+    file: Path
+    target: Path
+    recipe: str | None
+    overrides: list[str]
+    force: bool
 
 
 def _choose(wanted: Format | None, out: Path | None) -> Format:
@@ -109,16 +124,14 @@ def _choose(wanted: Format | None, out: Path | None) -> Format:
         rule = (
             f"in .{wanted}, as --format says"
             if wanted
-            else "in one of .pt2, .onnx, .safetensors, or come with a --format"
+            else "in one of .pt2, .onnx, .safetensors, which says the format"
         )
         raise ArgumentError(f"--out {out} ends in {out.suffix or 'nothing'}. It must end {rule}.", argument="out")
     return wanted
 
 
-def _export_weights(
-    run: Path, file: Path, target: Path, recipe: str | None, overrides: list[str] | None, *, force: bool
-) -> Written:
-    """Weights need neither the model's code nor the data: a recipe is only written down."""
+def _export_weights(wanted: _Wanted) -> Written:
+    """Write weights: they need neither the model's code nor the data; a recipe is only written down."""
     from velodrome.recipes.export.facts import is_of_checkpoint
     from velodrome.recipes.export.gather import gather_facts
     from velodrome.recipes.export.weights_file import read_weights
@@ -126,37 +139,61 @@ def _export_weights(
     from velodrome.recipes.trained_model import RunNotes, find_run, load_recipe_for, read_notes
 
     # A recipe in a folder above a file that lies by itself says nothing about it.
-    of_run = is_of_checkpoint(file) and find_run(file) is not None
-    loaded = load_recipe_for(run, recipe, overrides or []) if of_run or recipe is not None else None
-    notes = read_notes(run) if of_run else RunNotes()
-    facts = gather_facts(file, None if loaded is None else loaded.recipe, notes)
-    return write_weights(read_weights(file), target, facts, force=force)
+    of_run = is_of_checkpoint(wanted.file) and find_run(wanted.file) is not None
+    known = of_run or wanted.recipe is not None
+    loaded = load_recipe_for(wanted.run, wanted.recipe, wanted.overrides) if known else None
+    notes = read_notes(wanted.run) if of_run else RunNotes()
+    facts = gather_facts(wanted.file, None if loaded is None else loaded.recipe, notes)
+    return write_weights(read_weights(wanted.file), wanted.target, facts, force=wanted.force)
 
 
 def _export_program(
-    run: Path,
-    file: Path,
-    target: Path,
-    given: tuple[str | None, list[str], Any, Any],
-    chosen: str,
-    instead: str,
+    wanted: _Wanted,
+    chosen: Format,
+    which: Literal["best", "last"],
+    kind: Literal["auto", "raw", "averaged"],
     screen: Screen,
-    *,
-    force: bool,
 ) -> Written:
-    from velodrome.recipes.export.facts import show_shape
+    """Build the model, fill in its weights, and write it as a program."""
     from velodrome.recipes.export.gather import gather_facts, prepare_model
     from velodrome.recipes.export.write import write_program
     from velodrome.recipes.trained_model import load_recipe_for, load_weights, read_notes
 
-    recipe, overrides, which, kind = given
-    loaded = load_recipe_for(run, recipe, overrides)
-    notes = read_notes(run)
+    loaded = load_recipe_for(wanted.run, wanted.recipe, wanted.overrides)
+    notes = read_notes(wanted.run)
+    same = [
+        f" --{name} {value}"
+        for name, value, default in (("weights", which, "best"), ("kind", kind, "auto"))
+        if value != default
+    ]
     model, example = prepare_model(loaded, notes, say=screen.say_data)
-    load_weights(model, run, which, kind)
-    facts = gather_facts(file, loaded.recipe, notes)
-    written = write_program(model.eval(), example, target, facts, kind=chosen, instead=instead, force=force)
-    for title, entries in (("Input", written.facts["inputs"]), ("Output", written.facts["outputs"])):
+    load_weights(model, wanted.run, which, kind)
+    return write_program(
+        model.eval().requires_grad_(False),  # so that what the file gives can be read as it is
+        example,
+        wanted.target,
+        gather_facts(wanted.file, loaded.recipe, notes),
+        kind=chosen.value,
+        instead=f"velodrome export {shlex.quote(str(wanted.run))} --format safetensors{''.join(same)}",
+        force=wanted.force,
+    )
+
+
+def _call(inputs: Sequence[Mapping[str, Any]], chosen: Format) -> str:
+    """Return how a file is given its inputs."""
+    if chosen is Format.onnx:
+        return ", ".join(f"{each['name']!r}: {each['name']}" for each in inputs)
+    return ", ".join(
+        f"{each['name']}={each['name']}" if each["given"] == "by name" else each["name"] for each in inputs
+    )
+
+
+def _show_program(written: Written, screen: Screen) -> None:
+    """Say what goes in and out, how inputs are prepared, and how the file was checked."""
+    from velodrome.recipes.export.facts import show_shape
+
+    facts, comparison = written.facts, written.comparison
+    for title, entries in (("Input", facts["inputs"]), ("Output", facts["outputs"])):
         for entry in entries:
             seen = (
                 f", {entry['lowest']:.4g} to {entry['highest']:.4g} in {entry['seen_in']}" if "seen_in" in entry else ""
@@ -168,9 +205,11 @@ def _export_program(
         screen.say(
             f"The run computed in {facts['precision']}; the file computes in the precision of the saved weights."
         )
-    comparison = written.comparison
+    if facts["operators"]:
+        screen.say(
+            f"It calls {', '.join(facts['operators'])}: import the package that registers them before the file is loaded."
+        )
     screen.say(
-        f"Checked: read back and run on 4, 1 and 3 samples ({example.origin or 'drawn ones'}); it differs from the model by "
-        f"{comparison.largest:.3g} at most, {comparison.tolerance:.3g} is allowed."
+        f"Checked: read back and run on {written.tried}; it differs from the model by {comparison.largest:.3g} at most, "
+        f"{comparison.tolerance:.3g} is allowed."
     )
-    return written

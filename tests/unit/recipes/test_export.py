@@ -7,6 +7,7 @@ import logging
 import types
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -105,13 +106,49 @@ def test_a_program_takes_any_number_of_samples(tmp_path, model, inputs, names):
     assert compare(flatten(seven.run(model)), run(seven), share=0.0).problem == ""
 
 
+class Answer(NamedTuple):
+    logits: torch.Tensor
+    extra: Kept
+
+
+@dataclass
+class Kept:
+    state: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+@torch.library.custom_op("export_test::double", mutates_args=())
+def double(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+double.register_fake(torch.empty_like)
+
+
+def test_classes_of_outputs_are_not_needed_where_the_file_is_loaded(tmp_path):
+    model = Named(lambda x: Answer(x, Kept(x + 1)))
+    written = write(model, example(_0=numbers(6, 3)), tmp_path / "m.pt2")
+    assert [each["name"] for each in written.facts["outputs"]] == ["logits", "extra.state"]
+    x = numbers(2, 3)
+    found = torch.export.load(tmp_path / "m.pt2").module()(x)
+    assert type(found) is dict
+    assert found["extra"]["state"].equal(x + 1)
+    assert type(model(x)) is Answer  # as before
+
+
+def test_operators_that_are_not_torchs_are_named(tmp_path):
+    assert write(Named(lambda x: x * 2), example(_0=numbers(6, 3)), tmp_path / "a.pt2").facts["operators"] == []
+    written = write(Named(double), example(_0=numbers(6, 3)), tmp_path / "b.pt2")
+    assert written.facts["operators"] == ["export_test.double.default"]
+
+
 def test_shapes_types_and_ranges_are_said_for_every_input_and_output(tmp_path):
     left = torch.arange(18.0).reshape(6, 3)
     written = write(Pair(), example(_0=left, _1=-left, _2=torch.ones(3)), tmp_path / "m.pt2")
     assert written.facts["inputs"] == [
-        {"name": "left", "shape": ["batch", 3], "dtype": "float32", "lowest": 0.0, "highest": 17.0, "seen_in": "6 samples"},
-        {"name": "right", "shape": ["batch", 3], "dtype": "float32", "lowest": -17.0, "highest": 0.0, "seen_in": "6 samples"},
-        {"name": "scale", "shape": [3], "dtype": "float32", "lowest": 1.0, "highest": 1.0, "seen_in": "6 samples"},
+        {"name": "left", "shape": ["batch", 3], "dtype": "float32", "given": "by position", "lowest": 0.0, "highest": 17.0, "seen_in": "6 samples"},
+        {"name": "right", "shape": ["batch", 3], "dtype": "float32", "given": "by position", "lowest": -17.0, "highest": 0.0, "seen_in": "6 samples"},
+        {"name": "scale", "shape": [3], "dtype": "float32", "given": "by position", "lowest": 1.0, "highest": 1.0, "seen_in": "6 samples"},
     ]  # fmt: skip
     assert [(each["name"], each["shape"], each["dtype"]) for each in written.facts["outputs"]] == [
         ("scores", ["batch", 2], "float32"),

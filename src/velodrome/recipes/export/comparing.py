@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Comparison", "compare", "flatten"]
+__all__ = ["Comparison", "compare", "flatten", "is_plain", "to_plain"]
 
 _SMALLEST = 1e-3  # of outputs that are all nearly 0 the tolerance is taken as if they were this large
 
@@ -37,21 +37,38 @@ def flatten(output: Any, name: str = "output") -> dict[str, Tensor]:  # Any: wha
     """
     if isinstance(output, Tensor):
         return {name: output}
-    if isinstance(output, Mapping):
-        parts = list(output.items())
-    elif isinstance(output, (tuple, list)):
-        named = getattr(output, "_fields", range(len(output)))
-        parts = list(zip(named, output, strict=True))
-    elif is_dataclass(output):
-        parts = [(field.name, getattr(output, field.name)) for field in fields(output)]
-    else:
-        return {}
+    parts = _parts(output)
     inside = "" if name == "output" else f"{name}."
     found: dict[str, Tensor] = {}
-    for key, part in parts:
+    for key, part in parts.items():
         own = f"output.{key}" if isinstance(key, int) and not inside else f"{inside}{key}"
         found |= flatten(part, own)
     return found
+
+
+def to_plain(output: Any) -> Any:  # Any: whatever a model returns
+    """Return an output with dicts, lists and tuples for containers of other types: a file that names such a type wants its package."""
+    parts = _parts(output)
+    if type(output) in (list, tuple):
+        return type(output)(map(to_plain, output))
+    return {key: to_plain(part) for key, part in parts.items()} if parts else output
+
+
+def is_plain(output: Any) -> bool:  # Any: whatever a model returns
+    """Return whether it has no containers but dicts, lists and tuples."""
+    parts = _parts(output)
+    return not parts or (type(output) in (dict, list, tuple) and all(map(is_plain, parts.values())))
+
+
+def _parts(output: Any) -> dict[Any, Any]:
+    """Return what a container holds, by key or place; nothing for anything else."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, (tuple, list)):
+        return dict(zip(getattr(output, "_fields", range(len(output))), output, strict=True))
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return {}
 
 
 def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, share: float) -> Comparison:

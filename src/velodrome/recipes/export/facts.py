@@ -102,7 +102,8 @@ def describe_inputs(model: nn.Module, example: Example) -> list[dict[str, Any]]:
     shapes = example.shapes(model)
     found = []
     for name, tensor in example.named(model).items():
-        entry: dict[str, Any] = {"name": name, "shape": shapes[name], "dtype": _dtype(tensor)}
+        given = "by name" if name in example.inputs else "by position"
+        entry: dict[str, Any] = {"name": name, "shape": shapes[name], "dtype": _dtype(tensor), "given": given}
         finite = tensor[tensor.isfinite()]
         if example.origin and finite.numel() and not tensor.is_complex():
             low, high = finite.double().aminmax()

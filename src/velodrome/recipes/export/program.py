@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from velodrome.errors import RefusedError
-from velodrome.recipes.export.comparing import flatten
+from velodrome.recipes.export.comparing import flatten, is_plain, to_plain
 from velodrome.recipes.export.facts import FACTS_NAME
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from velodrome.recipes.export.example import Example
 
-__all__ = ["first_reason", "quiet_torch", "read_program", "save_program", "trace"]
+_OWN_OPERATORS = {"aten", "prim", "prims", "_operator", "higher_order"}
+
+__all__ = ["first_reason", "foreign_operators", "quiet_torch", "read_program", "save_program", "trace"]
 
 
 def trace(model: nn.Module, example: Example, *, instead: str) -> ExportedProgram:
@@ -40,24 +42,14 @@ def trace(model: nn.Module, example: Example, *, instead: str) -> ExportedProgra
     Raises:
         RefusedError: the model cannot be traced, or only for this very number of samples; says the first reason that torch gives.
     """
-    from torch.export import Dim, export
-
-    batch = Dim("batch")
+    batch = torch.export.Dim("batch")
     opened = {key: {0: batch} if key in example.batched else None for key in example.inputs}
     args = [spec for key, spec in opened.items() if isinstance(key, int)]
     named = {key: spec for key, spec in opened.items() if isinstance(key, str)}
     shapes = dict(inspect.signature(model.forward).bind(*args, **named).arguments)
-    program = None
     try:
-        try:
-            with quiet_torch(), torch.no_grad():
-                program = export(model, example.args, example.kwargs, dynamic_shapes=shapes)
-        except Exception:
-            # Reading the code, rather than running it, takes longer, and understands some that asks for the number itself: `len(x)`.
-            with quiet_torch(), torch.no_grad(), suppress(Exception):
-                program = export(model, example.args, example.kwargs, dynamic_shapes=shapes, strict=True)
-            if program is None:
-                raise
+        with _plain_outputs(model, example), torch.no_grad():
+            program = _export(model, example, shapes)
     except (
         Exception
     ) as error:  # torch has no common class for what it cannot trace, and the model's own errors come out, too
@@ -70,6 +62,16 @@ def trace(model: nn.Module, example: Example, *, instead: str) -> ExportedProgra
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)
     return program
+
+
+def foreign_operators(program: ExportedProgram) -> list[str]:
+    """Return the operators in a program that are not torch's own: whoever runs it imports the package that registers them."""
+    found = set()
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _OWN_OPERATORS:
+                found.add(str(node.target))
+    return sorted(found)
 
 
 def save_program(program: ExportedProgram, path: Path, facts: str) -> None:
@@ -101,6 +103,33 @@ def first_reason(error: Exception) -> str:
         file, number, code = place[-1]
         sentence += f" (line {number} of {file.replace(chr(92), '/').rpartition('/')[2]}: {code.strip()})"
     return sentence[:400] + "."
+
+
+def _export(model: nn.Module, example: Example, shapes: dict[str, Any]) -> ExportedProgram:
+    def attempt(*, strict: bool) -> ExportedProgram:
+        with quiet_torch():
+            return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes, strict=strict)
+
+    try:
+        return attempt(strict=False)
+    except Exception:
+        # Reading the code, rather than running it, takes longer, and understands some that asks for the number itself: `len(x)`.
+        with suppress(Exception):
+            return attempt(strict=True)
+        raise
+
+
+@contextmanager
+def _plain_outputs(model: nn.Module, example: Example) -> Iterator[None]:
+    """Let the model return dicts, lists and tuples, instead of a class of some package's that would be wanted where the file is loaded."""
+    if is_plain(example.run(model)):
+        yield
+        return
+    hook = model.register_forward_hook(lambda module, args, output: to_plain(output))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import RefusedError
@@ -37,12 +37,14 @@ class Written:
         num_bytes: its size.
         sha256: its hash.
         comparison: with the model, over all sizes of batches.
+        tried: the batches that it was run on, in words; empty for weights, which are compared one by one.
         facts: what stands in it.
     """
 
     num_bytes: int
     sha256: str
     comparison: Comparison
+    tried: str = ""
     facts: Mapping[str, Any]
 
 
@@ -103,13 +105,14 @@ def write_program(
     example = example.in_order_of(model)
     batches = {size: example.of_size(size) for size in SIZES}
     expected = {size: _run(model, batch, size) for size, batch in batches.items()}
+    traced = program.trace(model, batches[SIZES[0]], instead=instead)
     facts = {
         **facts,
+        "operators": program.foreign_operators(traced),
         "inputs": describe_inputs(model, example),
         "outputs": describe_outputs(expected, str(facts.get("loss", ""))),
     }
     text = to_text(facts)
-    traced = program.trace(model, batches[SIZES[0]], instead=instead)
 
     def write(path: Path) -> None:
         if kind == "pt2":
@@ -126,7 +129,9 @@ def write_program(
             )
         return _compare_all(run, batches, expected, share=_SHARES[kind])
 
-    return _put_in_place(target, write, check, facts, force=force)
+    written = _put_in_place(target, write, check, facts, force=force)
+    sizes = f"{', '.join(map(str, SIZES[:-1]))} and {SIZES[-1]} samples"
+    return replace(written, tried=f"{sizes} ({example.origin or 'drawn ones'})")
 
 
 def _run(model: nn.Module, batch: Example, size: int) -> dict[str, Tensor]:
