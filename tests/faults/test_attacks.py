@@ -65,6 +65,7 @@ VERBS = {
     "verify": ["verify", "run"],
     "show": ["show", "run"],
     "runs": ["runs", "."],
+    "compare": ["compare", "run", "run"],
     "eval": ["eval", "run"],
     "predict": ["predict", "run", "--force"],
     "resume": ["resume", "run", "train.epochs=3", "-q"],

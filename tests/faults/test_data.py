@@ -278,6 +278,32 @@ def test_workers_that_die_before_their_first_batch_is_asked_for_are_told_too(dat
             list(loader)
 
 
+def linger_and_die() -> None:
+    time.sleep(0.8)
+    kill()
+
+
+def test_the_death_of_a_worker_is_not_raised_in_other_code_that_runs_meanwhile() -> None:
+    """A handler of the user's, here; a destructor, which would print and forget it."""
+    raised: list[BaseException] = []
+
+    def tick(number: int, frame: Any) -> None:
+        try:
+            time.sleep(1.5)
+        except RuntimeError as error:
+            raised.append(error)
+
+    before = signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(FetchError, match="was killed by SIGKILL"):
+            list(vd.DataLoader(Faulty(linger_and_die, at=4), 4, num_workers=2))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert raised == []
+
+
 def test_a_loader_whose_workers_died_can_be_iterated_over_again() -> None:
     dataset = Faulty(kill)
     loader = vd.DataLoader(dataset, 4, num_workers=1, persistent_workers=True)
@@ -349,6 +375,31 @@ def slowly() -> None:
 def test_slow_samples_are_waited_for() -> None:
     assert len(list(vd.DataLoader(Faulty(slowly), 4, num_workers=1, timeout=0))) == 6
     assert len(list(vd.DataLoader(Faulty(slowly), 4, num_workers=1, timeout=30))) == 6
+
+
+class SlowStream(IterableDataset[Any]):
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __iter__(self) -> Any:
+        for x, y in zip(X, Y, strict=True):
+            time.sleep(self.seconds)
+            yield x, y
+
+
+def test_a_stream_that_is_entered_far_from_its_start_has_time_to_get_there() -> None:
+    """What a worker reads and leaves out takes longer than any batch may: it is alive all the same."""
+    context: Any = {"num_workers": 1, "multiprocessing_context": "fork", "seed": 0}
+    quick = vd.DataLoader(SlowStream(0), 4, **context)
+    batches = iter(quick)
+    for _ in range(5):
+        next(batches)
+    other_size = vd.DataLoader(SlowStream(0), 1, **context)  # its batches begin after the 20th item
+    other_size.load_state_dict(quick.state_dict())
+    next(iter(other_size))
+    slow = vd.DataLoader(SlowStream(0.2), 1, **context, timeout=2)
+    slow.load_state_dict(other_size.state_dict())
+    assert [batch[0].tolist() for batch in slow] == [X[21:].tolist()]
 
 
 class Seen(Faulty):

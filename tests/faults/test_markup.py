@@ -83,6 +83,21 @@ def test_texts_of_any_length_make_a_page_that_can_be_read(tmp_path):
     assert "(298,000 more characters)" in source
 
 
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "events.jsonl", "log.txt", "recipe.toml"])
+def test_a_file_that_is_a_link_is_not_shown(tmp_path, name):
+    """A run directory from somebody else must not make its report carry a file of ours."""
+    run = make_run(tmp_path, "harmless")
+    secret = (run / name).read_text().replace("harmless", "the secret")
+    (tmp_path / "outside").write_text(secret)
+    (run / name).unlink()
+    (run / name).symlink_to(tmp_path / "outside")
+    write_report(run, tmp_path / "page.html", draws=False)
+    page = harmless((tmp_path / "page.html").read_text("utf-8"))
+    assert f"Problem: {name} is a link, and is not read." in page.text
+    assert "the secret" not in page.text
+    assert "harmless" in page.text
+
+
 def test_negative_control_a_page_that_does_not_escape_is_found():
     whole = "<!DOCTYPE html><html><head><meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><style>prefers-color-scheme:dark @media print</style></head><body>{}</body></html>"  # fmt: skip
     harmless(whole.format("<p>fine</p>"))

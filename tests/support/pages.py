@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 VOID = {"meta", "img", "br"}
 ALLOWED = {
     "html", "head", "meta", "title", "style", "body", "header", "nav", "main", "section", "footer", "h1", "h2", "h3", "p", "ul", "li", "a",
-    "span", "strong", "small", "pre", "code", "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "img", "details", "summary",
+    "span", "strong", "small", "pre", "code", "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "img", "details", "summary", "time",
 }  # fmt: skip
 
 

@@ -85,12 +85,19 @@ def _differences(found: Comparison) -> list[tuple[str, ...]]:
 def _numbers(found: Comparison, numbers: Sequence[ComparedNumber]) -> str:
     if not numbers:
         return ""
-    has_two = len(found.names) == 2
-    rows = [("", *found.names, *(["difference"] if has_two else []), "better")]
+    has_two, has_better = len(found.names) == 2, any(each.direction for each in numbers)
+    rows = [("", *found.names, *(["difference"] if has_two else []), *(["better"] if has_better else []))]
     for each in numbers[:_MOST_ROWS]:
         values = (each.show(value) or "-" for value in each.values)
         better = "" if each.best is None else found.names[each.best]
-        rows.append((_cut(each.name), *values, *([each.show_difference()] if has_two else []), better))
+        rows.append(
+            (
+                _cut(each.name),
+                *values,
+                *([each.show_difference()] if has_two else []),
+                *([better] if has_better else []),
+            )
+        )
     more = len(numbers) - _MOST_ROWS
     return columns(rows) + (f"\nand {more:,} more (--json and --out have them)" if more > 0 else "")
 

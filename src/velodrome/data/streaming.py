@@ -37,8 +37,15 @@ class Streaming(IterableDataset[Any]):
         # Workers that persist hold a copy of this object; what is shared with them is this memory.
         size = _LAYOUT.size + _SKIPPED.size * self.num_readers
         self._position = torch.zeros(size, dtype=torch.uint8, device="cpu")
+        self._num_passed = torch.zeros(self.num_readers, dtype=torch.int64, device="cpu")
         if num_workers:
             self._position.share_memory_()
+            self._num_passed.share_memory_()
+
+    @property
+    def num_passed(self) -> int:
+        """How many items the readers have left out so far, all epochs together: it grows while none can give a batch yet."""
+        return int(self._num_passed.sum())  # SYNC: on the CPU
 
     def set_position(self, *, seed: int, epoch: int, items_done: int = 0, skipped: Sequence[int] = ()) -> None:
         """Say what the next `iter()` begins.
@@ -73,6 +80,8 @@ class Streaming(IterableDataset[Any]):
                 return
             if number >= first:
                 yield item
+            else:
+                self._num_passed[reader] += 1
             number += 1
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ import warnings
 import weakref
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, get_start_method
+from multiprocessing.connection import wait
 from pickle import PicklingError
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,8 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         self._start_method = _start_method(loader.multiprocessing_context)
         self._owner = os.getpid()
         self._waiting_since: float | None = None
+        self._stream = loader.dataset if isinstance(loader.dataset, Streaming) else None
+        self._num_passed = 0
         super().__init__(loader)
         # A collection of garbage ends the queues before it asks this iterator to end its workers, which then wait for 5 s each.
         # What ends them here keeps the queues out of the garbage.
@@ -183,7 +186,7 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
         """Draw the first indices and hand them out; called as soon as the workers were started, and for each further epoch."""
         if (
             self._worker_pids_set
-        ):  # from here on a death is told while a batch is waited for, and only then: not in a sampler
+        ):  # from here on a death is looked for when a batch is wanted: it is not raised in a sampler
             self._worker_pids_set = False
             _remove_worker_pids(id(self))
         super()._reset(loader, first_iter)
@@ -195,27 +198,45 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             FetchError: a worker is dead, or none gave a batch for too long.
         """
         del timeout
+        found = data = None
         try:
-            with self._deaths_interrupt():
-                found, data = super()._try_get_data(_POLL_S)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-        ) as error:  # the last two of a pipe or file that the dead one was to hand over
-            lost = self._lost()
+            if self._await_batch():
+                with self._deaths_interrupt():
+                    found, data = super()._try_get_data(_POLL_S)
+        except (RuntimeError, OSError, EOFError) as error:  # the last two of what the dead one was to hand over
+            lost = self._lost(tries=20)  # its end may be known a moment before its code is
             if not lost:
                 raise
             raise _explain_death(*lost, what=self._what, num_workers=len(self._workers)) from error
         if found:
             self._waiting_since = None
-            return found, data
+            return True, data
+        lost = self._lost()
+        if lost:
+            raise _explain_death(*lost, what=self._what, num_workers=len(self._workers))
         now = monotonic()
-        if self._waiting_since is None:
+        passed = 0 if self._stream is None else self._stream.num_passed
+        if (
+            self._waiting_since is None or passed != self._num_passed
+        ):  # readers that go on in the middle leave items out
+            self._num_passed = passed
             self._waiting_since = now - _POLL_S
         if 0 < self._timeout_s <= now - self._waiting_since:
             raise self._explain_hang()
-        return found, data
+        return False, None
+
+    def _await_batch(self) -> bool:
+        """Wait a little for a batch or the end of a worker; return whether there may be a batch.
+
+        Nothing interrupts this wait: an error that a signal's handler raises may come up in code that runs meanwhile, a destructor or
+        another handler, and be lost there.
+        """
+        reader = getattr(self._data_queue, "_reader", None)
+        if reader is None:  # a thread that pins batches hands them over
+            return True
+        return reader.poll() or reader in wait(
+            [reader, *(each.sentinel for each in self._workers if each.is_alive())], _POLL_S
+        )
 
     def __del__(self) -> None:
         # A process that was forked while this was alive has a copy. It has no workers to end, and PyTorch would wait for them.
@@ -236,14 +257,15 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             with suppress(ValueError):
                 _remove_worker_pids(id(self))
 
-    def _lost(self) -> tuple[int, int, int] | None:
+    def _lost(self, tries: int = 1) -> tuple[int, int, int] | None:
         """Return number, process id and exit code of a worker that is dead; a signal's code is negative."""
-        for _ in range(20):  # its end may be known a moment before its code is
+        for attempt in range(tries):
+            if attempt:
+                sleep(0.05)
             for number, worker in enumerate(self._workers):
                 code = worker.exitcode
                 if code is not None and (code or self._workers_status[number]) and worker.pid is not None:
                     return number, worker.pid, code
-            sleep(0.05)
         return None
 
     def _explain_hang(self) -> FetchError:

@@ -31,9 +31,9 @@ def comparison_page(found: Comparison, runs: Sequence[RunFacts]) -> str:
     parts = (
         ("differences", "What differs", _show_differences(found)),
         ("metrics", "Metrics", _numbers(found, found.metrics, "Metric")),
+        ("curves", "Curves", _show_curves(found, runs)),
         ("time", "Time", _numbers(found, found.effort, "")),
         ("bill", "Where the time went, in seconds", _numbers(found, found.bill, "Part")),
-        ("curves", "Curves", _show_curves(found, runs)),
     )
     shown = [part for part in parts if part[2]]
     links = tag("nav", tag("ul", *(tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in shown)))
@@ -65,14 +65,16 @@ def _show_differences(found: Comparison) -> Markup:
 def _numbers(found: Comparison, numbers: Sequence[ComparedNumber], title: str) -> Markup:
     if not numbers:
         return tag("p", "No run has any.")
-    has_two = len(found.names) == 2
+    has_two, has_better = len(found.names) == 2, any(each.direction for each in numbers)
     rows = []
     for each in numbers:
         cells = [each.show(value) or "–" for value in each.values]
         marked = [tag("strong", cell) if index == each.best else cell for index, cell in enumerate(cells)]
         better = "" if each.best is None else found.names[each.best]
-        rows.append((each.name, *marked, *([each.show_difference()] if has_two else []), better))
-    header = (title, *found.names, *(["Difference"] if has_two else []), "Better")
+        rows.append(
+            (each.name, *marked, *([each.show_difference()] if has_two else []), *([better] if has_better else []))
+        )
+    header = (title, *found.names, *(["Difference"] if has_two else []), *(["Better"] if has_better else []))
     caption = "The difference is that of the second to the first." if has_two else ""
     return table(header, rows, caption=caption)
 

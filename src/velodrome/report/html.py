@@ -123,14 +123,19 @@ def table(
 
     Args:
         header: one cell a column; empty for a table of names and values.
-        rows: the first cell of each is its heading.
+        rows: the first cell of each is its heading; a row of one cell is as wide as the table.
         caption: says what it shows.
         num_texts: how many columns from the left hold text; the others hold numbers, which stand to the right.
         classes: of the rows, one each.
     """
     body = []
     for index, row in enumerate(rows):
-        cells = [_cell(number, value, num_texts=num_texts) for number, value in enumerate(row)]
+        is_wide = len(row) == 1 < len(header)
+        cells = (
+            [tag("td", row[0], colspan=len(header))]
+            if is_wide
+            else [_cell(number, value, num_texts=num_texts) for number, value in enumerate(row)]
+        )
         body.append(tag("tr", *cells, class_=(index < len(classes) and classes[index]) or False))
     head = [tag("th", name, scope="col", class_=number >= num_texts and "number") for number, name in enumerate(header)]
     parts = [

@@ -12,12 +12,13 @@ from velodrome.report.words import as_number, show_duration, show_number
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from velodrome.report.curves import Metric
     from velodrome.report.facts import RunFacts
 
 __all__ = ["show_curves", "show_epochs", "show_metrics"]
 
 _MAX_METRICS = 100
-_MAX_COLUMNS = 10  # of metrics, in the table of epochs
+_MAX_COLUMNS = 8  # of metrics, in the table of epochs
 _MOST_ROWS, _ROWS_AT_EACH_END = 40, 15
 _NO_EPOCH = "No epoch is over, so there are no metrics of one."
 
@@ -29,7 +30,7 @@ def show_metrics(facts: RunFacts) -> Markup:
         return tag("p", _NO_EPOCH)
     rows = []
     for metric in metrics[:_MAX_METRICS]:
-        best = metric.find_best()
+        best = metric.find_best() or _find_best(metric, facts.directions.get(f"val/{metric.name}"))
         rows.append(
             (
                 metric.name,
@@ -93,7 +94,7 @@ def show_epochs(facts: RunFacts) -> Markup:
     before = -1
     for index in chosen:
         if index > before + 1:
-            cells.append((f"{index - before - 1:,} left out", *[""] * (len(shown_names) + 4)))
+            cells.append((f"{index - before - 1:,} left out",))
             classes.append("gap")
         before = index
         row = rows[index]
@@ -126,6 +127,14 @@ def _best_sentence(facts: RunFacts) -> str:
         return ""
     value = f": {monitor} {show_number(best[monitor])}" if monitor in best else ""
     return f"The best epoch is {show_number(best.get('epoch'))} of {len(facts.epochs):,}{value}."
+
+
+def _find_best(metric: Metric, direction: str | None) -> tuple[float, float] | None:
+    """Return epoch and value of the best validation of a metric whose own name does not say what is better."""
+    if direction is None or not metric.val.measured:
+        return None
+    choose = min if direction == "min" else max
+    return choose(metric.val.measured, key=lambda point: point[1])
 
 
 def _last(facts: RunFacts, key: str) -> str:

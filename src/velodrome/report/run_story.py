@@ -51,7 +51,7 @@ def show_events(facts: RunFacts) -> Markup:
             what = join(
                 [rest.rpartition("\n")[2], tag("details", tag("summary", "traceback"), tag("pre", text, limit=_MAX_LONG_TEXT))]
             )  # fmt: skip
-        rows.append((show_time(event.time), event.kind, what))
+        rows.append((tag("time", show_time(event.time)), event.kind, what))
         classes.append("bad" if event.kind in ("warning", "error") else "")
     lost = facts.num_events_left_out
     return join(

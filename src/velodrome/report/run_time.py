@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from velodrome.report.html import Markup, bar, join, table, tag
@@ -77,7 +76,7 @@ def _row(name: str, seconds: float, wall: float) -> tuple[object, ...]:
 def _show_pace(step_ms: Sequence[float]) -> Markup:
     if len(step_ms) < 2:
         return Markup()
-    slowest, middle = max(step_ms), median_low(step_ms)
+    slowest, middle = max(step_ms), sorted(step_ms)[(len(step_ms) - 1) // 2]  # the lower of two in the middle
     rows = [
         (f"rank {rank}", f"{each:.3g}", bar(each / slowest if slowest > 0 else 0.0))
         for rank, each in enumerate(step_ms)

@@ -23,8 +23,9 @@ ul.plain{padding-left:1.2rem;margin:.4rem 0}ul.plain li{margin:.25rem 0;max-widt
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--soft);padding:.2rem 0;font-size:.88rem}
 th,td{text-align:left;vertical-align:top;padding:.22rem .9rem .22rem 0;border-bottom:1px solid var(--line);font-weight:400;unicode-bidi:isolate;min-width:2.5rem}
-thead th{color:var(--soft);white-space:nowrap}tbody th{font-weight:600}
+thead th{color:var(--soft);white-space:nowrap}tbody th{font-weight:600}th{overflow-wrap:break-word;max-width:24rem}
 .number{text-align:right;white-space:nowrap}
+time{white-space:nowrap}
 tr.best th,tr.best td{background:var(--panel);font-weight:600}
 tr.gap td,tr.gap th{color:var(--soft);font-weight:400}
 .bar{display:inline-block;width:9rem;height:.75rem;background:var(--panel);vertical-align:middle;border-radius:2px}
@@ -35,8 +36,8 @@ pre{background:var(--panel);padding:.7rem .9rem;border-radius:6px;overflow-x:aut
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;unicode-bidi:isolate}
 summary{cursor:pointer;color:var(--soft)}
 footer{color:var(--soft);font-size:.85rem;padding-top:2rem;padding-bottom:2rem}
-@media (max-width:34rem){body{font-size:15px}th,td{padding-right:.6rem}.bar{width:5rem}}
+@media (max-width:34rem){body{font-size:15px}figure{overflow-x:auto}img{max-width:none;width:44rem}th,td{padding-right:.6rem}.bar{width:5rem}}
 @media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#f2f2f2;--bar:#0072b2;--good:#00694b;--bad:#b3400a}
-body{font-size:10.5pt}nav{display:none}header,main,footer{max-width:none;padding:0}.wide{overflow:visible}
+body{font-size:10.5pt}nav{display:none}header,main,footer{max-width:none;padding:0}.wide{overflow:visible}table{font-size:8.5pt}th,td{padding-right:.6rem}
 h2,h3{break-after:avoid}tr,figure,pre{break-inside:avoid}pre{white-space:pre-wrap}}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from velodrome.checkpoint.scan import find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError
 from velodrome.monitor import Monitor
 from velodrome.overview import Overview, look_at
+from velodrome.record.reading import find_links
 from velodrome.report.facts import RunFacts, SavedState
 from velodrome.reporting.reading import read_events, read_log, read_recipe, read_rows
 from velodrome.reporting.story import find_goings_on, read_pace
@@ -33,16 +35,24 @@ def read_facts(folder: Path) -> RunFacts:
     """
     if not any(os.path.lexists(folder / name) for name in _MARKS):
         raise RefusedError(f"{folder} holds no run (no run.json). List the runs: velodrome runs", path=str(folder))
+    links = sorted(find_links(folder))
     found = look_at(folder)
-    problems = list(found.problems)
-    epochs, steps, num_steps = read_rows(folder / "metrics.jsonl", problems)
-    recorded = read_events(folder / "events.jsonl", problems)
-    log, num_left_out = read_log(folder / "log.txt", problems)
-    recipe_text, recipe = read_recipe(folder / "recipe.toml", problems)
+    if folder / "run.json" in links:
+        found = replace(found, record={}, status="broken", recipe="")
+    problems = [*found.problems, *(f"{link.relative_to(folder)} is a link, and is not read." for link in links)]
+
+    def own(name: str) -> Path:
+        """Return the path of one of the files; a link may lead to a file that is not to be shown to whoever gets the page."""
+        return folder / name if folder / name not in links else folder / ".is-a-link"
+
+    epochs, steps, num_steps = read_rows(own("metrics.jsonl"), problems)
+    recorded = read_events(own("events.jsonl"), problems)
+    log, num_left_out = read_log(own("log.txt"), problems)
+    recipe_text, recipe = read_recipe(own("recipe.toml"), problems)
     bills = [event for event in recorded if event.get("event") == "bill"]
     monitor = found.monitor or _asked_monitor(recipe)
     checkpoints = _read_checkpoints(folder / "checkpoints", found.best_step, problems)
-    settings, data = _read_settings(folder / "checkpoints", checkpoints)
+    settings, data = ({}, {}) if links else _read_settings(folder / "checkpoints", checkpoints)
     names = {name for row in epochs for name in row if name.startswith(("train/", "val/"))}
     return RunFacts(
         name=folder.absolute().name,

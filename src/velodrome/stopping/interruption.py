@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
+from velodrome.errors import FetchError
 from velodrome.loop.progress import StopReason
 from velodrome.stopping.deadline import NO_DEADLINE, Deadline, Limit, estimate_save_s, job_end
 from velodrome.stopping.listening import Listening
@@ -29,6 +30,8 @@ TERMINATED_CODE = 128 + 15
 _IN_ORDER = "The run was left in good order."
 _GRACE_S = 30.0
 """what torchrun, SLURM and Kubernetes give between SIGTERM and SIGKILL, if nobody says otherwise"""
+_INTERRUPTED = (0, -signal.SIGINT)
+"""how a worker of PyTorch's ends that Ctrl-C was sent to"""
 
 
 class Terminated(SystemExit):
@@ -165,7 +168,9 @@ class Interruption:
         """
         run = self._run
         is_fetching = run.phase.is_training and not run.position.is_in_batch
-        is_of_worker = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        # Of our loader, and of PyTorch's that is used as it is.
+        is_of_ours = isinstance(error, FetchError) and error.fields.get("exit_code_of_worker") in _INTERRUPTED
+        is_of_worker = is_of_ours or (isinstance(error, RuntimeError) and "DataLoader worker" in str(error))
         return is_of_worker and is_fetching and run.is_alone and run.leaving is not None and not self.has_left
 
     def leave_late(self) -> None:
