@@ -15,6 +15,7 @@ from support.pages import harmless
 from velodrome.cli.main import run as call
 from velodrome.record.run_lock import RunLock
 from velodrome.reporting.write import write_report
+from velodrome.run_comparison import compare_runs
 
 RECIPE = """\
 [model]
@@ -274,3 +275,10 @@ def test_a_report_that_cannot_be_written_is_one_line_and_the_run_is_done(project
 def test_the_switch_of_the_recipe_leaves_it_out(project):
     assert call(["train", "mine.toml", "--name", "without", "train.epochs=1", "logging.report=false", "-q"]) == 0
     assert not (project / "runs" / "without" / "report.html").exists()
+
+
+def test_a_report_makes_no_difference_between_runs_that_are_equal_to_the_last_bit(project):
+    for name, switch in (("with", "true"), ("without", "false")):
+        assert call(["train", "mine.toml", "--name", name, f"logging.report={switch}", "-q"]) == 0
+    found = compare_runs(project / "runs" / "with", project / "runs" / "without")
+    assert (found.differences, found.steps_compared, found.num_rows) == ((), (10, 20), 6)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from velodrome.data.position import Position
+from velodrome.data.position import LoaderPosition
 from velodrome.errors import ArgumentError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def position_kept(data: Any) -> Iterator[None]:
         )
     before = None
     if type(data).__module__.startswith("velodrome.") and hasattr(data, "set_epoch"):
-        before = {name: copy.copy(each) if isinstance(each, Position) else each for name, each in vars(data).items()}
+        before = {
+            name: copy.copy(each) if isinstance(each, LoaderPosition) else each for name, each in vars(data).items()
+        }
     generator: Any = getattr(data, "generator", None)  # Any: torch.Generator, where there is one
     state = generator.get_state() if hasattr(generator, "get_state") else None
     try:

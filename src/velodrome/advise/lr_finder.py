@@ -20,7 +20,7 @@ from velodrome.advise.lr_curve import LRCurve
 from velodrome.callbacks.base import Callback
 from velodrome.devices import resolve_device
 from velodrome.errors import ArgumentError, NumericsError
-from velodrome.nonfinite.snapshot import Snapshot
+from velodrome.nonfinite.snapshot import RunSnapshot
 from velodrome.seeding import get_random_state, random_state_kept, set_random_state
 from velodrome.step.schedules.base import NO_SCHEDULE
 from velodrome.step.schedules.rates import set_rate
@@ -206,7 +206,7 @@ class _Sweep:
 class _Kept:
     """Everything that a test changes, as it was."""
 
-    snapshot: Snapshot
+    snapshot: RunSnapshot
     random_state: dict[str, Any]
     progress: dict[str, Any]
     keeping: dict[str, Any]
@@ -216,7 +216,7 @@ class _Kept:
     def take(cls, trainer: Trainer) -> _Kept:
         run = trainer._run
         return cls(
-            snapshot=Snapshot.take(run),
+            snapshot=RunSnapshot.take(run),
             random_state=get_random_state(trainer.device),
             progress={each.name: getattr(run.progress, each.name) for each in fields(run.progress)},
             keeping=run.keeping.state_dict(),

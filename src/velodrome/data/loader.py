@@ -15,7 +15,7 @@ from velodrome.data.choosing import WorkerChoice
 from velodrome.data.columns import Columns, columns_from
 from velodrome.data.order import epoch_order
 from velodrome.data.own_order import check_own_order
-from velodrome.data.position import Position
+from velodrome.data.position import LoaderPosition
 from velodrome.data.recognise import recognise, watch
 from velodrome.data.sample_path import SamplePath
 from velodrome.data.share import EMPTY, WHOLE, Share
@@ -124,7 +124,7 @@ class DataLoader:
         self.batch_sampler = batch_sampler
         self.origin = ""
         """what the loader was made from, for `describe`"""
-        self._position = Position()
+        self._position = LoaderPosition()
         self._torch_draws_left: float = 0
 
         self._is_plain = sampler is None and batch_sampler is None and collate_fn is None and batch_size is not None

@@ -9,12 +9,12 @@ from velodrome.errors import ArgumentError, DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Position"]
+__all__ = ["LoaderPosition"]
 
 _NAMES = ("epoch", "samples_done", "seed", "num_samples")
 
 
-class Position:
+class LoaderPosition:
     """The place where the next `iter()` begins, and how far the one under way has come.
 
     An iteration that is left early ends its epoch: the next one begins the epoch after it. Of several under way the youngest counts.

@@ -18,8 +18,8 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from velodrome.errors import ArgumentError, NumericsError, nearest
-from velodrome.nonfinite.facts import Facts, collect_facts, say_what_happened, say_what_next
-from velodrome.nonfinite.snapshot import Snapshot
+from velodrome.nonfinite.facts import NonFiniteFacts, collect_facts, say_what_happened, say_what_next
+from velodrome.nonfinite.snapshot import RunSnapshot
 from velodrome.seeding import get_random_state
 from velodrome.step.guard import NonFinite
 
@@ -68,7 +68,7 @@ class Stop:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._own: Facts | None = None
+        self._own: NonFiniteFacts | None = None
         self._own_bundle: Path | None = None
 
     def enter_loop(self) -> None:
@@ -131,7 +131,7 @@ class Stop:
 
     # -- inner works ------------------------------------------------------------------------------------------------
 
-    def _settle(self, facts: Facts, bundle: Path | None, found: NonFinite, updates: Updates) -> None:
+    def _settle(self, facts: NonFiniteFacts, bundle: Path | None, found: NonFinite, updates: Updates) -> None:
         """Act on it, in every process at once."""
         del found, updates
         raise self._error(facts, bundle, "")
@@ -144,7 +144,7 @@ class Stop:
         if updates.is_full:
             self.run.update(updates)
 
-    def _error(self, facts: Facts, bundle: Path | None, why: str) -> NumericsError:
+    def _error(self, facts: NonFiniteFacts, bundle: Path | None, why: str) -> NumericsError:
         weights = (
             "Such weights are never saved."
             if facts.first_kind == "weight"
@@ -158,10 +158,10 @@ class Stop:
         ]
         return NumericsError(" ".join(parts), bundle=bundle, **facts.as_json())
 
-    def _say(self, facts: Facts, what: str) -> None:
+    def _say(self, facts: NonFiniteFacts, what: str) -> None:
         self.run.notices.warn(f"{say_what_happened(facts, is_alone=self.run.is_alone)} {what}")
 
-    def _write_bundle(self, facts: Facts) -> Path | None:
+    def _write_bundle(self, facts: NonFiniteFacts) -> Path | None:
         """Keep what led there; a disk that fails is told and changes nothing else."""
         run = self.run
         if run.files.path is None or facts.batch is None:
@@ -223,7 +223,7 @@ class Skip(Stop):
         for name, value in state.items():
             setattr(self, f"_{name}", value)
 
-    def _settle(self, facts: Facts, bundle: Path | None, found: NonFinite, updates: Updates) -> None:
+    def _settle(self, facts: NonFiniteFacts, bundle: Path | None, found: NonFinite, updates: Updates) -> None:
         run = self.run
         self._put_buffers_back()
         if found.place == "loss":
@@ -293,7 +293,7 @@ class Rollback(Stop):
                 'on_nonfinite="rollback" was given with an optimizer that shows other weights in evaluation than in training, of which '
                 'no copy can be put back between the two. Use "skip", or another optimizer.'
             )
-        self._snapshot: Snapshot | None = None
+        self._snapshot: RunSnapshot | None = None
         self._in_a_row = 0
 
     def enter_loop(self) -> None:
@@ -301,17 +301,17 @@ class Rollback(Stop):
         super().enter_loop()
         # Of a lazy module there is nothing to copy before the first log point.
         if self._snapshot is None and not any(map(is_lazy, self.run.model.parameters())):
-            self._snapshot = Snapshot.take(self.run)
+            self._snapshot = RunSnapshot.take(self.run)
 
     def after_save(self) -> None:
         """Take a snapshot: a run that goes on from this checkpoint has the same."""
-        self._snapshot = Snapshot.take(self.run)
+        self._snapshot = RunSnapshot.take(self.run)
 
     def at_log_point(self) -> None:
         """Take a snapshot: since the last one every number was finite."""
         super().at_log_point()
         self._in_a_row = 0
-        self._snapshot = Snapshot.take(self.run)
+        self._snapshot = RunSnapshot.take(self.run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count; the snapshot is what the checkpoint itself holds."""
@@ -321,7 +321,7 @@ class Rollback(Stop):
         """Go on from what `state_dict` returned."""
         self._in_a_row = state["in_a_row"]
 
-    def _settle(self, facts: Facts, bundle: Path | None, found: NonFinite, updates: Updates) -> None:
+    def _settle(self, facts: NonFiniteFacts, bundle: Path | None, found: NonFinite, updates: Updates) -> None:
         del updates
         run, snapshot = self.run, self._snapshot
         if snapshot is None:

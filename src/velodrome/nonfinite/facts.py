@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from velodrome.step.guard import NonFinite
     from velodrome.step.updates import Updates
 
-__all__ = ["Facts", "collect_facts", "count_non_finite", "say_what_happened", "say_what_next"]
+__all__ = ["NonFiniteFacts", "collect_facts", "count_non_finite", "say_what_happened", "say_what_next"]
 
 _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class NonFiniteFacts:
     """Where it came up.
 
     Fields:
@@ -59,7 +59,7 @@ class Facts:
         return {"batch_number" if name == "batch" else name: value for name, value in asdict(self).items()}
 
 
-def collect_facts(run: Run, found: NonFinite, updates: Updates) -> Facts:
+def collect_facts(run: Run, found: NonFinite, updates: Updates) -> NonFiniteFacts:
     """Gather what is known; waits for the device as often as it likes, for something is wrong already."""
     # A flag that is read right after the update it stopped, or before, is no surprise: the batch is still there.
     is_late = found.updates_ago is not None and (
@@ -67,7 +67,7 @@ def collect_facts(run: Run, found: NonFinite, updates: Updates) -> Facts:
     )
     step = run.progress.steps_done + 1 - (found.updates_ago or 0)
     kind, name, first = _find_first(run, found, updates, batch=None if is_late else run.position.batch)
-    return Facts(
+    return NonFiniteFacts(
         step=step,
         epoch=run.row.get("epoch", run.progress.epoch),
         batch=None if is_late else run.train_phase.batches_done + 1,
@@ -82,7 +82,7 @@ def collect_facts(run: Run, found: NonFinite, updates: Updates) -> Facts:
     )
 
 
-def say_what_happened(facts: Facts, *, is_alone: bool = True) -> str:
+def say_what_happened(facts: NonFiniteFacts, *, is_alone: bool = True) -> str:
     """Return the sentences of fact: what, where, and what was bad first."""
     where = [f"epoch {facts.epoch}", *([f"batch {facts.batch}"] if facts.batch is not None else [])]
     if facts.samples:
@@ -93,7 +93,7 @@ def say_what_happened(facts: Facts, *, is_alone: bool = True) -> str:
     return f"{became} became {facts.value} at step {facts.step} ({', '.join(where)}). Not finite first: {facts.first}."
 
 
-def say_what_next(facts: Facts, bundle: Path | None, run_dir: Path | None) -> str:
+def say_what_next(facts: NonFiniteFacts, bundle: Path | None, run_dir: Path | None) -> str:
     """Return the sentences of advice: where the batch lies and what shows more of it."""
     hints = {
         "input": "Look at how this batch was made.",

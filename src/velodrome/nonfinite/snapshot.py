@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from velodrome.run.run import Run
 
-__all__ = ["Snapshot"]
+__all__ = ["RunSnapshot"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class RunSnapshot:
     """The state after a step.
 
     Cost: memory for a second copy of the weights and of all that the optimizers keep; no wait.
@@ -34,7 +34,7 @@ class Snapshot:
     average_notes: Mapping[str, Any]
 
     @classmethod
-    def take(cls, run: Run) -> Snapshot:
+    def take(cls, run: Run) -> RunSnapshot:
         """Copy the state of a run between two updates."""
         run.windows.settle_blocking()
         named, averaging = clean_parameters(run.model), run.averaging

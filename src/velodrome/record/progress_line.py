@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TextIO
 
-    from velodrome.record.progress_text import Phase
+    from velodrome.record.progress_text import PhaseProgress
 
 __all__ = ["LineProgress"]
 
@@ -71,7 +71,7 @@ class LineProgress:
         self._stream.write_line(line)
 
 
-def _describe(phase: Phase, seconds: float) -> str:
+def _describe(phase: PhaseProgress, seconds: float) -> str:
     done, total = phase.batches_done, phase.total_batches
     count = f"{done:,}/{total:,} batches {100 * min(1.0, done / total):.0f}%" if total else f"{done:,} batches"
     left = f"{format_duration(seconds * (total - done) / done)} left" if total and 0 < done <= total else ""

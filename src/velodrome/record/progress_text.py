@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EpochSummary",
-    "Phase",
+    "PhaseProgress",
     "format_duration",
     "format_epoch",
     "format_rate",
@@ -88,7 +88,7 @@ def format_epoch(epoch: int, epochs: int | None) -> str:
 
 
 @dataclass(kw_only=True)
-class Phase:
+class PhaseProgress:
     """One pass over data: what is known of it so far."""
 
     name: str
@@ -133,15 +133,17 @@ class EpochSummary:
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say
         self._clock = clock
-        self._trained: Phase | None = None
-        self.phase: Phase | None = None
+        self._trained: PhaseProgress | None = None
+        self.phase: PhaseProgress | None = None
 
-    def begin(self, name: str, epoch: int, epochs: int | None, total_batches: int | None) -> Phase:
+    def begin(self, name: str, epoch: int, epochs: int | None, total_batches: int | None) -> PhaseProgress:
         """Start a phase, ending the one before if nobody did."""
         self.end()
         if self._trained is not None and (name == "train" or epoch != self._trained.epoch):
             self.flush()
-        self.phase = Phase(name=name, epoch=epoch, epochs=epochs, total_batches=total_batches, started_s=self._clock())
+        self.phase = PhaseProgress(
+            name=name, epoch=epoch, epochs=epochs, total_batches=total_batches, started_s=self._clock()
+        )
         return self.phase
 
     def end(self) -> None:
@@ -175,12 +177,12 @@ class EpochSummary:
             self.phase = self._trained = None
         self.flush()
 
-    def measure_s(self, phase: Phase) -> float:
+    def measure_s(self, phase: PhaseProgress) -> float:
         """Return how long the phase has been going on."""
         return self._clock() - phase.started_s
 
 
-def _summarize(phases: list[Phase]) -> str:
+def _summarize(phases: list[PhaseProgress]) -> str:
     first, *others = phases
     parts = [format_epoch(first.epoch, first.epochs)]
     parts.append(f"{_short(first.name) if first.epoch > 0 else first.name} {format_values(first.values)}".rstrip())

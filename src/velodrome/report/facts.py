@@ -85,6 +85,8 @@ class RunFacts:
     """what is better of the values where that is known"""
     bill: Mapping[str, Any] = field(default_factory=dict)
     """the last one in `events.jsonl`"""
+    num_bills: int = 0
+    """how often the run ended and was billed: each time since it went on"""
     step_ms: Sequence[float] = ()
     """what a step took by itself in each process"""
     events: Sequence[Event] = ()

@@ -58,7 +58,7 @@ def show_bill(facts: RunFacts) -> Markup:
     caption = f"{show_duration(wall)} of wall time"
     caption += f", {batches:,} batches of training" if isinstance(batches, int) else ""
     caption += f", up to the end of epoch {show_number(epoch)}" if epoch is not None else ""
-    caption += "; of the last part of the run, since it went on." if facts.goings_on else "."
+    caption += "; of the last part of the run, since it went on." if facts.goings_on or facts.num_bills > 1 else "."
     rows = []
     callbacks = bill.get("callbacks_s")
     for name, seconds in parts.items():

@@ -69,6 +69,7 @@ def read_facts(folder: Path) -> RunFacts:
         monitor=monitor,
         directions=_directions(names, monitor, recipe),
         bill=bills[-1] if bills else {},
+        num_bills=sum("epoch" not in bill for bill in bills),
         step_ms=read_pace(log),
         events=log,
         num_events_left_out=num_left_out,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from velodrome.advise.tuning.neighbours import Usage, read_usage, share_of_others
+from velodrome.advise.tuning.neighbours import Usage, fraction_of_others, read_usage
 
 HZ = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -32,13 +32,13 @@ def usage(at, all_s, own_s, processors=2):
 )
 def test_what_others_had_is_a_share_of_the_cores_that_may_be_used(all_s, own_s, usable, processors, share):
     before, after = usage(0, 100, 50, processors), usage(10, 100 + all_s, 50 + own_s, processors)
-    assert share_of_others(before, after, processors=usable) == pytest.approx(share)
+    assert fraction_of_others(before, after, processors=usable) == pytest.approx(share)
 
 
 def test_nobody_is_suspected_without_knowledge_or_time():
-    assert share_of_others(None, usage(1, 1, 0), processors=2) == 0
-    assert share_of_others(usage(0, 0, 0), None, processors=2) == 0
-    assert share_of_others(usage(0, 0, 0), usage(0.01, 5, 0), processors=2) == 0
+    assert fraction_of_others(None, usage(1, 1, 0), processors=2) == 0
+    assert fraction_of_others(usage(0, 0, 0), None, processors=2) == 0
+    assert fraction_of_others(usage(0, 0, 0), usage(0.01, 5, 0), processors=2) == 0
 
 
 def make_system(root, *, busy, processes):

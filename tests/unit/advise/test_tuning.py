@@ -14,8 +14,8 @@ import torch
 
 from velodrome.advise.tuning.aside import digest_of
 from velodrome.advise.tuning.bench import Bench
-from velodrome.advise.tuning.facts import Facts, Round
-from velodrome.advise.tuning.measure import Agreement, Comparison, agree, take_turns
+from velodrome.advise.tuning.facts import BenchFacts, Round
+from velodrome.advise.tuning.measure import Agreement, Rounds, agree, take_turns
 from velodrome.advise.tuning.rehearsal import Rehearsal
 from velodrome.advise.tuning.remote import RemoteBench, TrialError
 from velodrome.advise.tuning.search import Search
@@ -138,7 +138,7 @@ def setup_of(*overrides, **change):
     return Setup(recipe="mine.toml", overrides=overrides, change=Change(fields=change))
 
 
-FACTS = Facts(
+FACTS = BenchFacts(
     device="cpu", cores=4, threads=4, steps_per_epoch=10, total_steps=100, num_workers=0, is_in_memory=True, is_indexed=False,
     has_validation=True, num_val_samples=2000, has_convolutions=False, has_dropout=False, num_train_samples=640,
     optimizer_is_fused=True, can_tf32=False, warm_up_s=1.0, loss=2.0, digest="a",
@@ -150,7 +150,7 @@ class PlannedArm:
 
     def __init__(
         self,
-        facts: Facts,
+        facts: BenchFacts,
         step_s: float,
         *,
         losses: tuple[float | None, float | None] = (1.0, 1.0),
@@ -160,7 +160,7 @@ class PlannedArm:
         self.facts, self.step_s, self.losses, self.digest = facts, step_s, losses, digest
         self.asked = [] if asked is None else asked
 
-    def start(self) -> Facts:
+    def start(self) -> BenchFacts:
         return self.facts
 
     def round(self, seconds: float) -> Round:
@@ -299,14 +299,14 @@ def rounds(*seconds):
 
 def test_the_speed_up_is_the_median_of_the_ratios_of_whole_epochs():
     # Epochs of 10 steps and 0.5 s of evaluation: 1.5/1.0, 2.5/1.0, 10.5/1.0
-    both = Comparison(first=rounds(0.1, 0.2, 1.0), second=rounds(0.05, 0.05, 0.05), first_steps=10, second_steps=10)
+    both = Rounds(first=rounds(0.1, 0.2, 1.0), second=rounds(0.05, 0.05, 0.05), first_steps=10, second_steps=10)
     assert both.ratios == pytest.approx([1.5, 2.5, 10.5])
     assert both.speed_up == pytest.approx(2.5)
 
 
 def test_the_noise_of_two_equal_things_is_how_far_they_lie_apart():
-    same = Comparison(first=rounds(0.1, 0.1, 0.1), second=rounds(0.1, 0.1, 0.1), first_steps=10, second_steps=10)
-    apart = Comparison(first=rounds(0.1, 0.1, 0.1), second=rounds(0.2, 0.2, 0.2), first_steps=10, second_steps=10)
+    same = Rounds(first=rounds(0.1, 0.1, 0.1), second=rounds(0.1, 0.1, 0.1), first_steps=10, second_steps=10)
+    apart = Rounds(first=rounds(0.1, 0.1, 0.1), second=rounds(0.2, 0.2, 0.2), first_steps=10, second_steps=10)
     assert same.spread == 0
     assert apart.spread == pytest.approx(0.4)  # 1.5 s against 2.5 s: 0.6
 
@@ -328,7 +328,7 @@ class Crowded(PlannedArm):
     def round(self, seconds):
         share = next(self.shares)
         calm = super().round(seconds)
-        return replace(calm, others_share=share, step_s=calm.step_s * (10 if share > 0.2 else 1))
+        return replace(calm, others_fraction=share, step_s=calm.step_s * (10 if share > 0.2 else 1))
 
 
 def turns_of(shares, *, other=0.009):
@@ -339,7 +339,7 @@ def test_turns_that_others_disturb_do_not_count_and_are_made_again():
     found = turns_of([0.0, 0.6, 0.1, 0.9, 0.0, 0.0, 0.2])
     assert found.ratios == pytest.approx([1.111] * 5, abs=1e-3)
     assert not found.is_disturbed
-    assert found.others_share == 0.2
+    assert found.others_fraction == 0.2
 
 
 def test_a_clear_answer_of_calm_turns_is_enough():
@@ -352,7 +352,7 @@ def test_where_others_never_rest_all_turns_count_and_the_comparison_says_so():
     found = turns_of([0.9, 0.5, 0.9, 0.9, 0.0, 0.9, 0.9, 0.9])
     assert len(found.ratios) == 8  # five, and three again
     assert found.is_disturbed
-    assert found.others_share == 0.9
+    assert found.others_fraction == 0.9
 
 
 def test_losses_are_equal_close_or_changed():
@@ -417,7 +417,7 @@ class Disturbed(PlannedArm):
         self.num_rounds += 1
         found = super().round(seconds)
         if self.num_rounds in self.slow_rounds:
-            found = replace(found, step_s=0.4, others_share=self.share)
+            found = replace(found, step_s=0.4, others_fraction=self.share)
         return found
 
 
@@ -475,7 +475,7 @@ def test_other_programs_that_keep_the_cores_busy_are_told(folder):
     tuning = search_of(disturbed_arms(range(6, 100), share=0.45)).run()
     text = "\n".join(tuning.lines())
     assert "kept up to 45 % of the cores busy" in text
-    assert tuning.to_json()["others_share"] == 0.45
+    assert tuning.to_json()["others_fraction"] == 0.45
     assert "kept up to" not in "\n".join(search_of(plain).run().lines())
 
 

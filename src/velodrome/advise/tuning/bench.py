@@ -19,8 +19,8 @@ from torch import nn
 from velodrome.advise.memory import peak_bytes
 from velodrome.advise.samples import num_samples
 from velodrome.advise.tuning.aside import aside, build_quietly, digest_of, validation_loader, wait_for
-from velodrome.advise.tuning.facts import Facts, Round
-from velodrome.advise.tuning.neighbours import read_usage, share_of_others
+from velodrome.advise.tuning.facts import BenchFacts, Round
+from velodrome.advise.tuning.neighbours import fraction_of_others, read_usage
 from velodrome.advise.tuning.rehearsal import Rehearsal, StopAfter, rehearse
 from velodrome.callbacks.base import Callback
 from velodrome.cores import usable_cores, usable_processors
@@ -95,7 +95,7 @@ class Bench:
             self._step_s = 0.0
             self._build_s = perf_counter() - self._created
 
-    def start(self) -> Facts:
+    def start(self) -> BenchFacts:
         """Train the first steps and learn what there is to know."""
         with aside(self._setup):
             total, val = num_samples(self.ready.data.val), self.ready.val
@@ -140,7 +140,7 @@ class Bench:
             turn_s = self._train(lead=2 + _PREFETCHED * workers, steps=steps)
             per_epoch = _steps_per_epoch(self.ready)
             evaluation_s = self._evaluate(seconds)
-            others_share = share_of_others(before, read_usage(), processors=usable_processors())
+            others_fraction = fraction_of_others(before, read_usage(), processors=usable_processors())
             if workers:  # they may still fetch what nobody will ask for, and the next turn is another's
                 sleep(min(_LONGEST_REST_S, _PREFETCHED * workers * self._step_s))
             return Round(
@@ -148,7 +148,7 @@ class Bench:
                 turn_s=0.0 if per_epoch is not None and steps >= per_epoch else turn_s,
                 evaluation_s=evaluation_s,
                 memory_bytes=peak_bytes(self._trainer.device),
-                others_share=others_share,
+                others_fraction=others_fraction,
             )
 
     def rehearse(self, *, steps: int, val_samples: int | None) -> Rehearsal:
@@ -212,12 +212,12 @@ class Bench:
     def _is_resident(self) -> bool:
         return self._trainer._sources.get(self.ready.train, role="train").gives_placed_batches
 
-    def _facts(self, warm_up_s: float, loss: float, digest: str) -> Facts:
+    def _facts(self, warm_up_s: float, loss: float, digest: str) -> BenchFacts:
         ready, trainer = self.ready, self._trainer
         modules = list(trainer.model.modules())
         per_epoch, columns = _steps_per_epoch(ready), getattr(ready.train, "columns", None)
         optimizer = trainer.optimizer
-        return Facts(
+        return BenchFacts(
             device=trainer.device.type,
             cores=usable_cores(),
             threads=torch.get_num_threads(),

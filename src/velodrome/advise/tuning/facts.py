@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Facts", "Round"]
+__all__ = ["BenchFacts", "Round"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class BenchFacts:
     """What is known of a configuration once it has warmed up."""
 
     device: str
@@ -52,7 +52,7 @@ class Round:
     """of all validation data"""
     memory_bytes: int | None
     """largest so far: of the process, or on CUDA of the device"""
-    others_share: float = 0.0
+    others_fraction: float = 0.0
     """of the cores that the process may use: what other programs kept busy meanwhile; 0 where the system does not tell"""
 
     def epoch_s(self, steps: int | None) -> float:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from velodrome.advise.tuning.facts import Facts, Round
+    from velodrome.advise.tuning.facts import BenchFacts, Round
 
-__all__ = ["Agreement", "Arm", "Comparison", "agree", "median_of", "take_turns", "whole_run_speed"]
+__all__ = ["Agreement", "Arm", "Rounds", "agree", "median_of", "take_turns", "whole_run_speed"]
 
 _CLEARLY_SLOWER, _CLEARLY_FASTER = 0.9, 1.25
 _DISTURBED = 0.2  # of the cores: what others may take of them before a turn is one too many
@@ -26,7 +26,7 @@ CLOSE = 1e-4
 class Arm(Protocol):
     """A configuration that can be asked for one more round."""
 
-    def start(self) -> Facts:
+    def start(self) -> BenchFacts:
         """Build, warm up, and say what is known."""
         ...
 
@@ -40,7 +40,7 @@ class Arm(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Rounds:
     """The rounds of two configurations that took turns."""
 
     first: tuple[Round, ...]
@@ -50,14 +50,14 @@ class Comparison:
     second_steps: int | None
 
     @property
-    def others_share(self) -> float:
+    def others_fraction(self) -> float:
         """The largest share of the cores that other programs kept busy during a round."""
-        return max((each.others_share for each in (*self.first, *self.second)), default=0.0)
+        return max((each.others_fraction for each in (*self.first, *self.second)), default=0.0)
 
     @property
     def is_disturbed(self) -> bool:
         """Whether other programs had so much of the cores that the figures say more about them."""
-        return self.others_share > _DISTURBED
+        return self.others_fraction > _DISTURBED
 
     @property
     def ratios(self) -> list[float]:
@@ -80,9 +80,7 @@ class Comparison:
         return max(abs(centre - 1), median(deviations))
 
 
-def take_turns(
-    first: Arm, second: Arm, *, steps: tuple[int | None, int | None], rounds: int, seconds: float
-) -> Comparison:
+def take_turns(first: Arm, second: Arm, *, steps: tuple[int | None, int | None], rounds: int, seconds: float) -> Rounds:
     """Measure two configurations by turns; one that is clearly slower gets no more than two, a clearly faster one three.
 
     A turn during which other programs kept the cores busy does not count, and is made again: half as many as there are rounds. Where less
@@ -113,9 +111,9 @@ def take_turns(
     return _comparison(calm if is_clear or 2 * len(calm) >= rounds else turns, steps)
 
 
-def _comparison(turns: Sequence[tuple[Round, Round]], steps: tuple[int | None, int | None]) -> Comparison:
+def _comparison(turns: Sequence[tuple[Round, Round]], steps: tuple[int | None, int | None]) -> Rounds:
     first, second = zip(*turns, strict=True)
-    return Comparison(first=first, second=second, first_steps=steps[0], second_steps=steps[1])
+    return Rounds(first=first, second=second, first_steps=steps[0], second_steps=steps[1])
 
 
 def whole_run_speed(epoch_speed: float, epoch_s: float, epochs: float, warm_up_s: tuple[float, float]) -> float:

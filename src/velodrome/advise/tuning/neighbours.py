@@ -16,7 +16,7 @@ from velodrome.linux import ROOT, read_family, read_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Usage", "read_usage", "share_of_others"]
+__all__ = ["Usage", "fraction_of_others", "read_usage"]
 
 # user, nice, system, irq, softirq, steal: https://docs.kernel.org/filesystems/proc.html#miscellaneous-kernel-statistics-in-proc-stat
 _BUSY = (0, 1, 2, 5, 6, 7)
@@ -56,7 +56,7 @@ def read_usage(root: Path = ROOT) -> Usage | None:
     )
 
 
-def share_of_others(before: Usage | None, after: Usage | None, *, processors: int) -> float:
+def fraction_of_others(before: Usage | None, after: Usage | None, *, processors: int) -> float:
     """Return what share of its processors this process missed because others kept them busy: 0 of none, and where nobody knows.
 
     Args:
@@ -64,7 +64,7 @@ def share_of_others(before: Usage | None, after: Usage | None, *, processors: in
         processors: that the process may use, each thread of a core counted; where the machine has more, others may have those.
 
     >>> first = Usage(at=0.0, all_s=100.0, own_s=10.0, processors=4)
-    >>> share_of_others(first, Usage(at=10.0, all_s=135.0, own_s=15.0, processors=4), processors=4)  # 3 of 4 cores for 10 s
+    >>> fraction_of_others(first, Usage(at=10.0, all_s=135.0, own_s=15.0, processors=4), processors=4)  # 3 of 4 cores for 10 s
     0.75
     """
     if before is None or after is None or after.at - before.at < _LEAST_S:

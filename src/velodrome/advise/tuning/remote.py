@@ -17,7 +17,7 @@ from dataclasses import asdict
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from velodrome.advise.tuning.facts import Facts, Round
+from velodrome.advise.tuning.facts import BenchFacts, Round
 from velodrome.advise.tuning.rehearsal import Rehearsal
 from velodrome.errors import VelodromeError
 
@@ -64,9 +64,9 @@ class RemoteBench:
         self._setup = {"recipe": setup.recipe, "overrides": setup.all_overrides}
         self._send("start", setup=self._setup)  # two that are made one after the other get ready side by side
 
-    def start(self) -> Facts:
+    def start(self) -> BenchFacts:
         """Build it and train the first steps."""
-        return Facts(**self._answer())
+        return BenchFacts(**self._answer())
 
     def round(self, seconds: float) -> Round:
         """Train for about so long."""
@@ -135,6 +135,6 @@ class RemoteBench:
         return f"{self.name[0].upper()}{self.name[1:]} ended, its process {how}{said}."
 
 
-def encode(answer: Facts | Round | Rehearsal) -> str:
+def encode(answer: BenchFacts | Round | Rehearsal) -> str:
     """Return an answer as a line."""
     return json.dumps({"answer": asdict(answer)})

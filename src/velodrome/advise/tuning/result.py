@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.advise.tuning.measure import median_of
 
 if TYPE_CHECKING:
-    from velodrome.advise.tuning.facts import Facts, Round
+    from velodrome.advise.tuning.facts import BenchFacts, Round
     from velodrome.advise.tuning.measure import Agreement
     from velodrome.advise.tuning.rehearsal import Rehearsal
     from velodrome.advise.tuning.setup import Change
@@ -168,14 +168,14 @@ class Tuning:
     """that the last trial took, or before the first one what one should take"""
     start_s: float = 0.0
     """that starting the first two trials took, which no budget can bound"""
-    facts: Facts | None = None
+    facts: BenchFacts | None = None
     noise: float = 0.0
     """how far apart the baseline and its twin were, relative"""
     is_repeatable: bool = True
     """whether the baseline gave the same bits twice"""
     num_disturbed: int = 0
     """comparisons during which other programs kept the cores busy, whatever was repeated"""
-    others_share: float = 0.0
+    others_fraction: float = 0.0
     """the most that they took of the cores, in these"""
     baseline: tuple[Round, ...] = ()
     trials: list[TrialResult] = field(default_factory=list)
@@ -261,7 +261,7 @@ class Tuning:
             lines.append(f"Noise floor: {100 * self.noise:.1f} %, the baseline against itself{again}.")
         if self.num_disturbed:
             lines.append(
-                f"Other programs kept up to {100 * self.others_share:.0f} % of the cores busy during {self.num_disturbed} of the comparisons, although turns "
+                f"Other programs kept up to {100 * self.others_fraction:.0f} % of the cores busy during {self.num_disturbed} of the comparisons, although turns "
                 f"were repeated: do not trust these figures. Close the others, or wait, and tune again."
             )
         if self.trials:
@@ -297,7 +297,7 @@ class Tuning:
             "facts": None if self.facts is None else asdict(self.facts),
             "noise": self.noise if self.baseline else None,
             "disturbed_comparisons": self.num_disturbed,
-            "others_share": self.others_share,
+            "others_fraction": self.others_fraction,
             "repeatable": self.is_repeatable,
             "baseline": [asdict(each) for each in self.baseline],
             "trials": [

@@ -30,8 +30,8 @@ from velodrome.recipes.read import load_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from velodrome.advise.tuning.facts import Facts, Round
-    from velodrome.advise.tuning.measure import Agreement, Arm, Comparison
+    from velodrome.advise.tuning.facts import BenchFacts, Round
+    from velodrome.advise.tuning.measure import Agreement, Arm, Rounds
     from velodrome.advise.tuning.rehearsal import Rehearsal
     from velodrome.advise.tuning.setup import Change, Setup
     from velodrome.advise.tuning.techniques import Technique
@@ -93,7 +93,7 @@ class Search:
         self._open: list[Any] = []
         self._noise_s = 0.0
         self._placed: tuple[str, ...] = ()
-        self._reference: tuple[Facts, float] | None = None
+        self._reference: tuple[BenchFacts, float] | None = None
         self._to_come: tuple[list[str], Any] = ([], None)
         """techniques whose turn has not ended, and what the first of them starts from"""
         self._under_way = ""
@@ -186,10 +186,10 @@ class Search:
                     why = CUT_SHORT if place == 0 and self._under_way == str(change) else NOT_REACHED
                     self.result.skipped.append(Skipped(technique=name, why=why, change=str(change)))
 
-    def _techniques(self, recipe: Recipe, facts: Facts) -> list[Technique]:
+    def _techniques(self, recipe: Recipe, facts: BenchFacts) -> list[Technique]:
         return find_techniques(recipe, facts, batch_size=self._batch_size)
 
-    def _technique(self, name: str, best: tuple[Setup, Any, Facts]) -> Technique:
+    def _technique(self, name: str, best: tuple[Setup, Any, BenchFacts]) -> Technique:
         """Return a technique as it stands to the best configuration so far."""
         setup, _, facts = best
         recipe = load_recipe(setup.recipe, setup.all_overrides).recipe if setup.change.fields else self._recipe
@@ -232,14 +232,14 @@ class Search:
             return setup
         return replace(setup, overrides=(*setup.overrides, *self._placed))
 
-    def _compare(self, first: Arm, second: Arm, steps: tuple[int | None, int | None]) -> Comparison:
+    def _compare(self, first: Arm, second: Arm, steps: tuple[int | None, int | None]) -> Rounds:
         comparison = take_turns(first, second, steps=steps, rounds=self._rounds, seconds=self._round_s)
         if comparison.is_disturbed:
             self.result.num_disturbed += 1
-            self.result.others_share = max(self.result.others_share, comparison.others_share)
+            self.result.others_fraction = max(self.result.others_fraction, comparison.others_fraction)
         return comparison
 
-    def _is_faster(self, comparison: Comparison) -> bool:
+    def _is_faster(self, comparison: Rounds) -> bool:
         return comparison.speed_up > 1 + max(_LEAST_GAIN, self.result.noise)
 
     def _measure_noise(self, baseline: Arm, twin: Arm, steps: int | None) -> None:
@@ -253,8 +253,8 @@ class Search:
         self._say(f"baseline against itself: {100 * comparison.spread:.1f} % apart, the noise floor")
 
     def _try(
-        self, technique: Technique, change: Change, best: tuple[Setup, Any, Facts]
-    ) -> tuple[TrialResult, Any, Facts | None]:
+        self, technique: Technique, change: Change, best: tuple[Setup, Any, BenchFacts]
+    ) -> tuple[TrialResult, Any, BenchFacts | None]:
         """Measure one choice against the best so far."""
         setup, incumbent, facts = best
         tried = self._with_data_placed(setup.with_change(change))
@@ -305,7 +305,7 @@ class Search:
             return ""
         return f'the numbers are {agreement.kind}, and numerics="{self._numerics}"'
 
-    def _verify(self, baseline: Any, facts: Facts, best: tuple[Setup, Any, Facts]) -> None:
+    def _verify(self, baseline: Any, facts: BenchFacts, best: tuple[Setup, Any, BenchFacts]) -> None:
         """Take turns with the beginning once more, and run the first steps of the real recipe both ways, evaluation included."""
         self._say(f"checking the whole: {best[0].change}")
         comparison = self._compare(baseline, best[1], (facts.steps_per_epoch, best[2].steps_per_epoch))
@@ -334,8 +334,8 @@ class Search:
         )  # fmt: skip
 
     def _find_part(
-        self, baseline: Any, facts: Facts, whole: tuple[Setup, Any, Facts], comparison: Comparison
-    ) -> tuple[tuple[Setup, Any, Facts], Comparison]:
+        self, baseline: Any, facts: BenchFacts, whole: tuple[Setup, Any, BenchFacts], comparison: Rounds
+    ) -> tuple[tuple[Setup, Any, BenchFacts], Rounds]:
         """Return a part of what was taken that is faster than the beginning, or the whole where none is found in time.
 
         All but one first, then each alone: where a measurement went wrong, it was most likely that of the one that gained most.
@@ -394,7 +394,7 @@ def _too_far(before: float, after: float) -> str:
     return f"the loss of the first steps is too far off: {after:.6g} instead of {before:.6g}"
 
 
-def _break_even(comparison: Comparison, facts: Facts, its_facts: Facts) -> int:
+def _break_even(comparison: Rounds, facts: BenchFacts, its_facts: BenchFacts) -> int:
     """Return after how many steps what was spent at the start has come back."""
     spent = max(0.0, its_facts.warm_up_s - facts.warm_up_s)
     steps = facts.steps_per_epoch
@@ -403,7 +403,7 @@ def _break_even(comparison: Comparison, facts: Facts, its_facts: Facts) -> int:
     return math.ceil(spent / a_step) if a_step > 0 else 1 << 62
 
 
-def _of_the_run(comparison: Comparison, facts: Facts, its_facts: Facts) -> float | None:
+def _of_the_run(comparison: Rounds, facts: BenchFacts, its_facts: BenchFacts) -> float | None:
     """Return how many times faster the whole run is, its start included; None where its length is not known."""
     if facts.total_steps is None or not facts.steps_per_epoch:
         return None

@@ -14,7 +14,7 @@ from velodrome.advise.tuning.setup import Change
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from velodrome.advise.tuning.facts import Facts
+    from velodrome.advise.tuning.facts import BenchFacts
     from velodrome.recipes.schema import Recipe
 
 __all__ = ["NUMERICS", "Numerics", "Technique", "find_techniques"]
@@ -50,7 +50,7 @@ class Technique:
     """whether the choices after one that is clearly slower are slower still"""
 
 
-def find_techniques(recipe: Recipe, facts: Facts, *, batch_size: bool = False) -> list[Technique]:
+def find_techniques(recipe: Recipe, facts: BenchFacts, *, batch_size: bool = False) -> list[Technique]:
     """Return every technique, in the order in which they are tried: what feeds the model, then what runs it.
 
     Args:
@@ -58,7 +58,7 @@ def find_techniques(recipe: Recipe, facts: Facts, *, batch_size: bool = False) -
         facts: what its baseline run showed.
         batch_size: try larger batches, which is another training.
     """
-    finders: list[Callable[[Recipe, Facts], Technique]] = [
+    finders: list[Callable[[Recipe, BenchFacts], Technique]] = [
         _in_memory, _resident, _workers, _pinned_memory, _threads, _evaluation_batch, _micro_batch, _fused, _channels_last,
         _graph_capture, _precision, _compile,
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def _only(field: str, *values: Any) -> tuple[Change, ...]:  # Any: what TOML hol
     return tuple(Change(fields={field: value}) for value in values)
 
 
-def _workers(recipe: Recipe, facts: Facts) -> Technique:
+def _workers(recipe: Recipe, facts: BenchFacts) -> Technique:
     name, field = "workers", "train.num_workers"
     if facts.is_in_memory:
         return Technique(name=name, why_not="the data are in memory, which no worker can beat")
@@ -86,7 +86,7 @@ def _workers(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name=name, choices=_only(field, *found))
 
 
-def _in_memory(recipe: Recipe, facts: Facts) -> Technique:
+def _in_memory(recipe: Recipe, facts: BenchFacts) -> Technique:
     name = "data in memory"
     if recipe.train.in_memory:
         return Technique(name=name, why_not="the recipe says so already")
@@ -98,7 +98,7 @@ def _in_memory(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name=name, choices=_only("train.in_memory", True), pays_later=True)
 
 
-def _resident(recipe: Recipe, facts: Facts) -> Technique:
+def _resident(recipe: Recipe, facts: BenchFacts) -> Technique:
     name = "data on the device"
     if facts.device != "cuda":
         return Technique(name=name, why_not="for CUDA only")
@@ -109,7 +109,7 @@ def _resident(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name=name, choices=_only("train.resident", True), pays_later=True)
 
 
-def _pinned_memory(recipe: Recipe, facts: Facts) -> Technique:
+def _pinned_memory(recipe: Recipe, facts: BenchFacts) -> Technique:
     name, field = "pinned memory", "train.pin_memory"
     if facts.device != "cuda":
         return Technique(name=name, why_not="for CUDA only")
@@ -120,7 +120,7 @@ def _pinned_memory(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name=name, choices=_only(field, recipe.train.pin_memory is not True))
 
 
-def _threads(recipe: Recipe, facts: Facts) -> Technique:
+def _threads(recipe: Recipe, facts: BenchFacts) -> Technique:
     if facts.cores == 1:
         return Technique(name="threads", why_not="there is one core")
     if facts.device != "cpu":
@@ -131,7 +131,7 @@ def _threads(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name="threads", choices=choices, numerics="close")
 
 
-def _evaluation_batch(recipe: Recipe, facts: Facts) -> Technique:
+def _evaluation_batch(recipe: Recipe, facts: BenchFacts) -> Technique:
     name, field = "evaluation batch", "train.eval_batch_size"
     if not facts.has_validation:
         return Technique(name=name, why_not="there are no validation data")
@@ -145,7 +145,7 @@ def _evaluation_batch(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name=name, choices=choices)
 
 
-def _micro_batch(recipe: Recipe, facts: Facts) -> Technique:
+def _micro_batch(recipe: Recipe, facts: BenchFacts) -> Technique:
     name, now, size = "micro-batch", recipe.train.micro_batch, recipe.train.batch_size
     if now is None:
         return Technique(name=name, why_not="the recipe has none: an update is one batch")
@@ -155,7 +155,7 @@ def _micro_batch(recipe: Recipe, facts: Facts) -> Technique:
     )
 
 
-def _fused(recipe: Recipe, facts: Facts) -> Technique:
+def _fused(recipe: Recipe, facts: BenchFacts) -> Technique:
     name, given = "fused optimizer", recipe.optimizer.arguments.get("fused")
     if ":" in recipe.optimizer.name:
         return Technique(name=name, why_not="the optimizer is code of your own")
@@ -164,7 +164,7 @@ def _fused(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name=name, choices=_only("optimizer.fused", not facts.optimizer_is_fused), numerics="close")
 
 
-def _channels_last(recipe: Recipe, facts: Facts) -> Technique:
+def _channels_last(recipe: Recipe, facts: BenchFacts) -> Technique:
     name, field = "channels_last", "train.channels_last"
     if not facts.has_convolutions:
         return Technique(name=name, why_not="the model has no convolution over pictures")
@@ -173,7 +173,7 @@ def _channels_last(recipe: Recipe, facts: Facts) -> Technique:
     )
 
 
-def _graph_capture(recipe: Recipe, facts: Facts) -> Technique:
+def _graph_capture(recipe: Recipe, facts: BenchFacts) -> Technique:
     name, field = "graph capture", "train.engine"
     if facts.device != "cuda":
         return Technique(name=name, why_not="for CUDA only")
@@ -183,14 +183,14 @@ def _graph_capture(recipe: Recipe, facts: Facts) -> Technique:
     return Technique(name=name, choices=_only(field, other), numerics="close", pays_later=True)
 
 
-def _precision(recipe: Recipe, facts: Facts) -> Technique:
+def _precision(recipe: Recipe, facts: BenchFacts) -> Technique:
     now = recipe.train.precision or "fp32"
     names = ["bf16"] if facts.device != "cuda" else ["bf16", "fp16", *(["tf32"] if facts.can_tf32 else [])]
     choices = _only("train.precision", *[name for name in names if name != now])
     return Technique(name="precision", choices=choices, numerics="changed", at_best="changed", limit=0.02)
 
 
-def _compile(recipe: Recipe, facts: Facts) -> Technique:
+def _compile(recipe: Recipe, facts: BenchFacts) -> Technique:
     if recipe.train.engine == "compiled":
         off = {"train.engine": "eager", **({"train.compile": False} if recipe.train.compile else {})}
         return Technique(name="compile", choices=(Change(fields=off),), numerics="close", at_best="close")
@@ -211,7 +211,7 @@ def _compile(recipe: Recipe, facts: Facts) -> Technique:
     )
 
 
-def _batch_size(recipe: Recipe, facts: Facts) -> Technique:
+def _batch_size(recipe: Recipe, facts: BenchFacts) -> Technique:
     now, total = recipe.train.batch_size, facts.num_train_samples
     if total is None:
         return Technique(name="batch size", why_not="the data bring batches of their own")
