@@ -81,7 +81,7 @@ def export(
     else:
         written = _export_program(wanted, chosen, weights.value, kind.value, screen)
         _show_program(written, screen)
-    facts, comparison = written.facts, written.comparison
+    facts, agreement = written.facts, written.agreement
     screen.answer(
         f"Wrote {target}: {chosen}, {written.num_bytes:,} bytes, SHA-256 {written.sha256}.\nUse it: {_USES[chosen].format(str(target), _call(facts.get('inputs', ()), chosen))}",
         {
@@ -92,8 +92,8 @@ def export(
             "step": facts["step"],
             "weights": str(file),
             "kind": facts["weights"],
-            "largest_difference": comparison.largest,
-            "tolerance": comparison.tolerance,
+            "largest_difference": agreement.largest,
+            "tolerance": agreement.tolerance,
             **{key: facts[key] for key in ("inputs", "outputs", "operators", "preparation") if key in facts},
         },
     )
@@ -192,7 +192,7 @@ def _show_program(written: Written, screen: Screen) -> None:
     """Say what goes in and out, how inputs are prepared, and how the file was checked."""
     from velodrome.recipes.export.facts import show_shape
 
-    facts, comparison = written.facts, written.comparison
+    facts, agreement = written.facts, written.agreement
     for title, entries in (("Input", facts["inputs"]), ("Output", facts["outputs"])):
         for entry in entries:
             seen = (
@@ -210,6 +210,6 @@ def _show_program(written: Written, screen: Screen) -> None:
             f"It calls {', '.join(facts['operators'])}: import the package that registers them before the file is loaded."
         )
     screen.say(
-        f"Checked: read back and run on {written.tried}; it differs from the model by {comparison.largest:.3g} at most, "
-        f"{comparison.tolerance:.3g} is allowed."
+        f"Checked: read back and run on {written.tried}; it differs from the model by {agreement.largest:.3g} at most, "
+        f"{agreement.tolerance:.3g} is allowed."
     )

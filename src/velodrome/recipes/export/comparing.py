@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Comparison", "compare", "flatten", "is_plain", "to_plain"]
+__all__ = ["Agreement", "compare", "flatten", "is_plain", "to_plain"]
 
 _SMALLEST = 1e-3  # of outputs that are all nearly 0 the tolerance is taken as if they were this large
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Agreement:
     """How far outputs are from those of the model.
 
     Args:
@@ -71,7 +71,7 @@ def _parts(output: Any) -> dict[Any, Any]:
     return {}
 
 
-def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, share: float) -> Comparison:
+def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, share: float) -> Agreement:
     """Compare tensors by name: shape, type, and numbers up to a share of the largest number of each tensor.
 
     Whole numbers must be equal; NaN and infinities must stand in the same places.
@@ -83,12 +83,12 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, shar
     """
     if list(expected) != list(given):
         problem = f"It gives {', '.join(given) or 'no tensor'}; the model gives {', '.join(expected) or 'none'}."
-        return Comparison(largest=0.0, tolerance=0.0, problem=problem)
+        return Agreement(largest=0.0, tolerance=0.0, problem=problem)
     largest, tolerance, worst, problem = 0.0, 0.0, -1.0, ""
     for name, mine in expected.items():
         other = given[name]
         if mine.shape != other.shape or mine.dtype != other.dtype:
-            return Comparison(
+            return Agreement(
                 largest=0.0,
                 tolerance=0.0,
                 problem=f"{name} is {other.dtype} of shape {tuple(other.shape)}; the model gives {mine.dtype} of shape {tuple(mine.shape)}.",
@@ -103,7 +103,7 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, shar
             worst, tolerance = ratio, allowed
         if ratio > 1 and not problem:
             problem = f"{name} differs by {difference:.3g}; at most {allowed:.3g} is allowed."
-    return Comparison(largest=largest, tolerance=tolerance, problem=problem)
+    return Agreement(largest=largest, tolerance=tolerance, problem=problem)
 
 
 def _largest_difference(mine: Tensor, other: Tensor) -> float:

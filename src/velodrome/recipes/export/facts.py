@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FACTS_NAME",
-    "Origin",
+    "WeightsOrigin",
     "describe_inputs",
     "describe_outputs",
     "describe_preparation",
@@ -42,7 +42,7 @@ _MEANINGS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class WeightsOrigin:
     """Where weights come from.
 
     Args:
@@ -62,13 +62,13 @@ class Origin:
         return {"run": self.run, "step": self.step, "weights": self.kind, "metrics": dict(self.metrics)}
 
 
-def find_origin(file: Path) -> Origin:
+def find_origin(file: Path) -> WeightsOrigin:
     """Return what the folders around a weights file say about it."""
     if not is_of_checkpoint(file):
-        return Origin()
+        return WeightsOrigin()
     manifest = read_manifest(file.parent)
     kind = "averaged" if file.name == "ema.safetensors" else "raw"
-    return Origin(
+    return WeightsOrigin(
         run=manifest.run_id, step=manifest.step, kind=kind, metrics=_metrics_of(find_home(file), manifest.step)
     )
 

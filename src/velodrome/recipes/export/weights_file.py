@@ -9,7 +9,7 @@ import torch
 from velodrome.checkpoint.names import clean_names
 from velodrome.checkpoint.read import read_tensors
 from velodrome.checkpoint.tensors import decode_tensors
-from velodrome.recipes.export.comparing import Comparison, compare
+from velodrome.recipes.export.comparing import Agreement, compare
 from velodrome.recipes.export.facts import is_of_checkpoint
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     save_file(own, path, metadata={"format": "pt", **metadata})
 
 
-def compare_weights(tensors: dict[str, Tensor], path: Path) -> Comparison:
+def compare_weights(tensors: dict[str, Tensor], path: Path) -> Agreement:
     """Read the file as anybody would and compare every tensor, bit for bit."""
     from safetensors.torch import load_file
 

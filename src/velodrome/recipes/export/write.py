@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from velodrome.errors import RefusedError
-from velodrome.recipes.export.comparing import Comparison, compare, flatten
+from velodrome.recipes.export.comparing import Agreement, compare, flatten
 from velodrome.recipes.export.example import SIZES
 from velodrome.recipes.export.facts import FACTS_NAME, describe_inputs, describe_outputs, to_text
 
@@ -36,14 +36,14 @@ class Written:
     Args:
         num_bytes: its size.
         sha256: its hash.
-        comparison: with the model, over all sizes of batches.
+        agreement: with the model, over all sizes of batches.
         tried: the batches that it was run on, in words; empty for weights, which are compared one by one.
         facts: what stands in it.
     """
 
     num_bytes: int
     sha256: str
-    comparison: Comparison
+    agreement: Agreement
     tried: str = ""
     facts: Mapping[str, Any]
 
@@ -121,12 +121,10 @@ def write_program(
         names = {"inputs": list(example.named(model)), "outputs": list(expected[SIZES[0]])}
         onnx_file.save_onnx(traced, path, text, **names, instead=instead)
 
-    def check(path: Path) -> Comparison:
+    def check(path: Path) -> Agreement:
         run, found = program.read_program(path) if kind == "pt2" else onnx_file.read_onnx(path, model)
         if found != text:
-            return Comparison(
-                largest=0.0, tolerance=0.0, problem="What stands in it about the model came back changed."
-            )
+            return Agreement(largest=0.0, tolerance=0.0, problem="What stands in it about the model came back changed.")
         return _compare_all(run, batches, expected, share=_SHARES[kind])
 
     written = _put_in_place(target, write, check, facts, force=force)
@@ -155,18 +153,18 @@ def _compare_all(
     expected: Mapping[int, dict[str, Tensor]],
     *,
     share: float,
-) -> Comparison:
-    """Run a file on every batch; the worst comparison counts."""
-    found: list[Comparison] = []
+) -> Agreement:
+    """Run a file on every batch; the worst one counts."""
+    found: list[Agreement] = []
     for size, batch in batches.items():
         try:
             outputs = run(batch)
         except Exception as error:  # of whatever runs the file
             text = str(error).strip().partition("\n")[0].rstrip(".")
-            return Comparison(largest=0.0, tolerance=0.0, problem=f"It fails on {size} samples: {text}.")
+            return Agreement(largest=0.0, tolerance=0.0, problem=f"It fails on {size} samples: {text}.")
         one = compare(expected[size], outputs, share=share)
         if one.problem:
-            return Comparison(
+            return Agreement(
                 largest=one.largest, tolerance=one.tolerance, problem=f"With {size} samples: {one.problem}"
             )
         found.append(one)
@@ -176,7 +174,7 @@ def _compare_all(
 def _put_in_place(
     target: Path,
     write: Callable[[Path], None],
-    check: Callable[[Path], Comparison],
+    check: Callable[[Path], Agreement],
     facts: Mapping[str, Any],
     *,
     force: bool,
@@ -188,10 +186,10 @@ def _put_in_place(
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
-        comparison = check(temporary)
-        if comparison.problem:
+        agreement = check(temporary)
+        if agreement.problem:
             raise RefusedError(
-                f"The file that was made does not give what the model gives. {comparison.problem} It was removed, and nothing was put at "
+                f"The file that was made does not give what the model gives. {agreement.problem} It was removed, and nothing was put at "
                 f"{target}. Export another format."
             )
         with temporary.open("rb+") as file:
@@ -206,7 +204,7 @@ def _put_in_place(
     finally:
         with suppress(OSError):  # what went wrong is told above
             temporary.unlink(missing_ok=True)
-    return Written(num_bytes=num_bytes, sha256=digest, comparison=comparison, facts=facts)
+    return Written(num_bytes=num_bytes, sha256=digest, agreement=agreement, facts=facts)
 
 
 def _move(temporary: Path, target: Path, *, force: bool) -> None:
