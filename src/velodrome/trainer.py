@@ -20,7 +20,7 @@ from velodrome.engines import CaptureContext, choose_engine, held_results
 from velodrome.errors import ArgumentError, nearest
 from velodrome.loop.durations import Duration, parse_duration
 from velodrome.loop.epochs import Epoch, run_epochs
-from velodrome.loop.evaluate import run_evaluation, run_prediction
+from velodrome.loop.evaluate import check_name, run_evaluation, run_prediction
 from velodrome.loop.fit import fit
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
@@ -513,12 +513,24 @@ class Trainer:
         finally:
             self._set_accumulate(self._accumulate)
 
-    def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
-        """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`."""
+    def evaluate(self, data: Any, *, batch_size: int | None = None, name: str | None = None) -> dict[str, float]:
+        """Return the exact means of loss and metrics over the data, such as `{"loss": 0.3, "accuracy": 0.9}`.
+
+        Args:
+            data: a loader, an iterable of batches, a dataset or tensors.
+            batch_size: samples a batch; 1000 for a dataset or tensors when left out.
+            name: within the training loop, in a callback's `on_step_end` say: records the values as `<name>/...`, in a row of this step
+                and, when no later evaluation has that name, in the epoch's row.
+        Raises:
+            ArgumentError: a name was given outside of the training loop, or is taken.
+        """
         self._run.finish_left_phase()
+        if name is not None:
+            check_name(name, within=self._run.position.is_in_batch)
         keep = self._run.is_under_way  # a callback's data come again every epoch
-        source = self._sources.get(data, role="eval", batch_size=batch_size, default_batch_size=1000, keep=keep)
-        return run_evaluation(self, self._run, source)
+        role = name or "eval"
+        source = self._sources.get(data, role=role, batch_size=batch_size, default_batch_size=1000, keep=keep)
+        return run_evaluation(self, self._run, source, name=role)
 
     def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
         """Return the model's outputs for all samples, in their order, on the CPU.

@@ -123,3 +123,52 @@ def test_a_run_that_is_told_to_end_around_one_goes_on_exactly(told_in: int, tmp_
     with pytest.raises(SystemExit):
         train(tmp_path / "run", *([] if told_in else [Stop()]), told_in=told_in)
     assert states(*train(tmp_path / "run"), tmp_path / "run") == straight
+
+
+class Validate(vd.Callback):
+    """Evaluates within the epoch, and is told to end in one of those evaluations."""
+
+    def __init__(self, told_at: int = 0) -> None:
+        self.told_at = told_at
+
+    def on_step_end(self, trainer: vd.Trainer) -> None:
+        if trainer.progress.steps_done % 3 == 0:
+            trainer.evaluate(VAL, name="val")
+            if trainer.progress.steps_done == self.told_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fit(folder: Path, told_at: int = 0) -> tuple[vd.Trainer, Evaluated]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+    evaluated = Evaluated()
+    trainer = vd.Trainer(
+        model, "sgd", lr=0.1, loss="cross_entropy", seed=0, device="cpu", run_dir=folder, resume="auto", progress=False,
+        callbacks=[Validate(told_at), evaluated],
+    )  # fmt: skip
+    trainer.fit(TRAIN, VAL, epochs=2)
+    return trainer, evaluated
+
+
+def test_a_callback_records_evaluations_within_an_epoch(tmp_path: Path) -> None:
+    trainer, evaluated = fit(tmp_path / "run")
+    found = rows(tmp_path / "run", "evaluation")
+    assert [(row["epoch"], row["step"]) for row in found] == [(1, 3), (1, 6), (2, 9), (2, 12), (2, 15)]
+    assert [each[0] for each in evaluated.seen] == [3, 6, 8, 9, 12, 15, 16]
+    assert trainer.result.history[1]["val/loss"] == evaluated.seen[-1][1][1] != found[-1]["val/loss"]
+    assert "eval/loss" not in trainer.result.history[1]
+
+
+@pytest.mark.parametrize("told_at", [3, 12])
+def test_a_run_whose_callback_evaluates_goes_on_exactly(told_at: int, tmp_path: Path) -> None:
+    straight = states(*fit(tmp_path / "straight"), tmp_path / "straight")
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", told_at)
+    assert states(*fit(tmp_path / "run"), tmp_path / "run") == straight
+
+
+@pytest.mark.parametrize(("name", "message"), [("train", "would mix with other values"), ("val", "outside of the training loop")])  # fmt: skip
+def test_a_name_that_cannot_be_recorded_is_refused(name: str, message: str) -> None:
+    trainer = vd.Trainer(nn.Linear(6, 3), "sgd", lr=0.1, loss="cross_entropy", device="cpu", progress=False)
+    with pytest.raises(ArgumentError, match=message):
+        trainer.evaluate(VAL, name=name)

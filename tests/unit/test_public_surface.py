@@ -45,7 +45,7 @@ SIGNATURES = {
     " accept_changes checkpoint on_nonfinite"
     " callbacks loggers progress log_every on_oom stop_after profile find_syncs",
     "Trainer.fit": "train val epochs steps seconds batch_size micro_batch eval_batch_size shuffle",
-    "Trainer.evaluate": "data batch_size",
+    "Trainer.evaluate": "data batch_size name",
     "Trainer.predict": "data batch_size",
     "Trainer.epochs": "epochs steps seconds",
     "Trainer.forward": "batch",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Epoch", "evaluation_batches", "run_epochs"]
 
 _SECONDS_BETWEEN_DRAWS = 0.1
-_RESERVED_NAMES = {"train", "eval", "predict"}
+RESERVED_NAMES = {"train", "eval", "predict"}
 
 
 def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
@@ -176,7 +176,7 @@ class Epoch:
         host.finish_left_phase()
         within = host.position.is_in_batch
         what = (name, host.progress.micro_batches_done if within else None)
-        if name in _RESERVED_NAMES or not name or what in self._evaluated:
+        if name in RESERVED_NAMES or not name or what in self._evaluated:
             raise ArgumentError(
                 f"evaluate(name={name!r}) would mix with {'the evaluation before' if what in self._evaluated else 'other values'}: "
                 f'its values are recorded as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'

@@ -7,19 +7,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from velodrome.loop.epochs import evaluation_batches
+from velodrome.errors import ArgumentError
+from velodrome.loop.epochs import RESERVED_NAMES, evaluation_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from velodrome.loop.host import BatchSource, FitHost, LoopHost
 
-__all__ = ["run_evaluation", "run_prediction"]
+__all__ = ["check_name", "run_evaluation", "run_prediction"]
 
 
-def run_evaluation(trainer: FitHost, host: LoopHost, source: BatchSource) -> dict[str, float]:
+def check_name(name: str, *, within: bool) -> None:
+    """Refuse a name under which the values of an evaluation cannot be recorded.
+
+    Args:
+        name: that was asked for.
+        within: whether a batch of the training loop is under way.
+    Raises:
+        ArgumentError: none is, or the name is taken.
+    """
+    if name in RESERVED_NAMES or not name:
+        raise ArgumentError(
+            f"evaluate(name={name!r}) would mix with other values: its values are recorded as {name}/... . Give a name of its own, such "
+            f'as "val".'
+        )
+    if not within:
+        raise ArgumentError(
+            f"evaluate(name={name!r}) was called outside of the training loop, where no step is under way whose row could have its values. "
+            f"Call it in on_step_end, leave the name out, or use epoch.evaluate(data, name={name!r})."
+        )
+
+
+def run_evaluation(trainer: FitHost, host: LoopHost, source: BatchSource, *, name: str = "eval") -> dict[str, float]:
     """Return the means of loss and metrics over the source, by their names without a phase in front."""
-    with host.evaluation("eval", source) as phase:
+    with host.evaluation(name, source) as phase:
         for batch in evaluation_batches(host, phase, source):
             trainer.measure(trainer.forward(batch))
     return phase.values
