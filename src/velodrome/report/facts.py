@@ -77,6 +77,8 @@ class RunFacts:
     """rows of `metrics.jsonl`, one a log point; evenly chosen where there are very many"""
     num_step_rows: int = 0
     """how many there are in the file"""
+    evaluations: Sequence[Mapping[str, Any]] = ()
+    """rows of `metrics.jsonl`, one an evaluation within the training loop"""
     best: Mapping[str, Any] = field(default_factory=dict)
     """the row of the best epoch"""
     monitor: str = ""

@@ -13,13 +13,14 @@ from velodrome.report.plots import INSTALL_HINT, hide_missing_glyphs, plot_histo
 from velodrome.report.words import as_number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.figure import Figure
 
 __all__ = ["draw_curves", "draw_steps", "missing_pictures", "png_picture", "show_figure"]
 
-_BLUE, _GREEN = "#0072B2", "#009E73"
+_BLUE, _GREEN, _VERMILLION = "#0072B2", "#009E73", "#D55E00"
+_MAX_LINES = 4
 
 
 def draw_curves(epochs: Sequence[Mapping[str, Any]], png: bytes = b"") -> Markup:
@@ -38,15 +39,20 @@ def draw_curves(epochs: Sequence[Mapping[str, Any]], png: bytes = b"") -> Markup
         return missing_pictures()
 
 
-def draw_steps(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return loss and learning rate over the steps as an image; nothing where fewer than two steps were logged."""
-    if len(rows) < 2:
+def draw_steps(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]] = ()) -> Markup:
+    """Return loss and learning rate over the steps as an image; nothing where fewer than two rows were written.
+
+    Args:
+        rows: of log points.
+        evaluations: rows of those within the training loop.
+    """
+    if len(rows) + len(evaluations) < 2:
         return Markup()
     try:
-        figure = _plot_steps(rows)
+        figure = _plot_steps(rows, evaluations)
     except ImportError:
         return Markup()  # the curves have said it
-    return show_figure(figure, alt="Training loss and learning rate over the steps.") if figure else Markup()
+    return show_figure(figure, alt="Loss and learning rate over the steps.") if figure else Markup()
 
 
 def missing_pictures() -> Markup:
@@ -72,12 +78,13 @@ def show_figure(figure: Figure, *, alt: str) -> Markup:
     return picture(f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}", alt=alt)
 
 
-def _plot_steps(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+def _plot_steps(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> Figure | None:
     from matplotlib.figure import Figure
 
-    rates = list(dict.fromkeys(name for row in rows for name in row if name == "lr" or name.startswith("lr/")))[:4]
-    panels = [("Training loss", ["train/loss"]), ("Learning rate", rates)]
-    series = {name: _points(rows, name) for _, names in panels for name in names}
+    rates = _names(rows, lambda name: name == "lr" or name.startswith("lr/"))
+    losses = _names(evaluations, lambda name: name.endswith("/loss"))
+    panels = [("Loss", ["train/loss", *losses]), ("Learning rate", rates)]
+    series = {name: _points(evaluations if name in losses else rows, name) for _, names in panels for name in names}
     panels = [(title, [name for name in names if series[name]]) for title, names in panels]
     panels = [panel for panel in panels if panel[1]]
     if not panels:
@@ -89,8 +96,8 @@ def _plot_steps(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         for index, name in enumerate(names):
             steps, values = zip(*series[name], strict=True)
             axes.plot(
-                steps, values, color=_BLUE if title.startswith("Training") else _GREEN, linewidth=1.2, label=name,
-                linestyle=("-", "--", ":", "-.")[index], marker="o" if len(steps) < 30 else None, markersize=3,
+                steps, values, color=_colour(name, title), linewidth=1.2, label=name,
+                linestyle=("-", "--", ":", "-.", "--")[index], marker="o" if len(steps) < 30 else None, markersize=3,
             )  # fmt: skip
         style_axes(axes, title=title, label="step")
         drawn = {value for name in names for _, value in series[name] if math.isfinite(value)}
@@ -99,6 +106,16 @@ def _plot_steps(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _names(rows: Sequence[Mapping[str, Any]], is_meant: Callable[[str], bool]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row if is_meant(name)))[:_MAX_LINES]
+
+
+def _colour(name: str, title: str) -> str:
+    if title == "Learning rate":
+        return _GREEN
+    return _BLUE if name == "train/loss" else _VERMILLION
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from velodrome.report.curves import Metric
     from velodrome.report.facts import RunFacts
 
-__all__ = ["show_curves", "show_epochs", "show_metrics"]
+__all__ = ["show_curves", "show_epochs", "show_evaluations", "show_metrics"]
 
 _MAX_METRICS = 100
 _MAX_COLUMNS = 8  # of metrics, in the table of epochs
@@ -52,7 +52,7 @@ def show_metrics(facts: RunFacts) -> Markup:
 
 def show_curves(facts: RunFacts, *, png: bytes, draws: bool) -> Markup:
     """Return learning curves, then loss and learning rate over the steps; without pictures a line that says how to have them."""
-    if not facts.epochs and not facts.steps:
+    if not facts.epochs and not facts.steps and not facts.evaluations:
         return Markup()
     has_curves = bool(collect_metrics(facts.epochs))
     if not draws:
@@ -71,7 +71,7 @@ def show_curves(facts: RunFacts, *, png: bytes, draws: bool) -> Markup:
         if facts.num_step_rows > len(facts.steps)
         else ""
     )
-    steps = draw_steps(facts.steps)
+    steps = draw_steps(facts.steps, facts.evaluations)
     return join(
         [
             draw_curves(facts.epochs, png) if has_curves else "",
@@ -119,6 +119,26 @@ def show_epochs(facts: RunFacts) -> Markup:
     return join(
         [table(header, cells, caption=caption, classes=classes), *(tag("p", each, class_="soft") for each in lost)]
     )
+
+
+def show_evaluations(facts: RunFacts) -> Markup:
+    """Return the table of the evaluations within epochs; of many the first and the last."""
+    rows = facts.evaluations
+    if not rows:
+        return Markup()
+    names = list(dict.fromkeys(name for row in rows for name in row if "/" in name and not name.startswith("lr/")))
+    shown_names, more = names[:_MAX_COLUMNS], names[_MAX_COLUMNS:]
+    cells: list[tuple[Any, ...]] = []
+    before = -1
+    for index in _choose(rows, None):
+        if index > before + 1:
+            cells.append((f"{index - before - 1:,} left out", *[""] * (len(shown_names) + 1)))
+        before, row = index, rows[index]
+        values = (show_number(row[name]) if name in row else "" for name in shown_names)
+        cells.append((*(show_number(row.get(name)) for name in ("step", "epoch")), *values))
+    lost = tag("p", f"{len(more):,} more columns are in metrics.jsonl.", class_="soft") if more else ""
+    caption = "Made within the training loop; the row of an epoch has the last value of each name."
+    return join([table(("Step", "Epoch", *shown_names), cells, caption=caption), lost])
 
 
 def _best_sentence(facts: RunFacts) -> str:

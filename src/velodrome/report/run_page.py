@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from velodrome.report.html import Markup, join, page, tag
-from velodrome.report.run_curves import show_curves, show_epochs, show_metrics
+from velodrome.report.run_curves import show_curves, show_epochs, show_evaluations, show_metrics
 from velodrome.report.run_story import (
     show_checkpoints,
     show_commands,
@@ -50,6 +50,7 @@ def run_page(facts: RunFacts, *, curves_png: bytes = b"", draws: bool = True) ->
         ("time", "Where the time went", show_bill(facts)),
         ("curves", "Curves", show_curves(facts, png=curves_png, draws=draws)),
         ("epochs", "Epochs", show_epochs(facts)),
+        ("evaluations", "Evaluations within epochs", show_evaluations(facts)),
         ("changes", "Where it went on", show_goings_on(facts)),
         ("events", "Events", show_events(facts)),
         ("checkpoints", "Checkpoints", show_checkpoints(facts)),

@@ -45,7 +45,7 @@ def read_facts(folder: Path) -> RunFacts:
         """Return the path of one of the files; a link may lead to a file that is not to be shown to whoever gets the page."""
         return folder / name if folder / name not in links else folder / ".is-a-link"
 
-    epochs, steps, num_steps = read_rows(own("metrics.jsonl"), problems)
+    rows = read_rows(own("metrics.jsonl"), problems)
     recorded = read_events(own("events.jsonl"), problems)
     log, num_left_out = read_log(own("log.txt"), problems)
     recipe_text, recipe = read_recipe(own("recipe.toml"), problems)
@@ -53,7 +53,7 @@ def read_facts(folder: Path) -> RunFacts:
     monitor = found.monitor or _asked_monitor(recipe)
     checkpoints = _read_checkpoints(folder / "checkpoints", found.best_step, problems)
     settings, data = ({}, {}) if links else _read_settings(folder / "checkpoints", checkpoints)
-    names = {name for row in epochs for name in row if name.startswith(("train/", "val/"))}
+    names = {name for row in rows.epochs for name in row if name.startswith(("train/", "val/"))}
     return RunFacts(
         name=folder.absolute().name,
         status=found.status,
@@ -62,10 +62,11 @@ def read_facts(folder: Path) -> RunFacts:
         record=found.record,
         epochs_done=found.epochs_done,
         steps_done=found.steps_done,
-        epochs=epochs,
-        steps=steps,
-        num_step_rows=num_steps,
-        best=_find_best(found, epochs),
+        epochs=rows.epochs,
+        steps=rows.steps,
+        num_step_rows=rows.num_steps,
+        evaluations=rows.evaluations,
+        best=_find_best(found, rows.epochs),
         monitor=monitor,
         directions=_directions(names, monitor, recipe),
         bill=bills[-1] if bills else {},

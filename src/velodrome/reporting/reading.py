@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from velodrome.record.reading import MAX_RECORD_BYTES, parse_strict, read_limited
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["read_events", "read_log", "read_recipe", "read_rows"]
+__all__ = ["Rows", "read_events", "read_log", "read_recipe", "read_rows"]
 
 _MAX_JOURNAL_BYTES = 1 << 28
 _MAX_EVENTS_BYTES = 1 << 26
@@ -24,16 +25,28 @@ _STEP_ROW = b'{"kind": "step"'
 _STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S{0,10}) (.*)")
 
 
-def read_rows(file: Path, problems: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Return the rows of epochs, those of log points, and how many of these there are in the file.
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Of a journal, by their kinds."""
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """of log points; evenly chosen"""
+    num_steps: int = 0
+    """how many of them there are in the file"""
+
+
+def read_rows(file: Path, problems: list[str]) -> Rows:
+    """Return the rows of a journal.
 
     Args:
         file: `metrics.jsonl`.
         problems: what cannot be read is added to them.
-    Cost: reads the file whole, and parses all epochs but at most 2,001 rows of log points, evenly chosen and with the last one.
+    Cost: reads the file whole, and parses all of it but at most 2,001 rows of log points, evenly chosen and with the last one.
     """
     if not file.exists():
-        return [], [], 0
+        return Rows()
     lines = _read_lines(file, _MAX_JOURNAL_BYTES, problems)
     of_steps = [line for line in lines if line.startswith(_STEP_ROW)]
     every = max(1, -(-len(of_steps) // _MAX_STEP_ROWS))
@@ -41,8 +54,10 @@ def read_rows(file: Path, problems: list[str]) -> tuple[list[dict[str, Any]], li
     if of_steps and (len(of_steps) - 1) % every:
         chosen.append(of_steps[-1])
     rows = _parse_lines([*(line for line in lines if not line.startswith(_STEP_ROW)), *chosen], file, problems)
-    by_kind = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("epoch", "step")}
-    return by_kind["epoch"], by_kind["step"], len(of_steps)
+    epochs, evaluations, steps = (
+        [row for row in rows if row.get("kind") == kind] for kind in ("epoch", "evaluation", "step")
+    )
+    return Rows(epochs=epochs, evaluations=evaluations, steps=steps, num_steps=len(of_steps))
 
 
 def read_events(file: Path, problems: list[str]) -> list[dict[str, Any]]:

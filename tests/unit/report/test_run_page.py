@@ -41,6 +41,21 @@ def test_forty_epochs_are_all_shown():
     assert "left out" not in page.text
 
 
+def test_evaluations_within_epochs_have_a_table_of_their_own():
+    rows = [
+        {"kind": "evaluation", "epoch": 1, "step": 10 * k, "lr": 0.1, "val/loss": 1 / k, "test/f1": 0.5}
+        for k in range(1, 61)
+    ]
+    page = show(evaluations=rows)
+    assert page.table("Step")[0] == ["10", "1", "1.0000", "0.5000"]
+    assert [row[0] for row in page.table("Step")] == [
+        *map(str, range(10, 160, 10)),
+        "30 left out",
+        *map(str, range(460, 610, 10)),
+    ]
+    assert "Evaluations within epochs" not in show().text
+
+
 def test_of_many_metrics_some_are_columns_and_all_have_a_line():
     row = epoch_row(1, 1.0, **{f"val/m{index}": 1.0 * index for index in range(30)})
     page = show(epochs=[row])

@@ -21,6 +21,7 @@ from velodrome.reporting.story import find_goings_on, read_pace
 def write_rows(file, num_steps):
     rows = [{"kind": "step", "step": step, "train/loss": 1.0} for step in range(1, num_steps + 1)]
     rows.append({"kind": "epoch", "epoch": 1, "step": num_steps})
+    rows.append({"kind": "evaluation", "epoch": 2, "step": num_steps, "val/loss": 0.5})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -30,8 +31,10 @@ def write_rows(file, num_steps):
 )
 def test_of_very_many_rows_evenly_chosen_ones_are_read_and_the_last(tmp_path, num_steps, num_read, first_two):
     problems = []
-    epochs, steps, num = read_rows(write_rows(tmp_path / "metrics.jsonl", num_steps), problems)
-    assert (len(epochs), num, problems) == (1, num_steps, [])
+    found = read_rows(write_rows(tmp_path / "metrics.jsonl", num_steps), problems)
+    steps = found.steps
+    assert [row["val/loss"] for row in found.evaluations] == [0.5]
+    assert (len(found.epochs), found.num_steps, problems) == (1, num_steps, [])
     assert len(steps) == num_read  # of 4,002 every third one is 1,334, and the last one
     assert [row["step"] for row in steps[:2]] == first_two
     assert steps[-1]["step"] == num_steps
