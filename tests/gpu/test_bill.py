@@ -55,7 +55,7 @@ def test_work_of_the_device_belongs_to_the_part_that_asked_for_it():
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     bill = train(loss=None, step_fn=step_fn).bill
-    assert bill.share("forward") > 0.5
+    assert bill.fraction("forward") > 0.5
 
 
 def test_an_item_is_named_with_what_it_waited():
@@ -107,4 +107,4 @@ def test_data_that_are_fetched_while_the_device_works_cost_nothing():
             for _ in range(10):
                 large @ large
             trainer.step(trainer.forward(batch).loss)
-    assert trainer.result.bill.share("data_wait") < 0.2
+    assert trainer.result.bill.fraction("data_wait") < 0.2

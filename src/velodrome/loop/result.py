@@ -26,7 +26,7 @@ class FitResult:
     run_dir: Path | None
     """The run's folder, or None when nothing was written."""
     bill: Any = field(default=None, repr=False)
-    """Where the wall time went: a `velodrome.record.bill.Bill`, with `parts`, `share(part)`, `line()` and `table()`."""
+    """Where the wall time went: a `velodrome.record.bill.Bill`, with `parts`, `fraction(part)`, `line()` and `table()`."""
 
     waits: tuple[str, ...] = field(default=(), repr=False)
     """The lines that were seen waiting for the device, in words: in three of the first batches, or where `find_syncs` looked."""

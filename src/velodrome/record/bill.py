@@ -51,7 +51,7 @@ class Bill:
     facts: dict[str, Any] = field(default_factory=dict)
     """what decides which advice there is to give: see `velodrome.data.origin` and `Run`; as it was when the bill was made"""
 
-    def share(self, part: str) -> float:
+    def fraction(self, part: str) -> float:
         """Return the fraction of the wall time that went into a part.
 
         Raises:
@@ -63,9 +63,9 @@ class Bill:
 
     def line(self) -> str:
         """Say it in one line, the largest part first; parts below one percent together."""
-        named = sorted(((self.share(part), PARTS[part]) for part in PARTS), reverse=True)
-        large = [f"{name} {share:.0%}" for share, name in named if share >= 0.01]
-        rest = sum(share for share, _ in named if share < 0.01)
+        named = sorted(((self.fraction(part), PARTS[part]) for part in PARTS), reverse=True)
+        large = [f"{name} {fraction:.0%}" for fraction, name in named if fraction >= 0.01]
+        rest = sum(fraction for fraction, _ in named if fraction < 0.01)
         return f"Time {_seconds(self.wall_s)}: {', '.join(large)}" + (f", the rest {rest:.1%}" if rest >= 0.001 else "")
 
     def table(self) -> str:
@@ -75,7 +75,7 @@ class Bill:
             seconds = self.parts.get(part, 0.0)
             in_batches = part in ("data_wait", "transfer", "forward", "backward", "optimizer") and self.batches
             each = f"{seconds / self.batches * 1e6:>13,.1f}" if in_batches else ""
-            rows.append(f"{name:<22}{seconds:>10.3f}{self.share(part) * 100:>7.1f}{each}")
+            rows.append(f"{name:<22}{seconds:>10.3f}{self.fraction(part) * 100:>7.1f}{each}")
         rows += [
             f"  {name:<20}{seconds:>10.3f}{seconds / max(self.wall_s, 1e-9) * 100:>7.1f}"
             for name, seconds in self.callbacks.items()

@@ -44,7 +44,7 @@ class BillLike(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]: ...
 
-    def share(self, part: str) -> float:
+    def fraction(self, part: str) -> float:
         """Return the fraction of a part."""
         ...
 
@@ -63,23 +63,23 @@ def find(bill: BillLike, waits: Iterable[str] = ()) -> list[str]:
 
 
 def _of_the_batches(bill: BillLike) -> Iterator[tuple[float, str]]:
-    share = bill.share("data_wait")
-    if share >= _DATA:
+    fraction = bill.fraction("data_wait")
+    if fraction >= _DATA:
         each = _time(bill.parts["data_wait"] / bill.batches)
         yield (
-            share,
-            f"{share:.0%} of the time is waiting for data: {bill.dataset} lets the loop wait {each} a batch. {_faster(bill.facts)}",
+            fraction,
+            f"{fraction:.0%} of the time is waiting for data: {bill.dataset} lets the loop wait {each} a batch. {_faster(bill.facts)}",
         )
-    share = bill.share("transfer")
-    if share >= _TRANSFER:
+    fraction = bill.fraction("transfer")
+    if fraction >= _TRANSFER:
         each = _time(bill.parts["transfer"] / bill.batches)
         yield (
-            share,
-            f"{share:.0%} of the time is moving batches of {bill.dataset} to the device, {each} a batch. Try smaller values, such as uint8 pixels "
+            fraction,
+            f"{fraction:.0%} of the time is moving batches of {bill.dataset} to the device, {each} a batch. Try smaller values, such as uint8 pixels "
             f"that become floats on the device, or data that fit into its memory as tensors.",
         )
-    share = bill.long_s / bill.wall_s
-    if share >= _LONG and bill.long_s >= _LEAST_LONG_S:
+    fraction = bill.long_s / bill.wall_s
+    if fraction >= _LONG and bill.long_s >= _LEAST_LONG_S:
         is_one = bill.num_long == 1
         which = "one batch" if is_one else f"{bill.num_long} batches"
         remedy = (
@@ -87,41 +87,41 @@ def _of_the_batches(bill: BillLike) -> Iterator[tuple[float, str]]:
             if bill.facts.get("compiled")
             else "Look what your code does there that it does not do in every batch: printing, plotting, writing or reading files."
         )
-        yield share, f"{share:.0%} of the time is what {which} took longer than usual. {remedy}"
-    share = bill.share("optimizer")
-    if share >= _OPTIMIZER:
+        yield fraction, f"{fraction:.0%} of the time is what {which} took longer than usual. {remedy}"
+    fraction = bill.fraction("optimizer")
+    if fraction >= _OPTIMIZER:
         is_fused = bill.facts.get("fused_optimizer")
         remedy = "It is fused already: try larger batches, which need fewer updates." if is_fused else _FUSE
         what = "the optimizer"
         if bill.facts.get("processes", 1) > 1:
             what = f"the optimizer, where the {bill.facts['processes']} processes wait for the slowest of them and add up their gradients"
             remedy = "The line on what a step took by itself in each rank tells which one that is; larger batches need fewer sums."
-        yield share, f"{share:.0%} of the time is {what}. {remedy}"
+        yield fraction, f"{fraction:.0%} of the time is {what}. {remedy}"
 
 
 def _of_the_rest(bill: BillLike) -> Iterator[tuple[float, str]]:
     for name, seconds in bill.callbacks.items():
-        share = seconds / bill.wall_s
-        if share >= _CALLBACK:
+        fraction = seconds / bill.wall_s
+        if fraction >= _CALLBACK:
             yield (
-                share,
-                f"{share:.0%} of the time is the callback {name}, {_time(seconds)}. Do less in it, or do it less often.",
+                fraction,
+                f"{fraction:.0%} of the time is the callback {name}, {_time(seconds)}. Do less in it, or do it less often.",
             )
-    share = bill.share("evaluation")
-    if share >= _EVALUATION:
+    fraction = bill.fraction("evaluation")
+    if fraction >= _EVALUATION:
         yield (
-            share,
-            f"{share:.0%} of the time is evaluation. Try a larger eval_batch_size, fewer samples, or evaluate less often.",
+            fraction,
+            f"{fraction:.0%} of the time is evaluation. Try a larger eval_batch_size, fewer samples, or evaluate less often.",
         )
-    share = bill.share("saving")
-    if share >= _SAVING:
+    fraction = bill.fraction("saving")
+    if fraction >= _SAVING:
         remedy = _IN_BACKGROUND if bill.facts.get("saves_in_background") else _SAVE
-        yield share, f"{share:.0%} of the time is saving checkpoints. {remedy}"
-    share = bill.share("logging")
-    if share >= _LOGGING:
+        yield fraction, f"{fraction:.0%} of the time is saving checkpoints. {remedy}"
+    fraction = bill.fraction("logging")
+    if fraction >= _LOGGING:
         yield (
-            share,
-            f"{share:.0%} of the time is logging and metrics. Try a larger log_every, or fewer metrics and loggers.",
+            fraction,
+            f"{fraction:.0%} of the time is logging and metrics. Try a larger log_every, or fewer metrics and loggers.",
         )
 
 

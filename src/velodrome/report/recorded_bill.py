@@ -51,7 +51,7 @@ class RecordedBill:
             facts={name: event[name] for names, kind in kinds for name in names if type(event.get(name)) is kind},
         )
 
-    def share(self, part: str) -> float:
+    def fraction(self, part: str) -> float:
         """Return the fraction of the wall time that went into a part."""
         return self.parts.get(part, 0.0) / self.wall_s if self.wall_s > 0 else 0.0
 

@@ -280,6 +280,6 @@ def test_table_has_a_row_a_part_a_callback_and_the_sum():
 
 def test_a_part_that_there_is_not_is_refused_by_name():
     bill = Bill(wall_s=2.0, parts={"forward": 1.5})
-    assert (bill.share("forward"), bill.share("saving")) == (0.75, 0)
+    assert (bill.fraction("forward"), bill.fraction("saving")) == (0.75, 0)
     with pytest.raises(ArgumentError, match=r"part='foward' is no part.*Did you mean \"forward\""):
-        bill.share("foward")
+        bill.fraction("foward")
