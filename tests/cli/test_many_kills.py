@@ -11,7 +11,7 @@ import time
 import pytest
 
 from support.forked import start_command_line
-from velodrome.run_comparison import compare_runs
+from velodrome.recorded_runs.state_comparison import compare_runs
 
 COMMAND = [
     "train", "fashion-mnist-mlp", "data.source=embedded", "train.steps=300", "checkpoint.every=every 20 steps",

@@ -14,8 +14,8 @@ import pytest
 from support.pages import harmless
 from velodrome.cli.main import run as call
 from velodrome.record.run_lock import RunLock
-from velodrome.reporting.write import write_report
-from velodrome.run_comparison import compare_runs
+from velodrome.recorded_runs.report import write_report
+from velodrome.recorded_runs.state_comparison import compare_runs
 
 RECIPE = """\
 [model]

@@ -17,9 +17,9 @@ from support.recipes import recipe_text
 from velodrome.cli import verify_resume as verb
 from velodrome.cli.verify_resume import verify_resume
 from velodrome.errors import ArgumentError, RecipeError, VelodromeError
-from velodrome.proof import prove_resume
 from velodrome.recipes.build import build
 from velodrome.recipes.read import load_recipe
+from velodrome.recorded_runs.proof import prove_resume
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is not of this system")
 

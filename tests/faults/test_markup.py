@@ -7,8 +7,8 @@ import json
 import pytest
 
 from support.pages import Page, harmless
+from velodrome.recorded_runs.report import write_report
 from velodrome.report.html import MAX_TEXT
-from velodrome.reporting.write import write_report
 
 EVIL = "</style></title><script>alert(1)</script><img src=x onerror=alert(1)>\"'><a href='javascript:alert(1)'>&lt;\u202e\x1b[2J"
 SHOWN = "</style></title><script>alert(1)</script><img src=x onerror=alert(1)>\"'><a href='javascript:alert(1)'>&lt;\\u202e\\x1b[2J"

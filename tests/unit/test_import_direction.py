@@ -25,14 +25,10 @@ FRONT_DOOR = {
     "engines",
     "resume",
     "explain",
-    "verification",
-    "overview",
-    "proof",
-    "run_comparison",
     "nonfinite",
     "stopping",
     "transforms",
-    "reporting",
+    "recorded_runs",
 }
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["KINDS", "Difference", "compare_checkpoints", "compare_values", "is_of_the_clock"]
+__all__ = ["KINDS", "StateDifference", "compare_checkpoints", "compare_values", "is_of_the_clock"]
 
 KINDS = (
     "settings", "data", "position", "random state", "parameter", "buffer", "average", "optimizer", "schedule", "loss scale",
@@ -53,7 +53,7 @@ _GENERATORS = {"python": "Python", "numpy": "NumPy", "torch": "torch", "mps": "t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class StateDifference:
     """One state that differs.
 
     Args:
@@ -67,7 +67,7 @@ class Difference:
     text: str
 
 
-def compare_checkpoints(a: Path, b: Path) -> list[Difference]:
+def compare_checkpoints(a: Path, b: Path) -> list[StateDifference]:
     """Return what differs between two checkpoint folders, in the order of `KINDS`; an empty list when nothing does.
 
     Args:
@@ -86,7 +86,7 @@ def compare_checkpoints(a: Path, b: Path) -> list[Difference]:
             continue
         if file not in files_a or file not in files_b:
             there = "first" if file in files_a else "second"
-            found.append(Difference(kind="other", name=file, text=f"{file} is in the {there} checkpoint only"))
+            found.append(StateDifference(kind="other", name=file, text=f"{file} is in the {there} checkpoint only"))
             continue
         named = [_in_order_of(parameters, read_tensors(folder, group)) for folder in (a, b)]
         found += [_of_tensor(group, name, text, parameters) for name, text in _compare_tensors(*named)]
@@ -158,42 +158,42 @@ def _in_order_of(parameters: Mapping[str, int], tensors: Mapping[str, Tensor]) -
     return dict(sorted(tensors.items(), key=lambda item: parameters.get(item[0], len(parameters))))
 
 
-def _of_tensor(group: str, name: str, text: str, parameters: Mapping[str, int]) -> Difference:
+def _of_tensor(group: str, name: str, text: str, parameters: Mapping[str, int]) -> StateDifference:
     """Say in a user's words which state a tensor of a group is."""
     root, *rest = name.split("/")
     if group == "model":
         kind = "parameter" if name in parameters else "buffer"
         title = f"parameter {name}" if name in parameters else f"buffer or frozen parameter {name}"
-        return Difference(kind=kind, name=name, text=f"{title}: {text}")
+        return StateDifference(kind=kind, name=name, text=f"{title}: {text}")
     if group == "ema":
-        return Difference(kind="average", name=name, text=f"average of {name}: {text}")
+        return StateDifference(kind="average", name=name, text=f"average of {name}: {text}")
     base, _, rank = group.partition("-rank")
     ranked = f" in process {rank}" if rank not in ("", "0") else ""
     if base == "rng":
         which = rest[0] if rest else ""
         whose = _GENERATORS.get(which, f"torch on cuda:{rest[1]}" if which == "cuda" and len(rest) > 1 else which)
         when = ", from which the order of the epoch was drawn" if root == "loop_start" else ""
-        return Difference(
+        return StateDifference(
             kind="random state", name=f"{root}/{whose}{ranked}", text=f"random state of {whose}{ranked}{when}: differs"
         )
     if group == "optimizer" and "by_name" in rest:
         owner, what = rest[rest.index("by_name") + 1], "/".join(rest[rest.index("by_name") + 2 :])
-        return Difference(kind="optimizer", name=f"{owner}/{what}", text=f"optimizer's {what} of {owner}: {text}")
+        return StateDifference(kind="optimizer", name=f"{owner}/{what}", text=f"optimizer's {what} of {owner}: {text}")
     inner = "/".join(rest)
     if base == "window":
         title = f"gradient in an open accumulation window{ranked} ({inner})"
-        return Difference(kind="gradient", name=inner, text=f"{title}: {text}")
+        return StateDifference(kind="gradient", name=inner, text=f"{title}: {text}")
     if root == "callbacks" and rest:
         title = f"state of the callback {rest[0]}{ranked}: {'/'.join(rest[1:])}"
-        return Difference(kind="callback", name=inner, text=f"{title}: {text}")
+        return StateDifference(kind="callback", name=inner, text=f"{title}: {text}")
     if base == "sums":
         kind = _WORDS_BY_KEY.get(root, "other")
         title = "sums of the epoch's means and metrics" if kind == "metric sums" else kind
-        return Difference(kind=kind, name=inner, text=f"{title}{ranked} ({inner}): {text}")
-    return Difference(kind="other", name=name, text=f"{group} {name}: {text}")
+        return StateDifference(kind=kind, name=inner, text=f"{title}{ranked} ({inner}): {text}")
+    return StateDifference(kind="other", name=name, text=f"{group} {name}: {text}")
 
 
-def _of_state(place: tuple[str, ...], text: str) -> Difference:
+def _of_state(place: tuple[str, ...], text: str) -> StateDifference:
     """Say in a user's words which state a value of `state.json` is."""
     path = list(place[1:] if place[0] == "resume" and len(place) > 1 else place)
     ranked = ""
@@ -207,11 +207,11 @@ def _of_state(place: tuple[str, ...], text: str) -> Difference:
         kind = "loss scale" if "scaler" in path or path[-1] == "scale" else kind
     if kind == "random state":
         whose = _GENERATORS.get(path[1], path[1]) if len(path) > 1 else "all generators"
-        return Difference(
+        return StateDifference(
             kind=kind, name=f"{path[0]}/{whose}{ranked}", text=f"random state of {whose}{ranked}: differs"
         )
     title = f"{kind} {name}{ranked}" if kind != "other" else f"{name}{ranked}"
-    return Difference(kind=kind, name=name, text=f"{title}: {text}")
+    return StateDifference(kind=kind, name=name, text=f"{title}: {text}")
 
 
 def _parameter_names(state: Mapping[str, Any]) -> dict[str, int]:
@@ -221,7 +221,7 @@ def _parameter_names(state: Mapping[str, Any]) -> dict[str, int]:
     return {name: place for place, name in enumerate(name for name in names if isinstance(name, str))}
 
 
-def _without_repetition(found: list[Difference]) -> list[Difference]:
+def _without_repetition(found: list[StateDifference]) -> list[StateDifference]:
     """Return each state once: a generator's words and its position are one random state."""
     return list({(each.kind, each.text): each for each in found}.values())
 

@@ -35,11 +35,11 @@ def compare(
     Example: velodrome compare runs/a runs/b --out both.html
     """
     from velodrome.errors import ArgumentError
+    from velodrome.recorded_runs.report import write_page
+    from velodrome.recorded_runs.report_facts import read_facts
     from velodrome.report.comparison import compare_facts
     from velodrome.report.comparison_page import comparison_page
     from velodrome.report.overlay import MAX_RUNS
-    from velodrome.reporting.facts import read_facts
-    from velodrome.reporting.write import write_page
 
     screen = Screen(as_json=json)
     if not 2 <= len(runs) <= MAX_RUNS:

@@ -26,8 +26,8 @@ def report(
 
     Example: velodrome report runs/my-run
     """
-    from velodrome.reporting.facts import read_facts
-    from velodrome.reporting.write import write_report
+    from velodrome.recorded_runs.report import write_report
+    from velodrome.recorded_runs.report_facts import read_facts
 
     screen = Screen(as_json=json)
     facts = read_facts(run.expanduser())

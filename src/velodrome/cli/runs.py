@@ -16,7 +16,7 @@ from velodrome.cli.options import Json, Verbose
 from velodrome.cli.screen import Screen, columns, show_metrics, table
 
 if TYPE_CHECKING:
-    from velodrome.overview import Overview
+    from velodrome.recorded_runs.overview import Overview
 
 
 def runs(
@@ -28,7 +28,7 @@ def runs(
 
     Example: velodrome runs
     """
-    from velodrome.overview import find_runs
+    from velodrome.recorded_runs.overview import find_runs
 
     screen = Screen(as_json=json)
     found = find_runs(root.expanduser())
@@ -55,7 +55,7 @@ def show(
     Example: velodrome show runs/my-run
     """
     from velodrome.errors import RefusedError
-    from velodrome.overview import look_at
+    from velodrome.recorded_runs.overview import look_at
 
     screen = Screen(as_json=json)
     path = run.expanduser()

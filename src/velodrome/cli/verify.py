@@ -17,7 +17,7 @@ from velodrome.cli.options import Device, Json, Overrides, Processes, Quiet, Ver
 from velodrome.cli.screen import Screen, table
 
 if TYPE_CHECKING:
-    from velodrome.verification import CheckedCheckpoint, CheckedRun
+    from velodrome.recorded_runs.verification import CheckedCheckpoint, CheckedRun
 
 WRONG = 3
 _RUN = "RUN"  # how help shows the form without a name; nobody has to type it
@@ -57,7 +57,7 @@ def verify(
     """
     from velodrome.checkpoint.manifest import MANIFEST_NAME
     from velodrome.errors import RefusedError
-    from velodrome.verification import verify_checkpoint, verify_run
+    from velodrome.recorded_runs.verification import verify_checkpoint, verify_run
 
     screen = Screen(as_json=json, quiet=quiet)
     path = run.expanduser()

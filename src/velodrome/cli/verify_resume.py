@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from velodrome.proof import Proof
     from velodrome.recipes.build import Ready
+    from velodrome.recorded_runs.proof import Proof
 
 __all__ = ["DIFFERENT", "verify_resume"]
 
@@ -60,9 +60,9 @@ def verify_resume(
         ArgumentError: its length is a time, which ends each run elsewhere; or it is given twice.
         VelodromeError: a run failed.
     """
-    from velodrome.proof import prove_resume
     from velodrome.recipes.build import build
     from velodrome.recipes.read import load_recipe
+    from velodrome.recorded_runs.proof import prove_resume
 
     screen = Screen(as_json=json, quiet=quiet)
     changes = [*overrides, *([f"train.device={device}"] if device else [])]
@@ -145,7 +145,7 @@ def _total_steps(ready: Ready, per_epoch: int | None) -> int | None:
 def _answer(screen: Screen, proof: Proof, recipe: str, *, processes: int) -> None:
     import torch
 
-    from velodrome.proof import likely_causes
+    from velodrome.recorded_runs.proof import likely_causes
 
     comparison, causes = proof.comparison, likely_causes(proof)
     threads = torch.get_num_threads()

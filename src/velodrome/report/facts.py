@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from velodrome.report.differences import Difference
 
-__all__ = ["Event", "GoingOn", "RunFacts", "SavedState"]
+__all__ = ["Event", "RunFacts", "SavedState", "WentOn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoingOn:
+class WentOn:
     """A run that was gone on with."""
 
     time: str
@@ -93,7 +93,7 @@ class RunFacts:
     """what a step took by itself in each process"""
     events: Sequence[Event] = ()
     num_events_left_out: int = 0
-    goings_on: Sequence[GoingOn] = ()
+    goings_on: Sequence[WentOn] = ()
     checkpoints: Sequence[SavedState] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     recipe_text: str = ""

@@ -41,7 +41,7 @@ def write_last_report(folder: Path, curves_png: bytes, *, draws: bool, warn: Cal
         draws: whether matplotlib may be imported.
         warn: shows a line.
     """
-    from velodrome.reporting.write import write_report  # some milliseconds, which only a run with a folder needs
+    from velodrome.recorded_runs.report import write_report  # some milliseconds, which only a run with a folder needs
 
     try:
         write_report(folder, curves_png=curves_png, draws=draws)

@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from velodrome.report.differences import Difference, find_differences
-from velodrome.report.facts import GoingOn
+from velodrome.report.facts import WentOn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _LEFT_OUT = ("pid",)  # never the same
 
 def find_goings_on(
     recorded: Sequence[Mapping[str, Any]], log: Sequence[Event], record: Mapping[str, Any]
-) -> list[GoingOn]:
+) -> list[WentOn]:
     """Return each time that a run went on, the first one first.
 
     Args:
@@ -31,7 +31,7 @@ def find_goings_on(
         log: what was said.
         record: of `run.json`, which tells how the run was begun.
     """
-    found: list[GoingOn] = []
+    found: list[WentOn] = []
     began: Mapping[str, Any] = {name: record.get(name) for name in ("command", "versions", "git", "host")}
     for event in recorded:
         if event.get("event") == "recipe_changed" and found:
@@ -42,7 +42,7 @@ def find_goings_on(
         step = event.get("step")
         tables = [_comparable(each) for each in (before, now)]
         found.append(
-            GoingOn(
+            WentOn(
                 time=str(event.get("time")),
                 step=step if isinstance(step, int) else None,
                 changes=tuple(find_differences(tables)),
@@ -53,7 +53,7 @@ def find_goings_on(
         return found
     said = ((event, _WENT_ON.fullmatch(event.text)) for event in log)
     return [
-        GoingOn(time=event.time, step=int(match[1].replace(",", "")), is_recorded=False)
+        WentOn(time=event.time, step=int(match[1].replace(",", "")), is_recorded=False)
         for event, match in said
         if match is not None
     ]
@@ -76,8 +76,8 @@ def _comparable(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**shown, "command": shlex.join(map(str, command))} if isinstance(command, list) else shown
 
 
-def _with_changes(going_on: GoingOn, more: tuple[Difference, ...]) -> GoingOn:
-    return GoingOn(time=going_on.time, step=going_on.step, changes=(*more, *going_on.changes))
+def _with_changes(going_on: WentOn, more: tuple[Difference, ...]) -> WentOn:
+    return WentOn(time=going_on.time, step=going_on.step, changes=(*more, *going_on.changes))
 
 
 def _changes_of_recipe(event: Mapping[str, Any]) -> tuple[Difference, ...]:

@@ -9,13 +9,13 @@ import pytest
 from velodrome.distributed.pace import Pace
 from velodrome.errors import RefusedError
 from velodrome.record.bill import PARTS, Bill
+from velodrome.recorded_runs.reading import read_events, read_journal, read_log
+from velodrome.recorded_runs.report_facts import read_facts
+from velodrome.recorded_runs.resumptions import find_goings_on, read_pace
 from velodrome.report.facts import Event, RunFacts
 from velodrome.report.findings import find
 from velodrome.report.recorded_bill import RecordedBill
 from velodrome.report.run_time import PART_NAMES
-from velodrome.reporting.facts import read_facts
-from velodrome.reporting.reading import read_events, read_log, read_rows
-from velodrome.reporting.story import find_goings_on, read_pace
 
 
 def write_rows(file, num_steps):
@@ -31,7 +31,7 @@ def write_rows(file, num_steps):
 )
 def test_of_very_many_rows_evenly_chosen_ones_are_read_and_the_last(tmp_path, num_steps, num_read, first_two):
     problems = []
-    found = read_rows(write_rows(tmp_path / "metrics.jsonl", num_steps), problems)
+    found = read_journal(write_rows(tmp_path / "metrics.jsonl", num_steps), problems)
     steps = found.steps
     assert [row["val/loss"] for row in found.evaluations] == [0.5]
     assert (len(found.epochs), found.num_steps, problems) == (1, num_steps, [])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from velodrome.errors import ArgumentError
 from velodrome.record.atomic import replace_file
+from velodrome.recorded_runs.report_facts import read_facts
 from velodrome.report.run_page import run_page
-from velodrome.reporting.facts import read_facts
 
 if TYPE_CHECKING:
     import os

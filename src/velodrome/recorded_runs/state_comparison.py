@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from velodrome.checkpoint.compare import Difference, compare_checkpoints, is_of_the_clock
+from velodrome.checkpoint.compare import StateDifference, compare_checkpoints, is_of_the_clock
 from velodrome.checkpoint.scan import find_checkpoints, read_best
 from velodrome.errors import CheckpointError
 from velodrome.record.journal import read_rows
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Comparison", "compare_rows", "compare_runs"]
+__all__ = ["StateComparison", "compare_rows", "compare_runs"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class StateComparison:
     """What the comparison of two runs found.
 
     Args:
@@ -31,10 +31,10 @@ class Comparison:
     steps_compared: tuple[int, ...]
     num_rows: int
     step: int | None
-    differences: tuple[Difference, ...]
+    differences: tuple[StateDifference, ...]
 
 
-def compare_runs(a: Path, b: Path) -> Comparison:
+def compare_runs(a: Path, b: Path) -> StateComparison:
     """Compare two run directories: checkpoints of the same step, rows, and the best epoch. Times are passed over.
 
     Raises:
@@ -49,7 +49,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
             f"both runs after the same steps."
         )
     compared: list[int] = []
-    found: list[Difference] = []
+    found: list[StateDifference] = []
     step = None
     for each in common:
         compared.append(each)
@@ -61,30 +61,32 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     found += compare_rows(rows_a, rows_b)
     best = [read_best(folder / "checkpoints") for folder in (a, b)]
     if best[0] != best[1]:
-        found.append(Difference(kind="best epoch", name="best.json", text=f"best.json: {best[0]} against {best[1]}"))
+        found.append(
+            StateDifference(kind="best epoch", name="best.json", text=f"best.json: {best[0]} against {best[1]}")
+        )
     if max(folders_a) != max(folders_b):
         text = f"the last checkpoints are of step {max(folders_a)} and {max(folders_b)}"
-        found.append(Difference(kind="counter", name="steps_done", text=text))
-    return Comparison(steps_compared=tuple(compared), num_rows=len(rows_a), step=step, differences=tuple(found))
+        found.append(StateDifference(kind="counter", name="steps_done", text=text))
+    return StateComparison(steps_compared=tuple(compared), num_rows=len(rows_a), step=step, differences=tuple(found))
 
 
-def compare_rows(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[Difference]:
+def compare_rows(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[StateDifference]:
     """Return what differs between the first rows of two journals that do not agree, and whether one has more rows."""
-    found: list[Difference] = []
+    found: list[StateDifference] = []
     for number, (left, right) in enumerate(zip(a, b, strict=False), 1):
         names = [name for name in [*left, *(name for name in right if name not in left)] if not is_of_the_clock(name)]
         wrong = [name for name in names if name not in left or name not in right or left[name] != right[name]]
         if wrong:
             where = f"row {number} of metrics.jsonl ({left.get('kind')}, step {left.get('step')})"
             found += [
-                Difference(
+                StateDifference(
                     kind="row", name=name, text=f"{where}: {name} {left.get(name)!r} against {right.get(name)!r}"
                 )
                 for name in wrong
             ]
             break
     if len(a) != len(b):
-        found.append(Difference(kind="row", name="rows", text=f"metrics.jsonl has {len(a)} rows against {len(b)}"))
+        found.append(StateDifference(kind="row", name="rows", text=f"metrics.jsonl has {len(a)} rows against {len(b)}"))
     return found
 
 

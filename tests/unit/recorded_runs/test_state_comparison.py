@@ -8,7 +8,7 @@ import torch
 
 import velodrome as vd
 from velodrome.errors import CheckpointError
-from velodrome.run_comparison import compare_rows, compare_runs
+from velodrome.recorded_runs.state_comparison import compare_rows, compare_runs
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 Y = X[:, :1].clone()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.checkpoint.scan import find_checkpoints
 from velodrome.errors import RecipeError, RefusedError, VelodromeError
 from velodrome.linux import read_family
-from velodrome.run_comparison import Comparison, compare_runs
+from velodrome.recorded_runs.state_comparison import StateComparison, compare_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +54,7 @@ class Proof:
 
     steps: int
     resumed_from: int
-    comparison: Comparison
+    comparison: StateComparison
     warnings: tuple[str, ...]
     seconds: float
 

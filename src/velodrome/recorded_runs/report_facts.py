@@ -12,11 +12,11 @@ from velodrome.checkpoint.read import read_state
 from velodrome.checkpoint.scan import find_checkpoints
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError
 from velodrome.monitor import Monitor
-from velodrome.overview import Overview, look_at
 from velodrome.record.reading import find_links
+from velodrome.recorded_runs.overview import Overview, look_at
+from velodrome.recorded_runs.reading import read_events, read_journal, read_log, read_recipe
+from velodrome.recorded_runs.resumptions import find_goings_on, read_pace
 from velodrome.report.facts import RunFacts, SavedState
-from velodrome.reporting.reading import read_events, read_log, read_recipe, read_rows
-from velodrome.reporting.story import find_goings_on, read_pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ def read_facts(folder: Path) -> RunFacts:
 
     Raises:
         RefusedError: the folder holds no run.
-    Cost: see `read_rows`; no weights are read.
+    Cost: see `read_journal`; no weights are read.
     """
     if not any(os.path.lexists(folder / name) for name in _MARKS):
         raise RefusedError(f"{folder} holds no run (no run.json). List the runs: velodrome runs", path=str(folder))
@@ -45,7 +45,7 @@ def read_facts(folder: Path) -> RunFacts:
         """Return the path of one of the files; a link may lead to a file that is not to be shown to whoever gets the page."""
         return folder / name if folder / name not in links else folder / ".is-a-link"
 
-    rows = read_rows(own("metrics.jsonl"), problems)
+    rows = read_journal(own("metrics.jsonl"), problems)
     recorded = read_events(own("events.jsonl"), problems)
     log, num_left_out = read_log(own("log.txt"), problems)
     recipe_text, recipe = read_recipe(own("recipe.toml"), problems)

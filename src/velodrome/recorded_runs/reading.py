@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Rows", "read_events", "read_log", "read_recipe", "read_rows"]
+__all__ = ["JournalRows", "read_events", "read_journal", "read_log", "read_recipe"]
 
 _MAX_JOURNAL_BYTES = 1 << 28
 _MAX_EVENTS_BYTES = 1 << 26
@@ -26,7 +26,7 @@ _STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S{0,10}) (.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class JournalRows:
     """Of a journal, by their kinds."""
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Rows:
     """how many of them there are in the file"""
 
 
-def read_rows(file: Path, problems: list[str]) -> Rows:
+def read_journal(file: Path, problems: list[str]) -> JournalRows:
     """Return the rows of a journal.
 
     Args:
@@ -46,7 +46,7 @@ def read_rows(file: Path, problems: list[str]) -> Rows:
     Cost: reads the file whole, and parses all of it but at most 2,001 rows of log points, evenly chosen and with the last one.
     """
     if not file.exists():
-        return Rows()
+        return JournalRows()
     lines = _read_lines(file, _MAX_JOURNAL_BYTES, problems)
     of_steps = [line for line in lines if line.startswith(_STEP_ROW)]
     every = max(1, -(-len(of_steps) // _MAX_STEP_ROWS))
@@ -57,7 +57,7 @@ def read_rows(file: Path, problems: list[str]) -> Rows:
     epochs, evaluations, steps = (
         [row for row in rows if row.get("kind") == kind] for kind in ("epoch", "evaluation", "step")
     )
-    return Rows(epochs=epochs, evaluations=evaluations, steps=steps, num_steps=len(of_steps))
+    return JournalRows(epochs=epochs, evaluations=evaluations, steps=steps, num_steps=len(of_steps))
 
 
 def read_events(file: Path, problems: list[str]) -> list[dict[str, Any]]:
