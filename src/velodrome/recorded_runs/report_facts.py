@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.checkpoint.read import read_state
 from velodrome.checkpoint.scan import find_checkpoints
-from velodrome.errors import ArgumentError, CheckpointError, RefusedError
-from velodrome.monitor import Monitor
+from velodrome.errors import CheckpointError, RefusedError
+from velodrome.monitor import find_direction, is_metric
 from velodrome.record.reading import find_links
 from velodrome.recorded_runs.overview import Overview, look_at
 from velodrome.recorded_runs.reading import read_events, read_journal, read_log, read_recipe
@@ -53,7 +53,7 @@ def read_facts(folder: Path) -> RunFacts:
     monitor = found.monitor or _asked_monitor(recipe)
     checkpoints = _read_checkpoints(folder / "checkpoints", found.best_step, problems)
     settings, data = ({}, {}) if links else _read_settings(folder / "checkpoints", checkpoints)
-    names = {name for row in rows.epochs for name in row if name.startswith(("train/", "val/"))}
+    names = {name for row in rows.epochs for name in row if is_metric(name)}
     return RunFacts(
         name=folder.absolute().name,
         status=found.status,
@@ -102,10 +102,8 @@ def _directions(names: Iterable[str], monitor: str, recipe: Mapping[str, Any]) -
     """Return what is better of each value whose name says so, and of the monitored one as the recipe says it."""
     found: dict[str, Literal["min", "max"]] = {}
     for name in names:
-        try:
-            found[name] = Monitor(name).direction
-        except ArgumentError:  # the name does not tell
-            continue
+        if (direction := find_direction(name)) is not None:
+            found[name] = direction
     table = recipe.get("checkpoint")
     mode = table.get("mode") if isinstance(table, dict) else None
     if mode == "min" or mode == "max":

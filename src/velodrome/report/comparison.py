@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from velodrome.monitor import is_metric
 from velodrome.report.differences import Difference, find_differences
 from velodrome.report.run_time import PART_NAMES, bill_parts
 from velodrome.report.words import as_number, show_number
@@ -152,9 +153,7 @@ def _groups(
 
 
 def _metrics(runs: Sequence[RunFacts]) -> Iterable[ComparedNumber]:
-    names = dict.fromkeys(
-        name for run in runs for row in run.epochs for name in row if name.startswith(("train/", "val/"))
-    )
+    names = dict.fromkeys(name for run in runs for row in run.epochs for name in row if is_metric(name))
     order = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
     for name in sorted(names, key=lambda name: order.index(name) if name in order else len(order)):
         known: list[Literal["min", "max"]] = list(
@@ -162,7 +161,7 @@ def _metrics(runs: Sequence[RunFacts]) -> Iterable[ComparedNumber]:
         )
         direction: Literal["min", "max"] | None = known[0] if len(known) == 1 else None
         yield ComparedNumber(name=f"{name}, last", values=tuple(_last(run, name) for run in runs), direction=direction)
-        if direction is not None and name.startswith("val/"):
+        if direction is not None and not name.startswith("train/"):
             best = tuple(_best(run, name, min if direction == "min" else max) for run in runs)
             yield ComparedNumber(name=f"{name}, best", values=best, direction=direction)
 

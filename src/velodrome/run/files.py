@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.errors import ArgumentError, DataError, nearest
 from velodrome.loop.progress import StopReason
@@ -69,6 +69,7 @@ class RunFiles:
         self.history: list[dict[str, Any]] = []
         self._journal: Journal | None = None
         self.checkpoints = CheckpointFiles(policy, say=self.say, warn=self.warn)
+        self._directions: dict[str, Literal["min", "max"]] = {policy.monitor: policy.direction}  # for the curves
         self._goes_on = goes_on
         self._is_discarded = False
         self._record_before: Mapping[str, Any] = {}  # what `run.json` said when the run went on
@@ -281,7 +282,7 @@ class RunFiles:
         from velodrome.report.plots import plot_history
 
         try:
-            plot_history(self.history, folder / "curves.png")
+            plot_history(self.history, folder / "curves.png", directions=self._directions)
             return (folder / "curves.png").read_bytes()
         except ArgumentError as error:  # matplotlib is missing
             self.say(f"curves.png was not drawn: {error}")
