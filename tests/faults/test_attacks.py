@@ -66,7 +66,7 @@ VERBS = {
     "show": ["show", "run"],
     "runs": ["runs", "."],
     "report": ["report", "run"],
-    "compare": ["compare", "run", "run", "--out", "compared.html"],
+    "compare": ["compare", "run", "run", "--out", "compared.html", "--force"],
     "eval": ["eval", "run"],
     "predict": ["predict", "run", "--force"],
     "resume": ["resume", "run", "train.epochs=3", "-q"],

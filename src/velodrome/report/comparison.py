@@ -103,6 +103,11 @@ def compare_facts(runs: Sequence[RunFacts], names: Sequence[str]) -> Comparison:
         if run.status in _NOT_COMPARABLE
     ]
     notes += [f"{name}: {problem}" for name, run in zip(names, runs, strict=True) for problem in run.problems]
+    notes += [
+        f"{name}: its bill is of the part before it went on last."
+        for name, run in zip(names, runs, strict=True)
+        if run.bill and run.bill_is_of_part_before
+    ]
     differences: list[Difference] = []
     equal: list[str] = []
     for group, tables in _groups(runs, names, notes):
@@ -141,8 +146,8 @@ def _groups(
             notes.append("Not every run has a checkpoint that tells its settings, so these are not compared.")
     if all(run.data for run in runs):
         groups.append(("data", [_of(run.data, ("samples", "content")) for run in runs]))
-    records = [run.record for run in runs]
-    if all(records):
+    records = [run.surroundings for run in runs]
+    if all(run.record for run in runs):
         groups += [
             ("command", [{"": shlex.join(map(str, each["command"]))} if isinstance(each.get("command"), list) else {} for each in records]),
             ("versions", [_table(each.get("versions")) for each in records]),

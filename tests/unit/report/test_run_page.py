@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.pages import harmless
-from velodrome.report.facts import Event, RunFacts, SavedState
+from velodrome.report.facts import Event, RunFacts, SavedState, WentOn
 from velodrome.report.run_page import run_page
 
 
@@ -87,8 +87,12 @@ def test_the_process_that_the_others_wait_for_is_named():
 
 def test_a_bill_of_a_part_of_the_run_says_so():
     bill = {"wall_s": 4.0, "parts_s": {"forward": 4.0}}
-    assert "4 s of wall time; of the last part of the run, since it went on." in show(bill=bill, num_bills=2).text
-    assert "4 s of wall time." in show(bill=bill, num_bills=1).text
+    on = [WentOn(time="t", step=4)]
+    assert "4 s of wall time; of the last part of the run, since it went on." in show(bill=bill, goings_on=on).text
+    page = show(bill={**bill, "findings": ["slow"]}, goings_on=on, bill_is_of_part_before=True)
+    assert "4 s of wall time; of the part before the run went on last: no epoch has ended since." in page.text
+    assert "What is said of the time is of the part before" in page.text
+    assert "4 s of wall time." in show(bill=bill).text
     assert "4 s of wall time, up to the end of epoch 3." in show(bill={**bill, "epoch": 3}).text
 
 
