@@ -32,7 +32,7 @@ from velodrome.checkpoint.store import CheckpointStore
 from velodrome.cli.main import run as call
 from velodrome.errors import CheckpointError, RecipeError, VelodromeError
 from velodrome.recipes.trained_model import load_run_recipe
-from velodrome.report.records import read_records
+from velodrome.recorded_runs.reading import read_journal
 
 pytestmark = pytest.mark.slow
 
@@ -209,7 +209,7 @@ def test_python_opens_no_pickle_either(here, canary, name):
         lambda: velodrome.load_model(path, torch.nn.Linear(2, 2)),
         lambda: read_state(newest(here)),
         lambda: [read_tensors(newest(here), group) for group in ("model", "optimizer", "callbacks", "rng-rank0")],
-        lambda: read_records("run"),
+        lambda: read_journal(Path("run/metrics.jsonl"), []),
     ):
         with suppress(VelodromeError):
             use()

@@ -81,7 +81,7 @@ def _differences(found: Comparison) -> list[tuple[str, ...]]:
     from velodrome.report.words import show_value
 
     return [
-        (_cut(each.name), *("-" if value is None else _cut(show_value(value)) for value in each.values))
+        (_cut(each.name), *("–" if value is None else _cut(show_value(value)) for value in each.values))
         for each in found.differences
     ]
 
@@ -89,21 +89,11 @@ def _differences(found: Comparison) -> list[tuple[str, ...]]:
 def _numbers(found: Comparison, numbers: Sequence[ComparedNumber]) -> str:
     if not numbers:
         return ""
-    has_two, has_better = len(found.names) == 2, any(each.direction for each in numbers)
-    rows = [("", *found.names, *(["difference"] if has_two else []), *(["better"] if has_better else []))]
-    for each in numbers[:_MOST_ROWS]:
-        values = (each.show(value) or "-" for value in each.values)
-        better = "" if each.best is None else found.names[each.best]
-        rows.append(
-            (
-                _cut(each.name),
-                *values,
-                *([each.show_difference()] if has_two else []),
-                *([better] if has_better else []),
-            )
-        )
+    header, rows = found.tabulate(numbers[:_MOST_ROWS])
     more = len(numbers) - _MOST_ROWS
-    return columns(rows) + (f"\nand {more:,} more (--json and --out have them)" if more > 0 else "")
+    return columns([header, *((_cut(name), *cells) for name, *cells in rows)]) + (
+        f"\nand {more:,} more (--json and --out have them)" if more > 0 else ""
+    )
 
 
 def _data(found: Comparison, runs: Sequence[Path], facts: Sequence[RunFacts], out: Path | None) -> dict[str, Any]:

@@ -34,9 +34,9 @@ class FitResult:
     @property
     def findings(self) -> list[str]:
         """What stands out about the run's speed, in words: what takes the time, and what to try."""
-        from velodrome.report.findings import find
+        from velodrome.report.findings import find_bottlenecks
 
-        return [] if self.bill is None else find(self.bill, self.waits)
+        return [] if self.bill is None else find_bottlenecks(self.bill, self.waits)
 
     @property
     def metrics(self) -> dict[str, Any]:

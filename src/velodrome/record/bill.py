@@ -6,22 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from velodrome.errors import ArgumentError, nearest
+from velodrome.report.bill_parts import PARTS
 
-__all__ = ["NO_BILL", "PARTS", "Bill"]
-
-PARTS = {
-    "data_wait": "waiting for data",
-    "transfer": "transfer",
-    "forward": "forward and loss",
-    "backward": "backward",
-    "optimizer": "optimizer",
-    "logging": "logging and metrics",
-    "callbacks": "callbacks",
-    "saving": "saving",
-    "evaluation": "evaluation",
-    "other": "other",
-}
-"""The parts of a bill, in the order of a step, and what they are called."""
+__all__ = ["NO_BILL", "Bill"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,9 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from velodrome.record.bill import PARTS, Bill
+from velodrome.record.bill import Bill
 from velodrome.record.marks import HostMarks
+from velodrome.report.bill_parts import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

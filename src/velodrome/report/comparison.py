@@ -9,8 +9,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.monitor import is_metric
+from velodrome.report.bill_parts import PARTS
 from velodrome.report.differences import Difference, find_differences
-from velodrome.report.run_time import PART_NAMES, bill_parts
+from velodrome.report.run_time import bill_parts
 from velodrome.report.words import as_number, show_number
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ComparedNumber", "Comparison", "compare_facts"]
 
 _MACHINE = ("host", "device", "processes")
-_NOT_COMPARABLE = {
+_NOT_DONE = {
     "under way": "is under way: its numbers are those so far",
     "killed": "was killed: its numbers are those up to then",
     "failed": "failed: its numbers are those up to then",
@@ -89,6 +90,24 @@ class Comparison:
     bill: tuple[ComparedNumber, ...]
     """seconds of each part"""
 
+    def tabulate(
+        self, numbers: Sequence[ComparedNumber], title: str = ""
+    ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return header and rows of a table: name, a value for each run, of two their difference, and which is better where that is known.
+
+        Args:
+            numbers: some of these.
+            title: of the first column.
+        """
+        has_two, has_better = len(self.names) == 2, any(each.direction for each in numbers)
+        header = (title, *self.names, *(["difference"] if has_two else []), *(["better"] if has_better else []))
+        rows = []
+        for each in numbers:
+            better = "" if each.best is None else self.names[each.best]
+            rest = (*([each.show_difference()] if has_two else []), *([better] if has_better else []))
+            rows.append((each.name, *(each.show(value) or "–" for value in each.values), *rest))
+        return header, rows
+
 
 def compare_facts(runs: Sequence[RunFacts], names: Sequence[str]) -> Comparison:
     """Compare runs of any recipes.
@@ -98,9 +117,7 @@ def compare_facts(runs: Sequence[RunFacts], names: Sequence[str]) -> Comparison:
         names: what they are called, each another name.
     """
     notes = [
-        f"{name} {_NOT_COMPARABLE[run.status]}."
-        for name, run in zip(names, runs, strict=True)
-        if run.status in _NOT_COMPARABLE
+        f"{name} {_NOT_DONE[run.status]}." for name, run in zip(names, runs, strict=True) if run.status in _NOT_DONE
     ]
     notes += [f"{name}: {problem}" for name, run in zip(names, runs, strict=True) for problem in run.problems]
     notes += [
@@ -186,7 +203,7 @@ def _effort(runs: Sequence[RunFacts]) -> Iterable[ComparedNumber]:
 def _bill(runs: Sequence[RunFacts]) -> Iterable[ComparedNumber]:
     bills = [bill_parts(run.bill) for run in runs]
     for part in dict.fromkeys(part for bill in bills for part in bill):
-        yield _number(PART_NAMES.get(part, part), (bill.get(part) for bill in bills), "seconds")
+        yield _number(PARTS.get(part, part), (bill.get(part) for bill in bills), "seconds")
     if any(bills):
         yield _number("wall time", (run.bill.get("wall_s") for run in runs), "seconds")
 

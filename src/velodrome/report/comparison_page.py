@@ -65,18 +65,18 @@ def _show_differences(found: Comparison) -> Markup:
 def _numbers(found: Comparison, numbers: Sequence[ComparedNumber], title: str) -> Markup:
     if not numbers:
         return tag("p", "No run has any.")
-    has_two, has_better = len(found.names) == 2, any(each.direction for each in numbers)
-    rows = []
-    for each in numbers:
-        cells = [each.show(value) or "–" for value in each.values]
-        marked = [tag("strong", cell) if index == each.best else cell for index, cell in enumerate(cells)]
-        better = "" if each.best is None else found.names[each.best]
-        rows.append(
-            (each.name, *marked, *([each.show_difference()] if has_two else []), *([better] if has_better else []))
+    header, rows = found.tabulate(numbers, title)
+    num_runs = 1 + len(found.names)
+    header = (*header[:num_runs], *(each.capitalize() for each in header[num_runs:]))
+    marked = [
+        tuple(
+            tag("strong", cell) if each.best is not None and index == each.best + 1 else cell
+            for index, cell in enumerate(row)
         )
-    header = (title, *found.names, *(["Difference"] if has_two else []), *(["Better"] if has_better else []))
-    caption = "The difference is that of the second to the first." if has_two else ""
-    return table(header, rows, caption=caption)
+        for each, row in zip(numbers, rows, strict=True)
+    ]
+    caption = "The difference is that of the second to the first." if len(found.names) == 2 else ""
+    return table(header, marked, caption=caption)
 
 
 def _show_curves(found: Comparison, runs: Sequence[RunFacts]) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from velodrome.report.findings import find
+from velodrome.report.findings import find_bottlenecks
 from velodrome.report.recorded_bill import RecordedBill
 
 if TYPE_CHECKING:
@@ -110,7 +110,11 @@ class RunFacts:
     def findings(self) -> list[str]:
         """What the bill means, in words: as the run said it at its end, or worked out for one that did not come so far."""
         found = self.bill.get("findings")
-        return [str(each) for each in found] if isinstance(found, list) and found else find(RecordedBill.of(self.bill))
+        return (
+            [str(each) for each in found]
+            if isinstance(found, list) and found
+            else find_bottlenecks(RecordedBill.of(self.bill))
+        )
 
     @property
     def last(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["find"]
+__all__ = ["find_bottlenecks"]
 
 # Fractions of the wall time from which a part is worth a sentence.
 _DATA, _TRANSFER, _OPTIMIZER, _EVALUATION = 0.2, 0.15, 0.25, 0.4
@@ -49,7 +49,7 @@ class BillLike(Protocol):
         ...
 
 
-def find(bill: BillLike, waits: Iterable[str] = ()) -> list[str]:
+def find_bottlenecks(bill: BillLike, waits: Iterable[str] = ()) -> list[str]:
     """Return what stands out about a run, the most expensive first; then the lines that were seen to wait for the device.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from velodrome.report.bill_parts import PARTS
 from velodrome.report.words import as_number
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RecordedBill"]
 
-_PARTS = ("data_wait", "transfer", "forward", "backward", "optimizer", "logging", "callbacks", "saving", "evaluation", "other")  # fmt: skip
 _MOST = 1 << 63  # more is no count, and some of it no float either
 _NUMBERS = ("workers", "cores", "processes")
 _SWITCHES = (
@@ -23,7 +23,7 @@ _TEXTS = ("workers_failed", "transform")
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedBill:
-    """What `velodrome.report.findings.find` asks a bill for; whatever a file has instead of a number is none."""
+    """What `velodrome.report.findings.find_bottlenecks` asks a bill for; whatever a file has instead of a number is none."""
 
     wall_s: float
     parts: Mapping[str, float]
@@ -43,7 +43,7 @@ class RecordedBill:
         kinds: list[tuple[tuple[str, ...], type]] = [(_NUMBERS, int), (_SWITCHES, bool), (_TEXTS, str)]
         return cls(
             wall_s=_time(event.get("wall_s")),
-            parts={part: parts.get(part, 0.0) for part in _PARTS},
+            parts={part: parts.get(part, 0.0) for part in PARTS},
             callbacks=_seconds(event.get("callbacks_s")),
             batches=_count(event.get("batches")),
             num_long=_count(long.get("num")),

@@ -12,7 +12,7 @@ from velodrome.report.pictures import draw_curves, draw_steps, png_curves
 from velodrome.report.words import as_number, show_duration, show_number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from velodrome.report.facts import RunFacts
 
@@ -99,13 +99,10 @@ def show_epochs(facts: RunFacts) -> Markup:
     chosen = _choose(rows, facts.best.get("epoch"))
     cells: list[tuple[Any, ...]] = []
     classes = []
-    before = -1
-    for index in chosen:
-        if index > before + 1:
-            cells.append((f"{index - before - 1:,} left out",))
+    for row, gap in _with_gaps(rows, chosen):
+        if gap:
+            cells.append((gap,))
             classes.append("gap")
-        before = index
-        row = rows[index]
         cells.append(
             (
                 show_number(row.get("epoch")),
@@ -137,16 +134,17 @@ def show_evaluations(facts: RunFacts) -> Markup:
     names = list(dict.fromkeys(name for row in rows for name in row if is_metric(name)))
     shown_names, more = names[:_MAX_COLUMNS], names[_MAX_COLUMNS:]
     cells: list[tuple[Any, ...]] = []
-    before = -1
-    for index in _choose(rows, None):
-        if index > before + 1:
-            cells.append((f"{index - before - 1:,} left out", *[""] * (len(shown_names) + 1)))
-        before, row = index, rows[index]
+    classes = []
+    for row, gap in _with_gaps(rows, _choose(rows, None)):
+        if gap:
+            cells.append((gap,))
+            classes.append("gap")
+        classes.append("")
         values = (show_number(row[name]) if name in row else "" for name in shown_names)
         cells.append((*(show_number(row.get(name)) for name in ("step", "epoch")), *values))
     lost = tag("p", f"{len(more):,} more columns are in metrics.jsonl.", class_="soft") if more else ""
     caption = "Made within the training loop; the row of an epoch has the last value of each name."
-    return join([table(("Step", "Epoch", *shown_names), cells, caption=caption), lost])
+    return join([table(("Step", "Epoch", *shown_names), cells, caption=caption, classes=classes), lost])
 
 
 def _best_sentence(facts: RunFacts) -> str:
@@ -166,6 +164,15 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row if is_metric(name))
     ends = ("loss", "accuracy")
     return sorted(names, key=lambda name: [name.partition("/")[2] != end for end in ends])
+
+
+def _with_gaps(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield the chosen rows, each with the words that stand before it where rows are left out."""
+    before = -1
+    for index in chosen:
+        num_left_out = index - before - 1
+        yield rows[index], f"{num_left_out:,} left out" if num_left_out else ""
+        before = index
 
 
 def _choose(rows: Sequence[Mapping[str, Any]], best_epoch: object) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from velodrome.report.bill_parts import PARTS
 from velodrome.report.html import Markup, bar, join, table, tag
 from velodrome.report.words import as_number, show_duration, show_number
 
@@ -12,21 +13,7 @@ if TYPE_CHECKING:
 
     from velodrome.report.facts import RunFacts
 
-__all__ = ["PART_NAMES", "bill_parts", "show_bill", "show_findings"]
-
-PART_NAMES = {
-    "data_wait": "waiting for data",
-    "transfer": "transfer",
-    "forward": "forward and loss",
-    "backward": "backward",
-    "optimizer": "optimizer",
-    "logging": "logging and metrics",
-    "callbacks": "callbacks",
-    "saving": "saving",
-    "evaluation": "evaluation",
-    "other": "other",
-}
-"""as `velodrome.record.bill.PARTS` calls them"""
+__all__ = ["bill_parts", "show_bill", "show_findings"]
 
 
 def bill_parts(bill: Mapping[str, Any]) -> dict[str, float]:
@@ -64,7 +51,7 @@ def show_bill(facts: RunFacts) -> Markup:
     rows = []
     callbacks = bill.get("callbacks_s")
     for name, seconds in parts.items():
-        rows.append(_row(PART_NAMES.get(name, name), seconds, wall))
+        rows.append(_row(PARTS.get(name, name), seconds, wall))
         if name == "callbacks" and isinstance(callbacks, dict):
             each = ((str(one), as_number(value)) for one, value in callbacks.items())
             rows += [_row(f"– {one}", value, wall) for one, value in each if value >= 0]

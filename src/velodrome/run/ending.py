@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from velodrome.errors import NumericsError
 from velodrome.loop.progress import StopReason
 from velodrome.nonfinite.checks import check_finite_weights
-from velodrome.report.findings import find
+from velodrome.report.findings import find_bottlenecks
 from velodrome.run.phase import NO_PHASE
 from velodrome.run.rescue import save_aside
 from velodrome.step.freed_memory import give_back_freed_memory
@@ -74,7 +74,7 @@ def _finish(run: Run, reason: StopReason) -> None:
     run.notices.of_whole_pace(run.consensus.pace)
     run.watchers.end()
     bill = run.clock.settle()
-    run.files.record_bill(bill, findings=find(bill, run.watchers.unsaid), waits=run.watchers.said)
+    run.files.record_bill(bill, findings=find_bottlenecks(bill, run.watchers.unsaid), waits=run.watchers.said)
     try:
         run.files.finish(reason, run.progress, run.keeping.best)
         failures = _tell_each(run, "on_fit_end")

@@ -4,8 +4,9 @@ import pytest
 
 from velodrome.errors import ArgumentError
 from velodrome.record import clock as clock_module
-from velodrome.record.bill import NO_BILL, PARTS, Bill
+from velodrome.record.bill import NO_BILL, Bill
 from velodrome.record.clock import Clock
+from velodrome.report.bill_parts import PARTS
 
 
 class Time:

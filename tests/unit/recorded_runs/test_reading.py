@@ -8,14 +8,13 @@ import pytest
 
 from velodrome.distributed.pace import Pace
 from velodrome.errors import RefusedError
-from velodrome.record.bill import PARTS, Bill
+from velodrome.record.bill import Bill
 from velodrome.recorded_runs.reading import read_events, read_journal, read_log
 from velodrome.recorded_runs.report_facts import read_facts
 from velodrome.recorded_runs.resumptions import find_goings_on, read_pace
 from velodrome.report.facts import Event, RunFacts
-from velodrome.report.findings import find
+from velodrome.report.findings import find_bottlenecks
 from velodrome.report.recorded_bill import RecordedBill
-from velodrome.report.run_time import PART_NAMES
 
 
 def write_rows(file, num_steps):
@@ -111,10 +110,6 @@ def test_the_pace_of_each_process_is_read_as_it_is_said():
     assert read_pace([Event(time="t", text="By itself a step took e.e ms in rank 0.")]) == []
 
 
-def test_parts_of_the_bill_are_called_as_the_bill_calls_them():
-    assert PART_NAMES == PARTS
-
-
 def test_a_bill_read_back_means_what_the_bill_means():
     bill = Bill(
         wall_s=10.0,
@@ -127,9 +122,9 @@ def test_a_bill_read_back_means_what_the_bill_means():
         facts={"workers": 1, "cores": 4, "fused_optimizer": True, "processes": 2, "saves_in_background": True},
     )
     again = RecordedBill.of(json.loads(json.dumps(bill.to_dict())))
-    assert find(again) == find(bill)
-    assert len(find(bill)) == 5
-    assert RunFacts(name="x", status="killed", bill=bill.to_dict()).findings == find(bill)
+    assert find_bottlenecks(again) == find_bottlenecks(bill)
+    assert len(find_bottlenecks(bill)) == 5
+    assert RunFacts(name="x", status="killed", bill=bill.to_dict()).findings == find_bottlenecks(bill)
     assert RunFacts(name="x", status="done", bill={**bill.to_dict(), "findings": ["said"]}).findings == ["said"]
 
 
@@ -142,4 +137,4 @@ def test_a_bill_read_back_means_what_the_bill_means():
     ],
 )
 def test_a_bill_of_anything_means_nothing(event):
-    assert find(RecordedBill.of(event)) == []
+    assert find_bottlenecks(RecordedBill.of(event)) == []

@@ -8,7 +8,7 @@ from velodrome.report.html import MAX_TEXT, Markup, bar, join, make_visible, pag
 
 
 def test_text_is_escaped_and_markup_is_not():
-    assert tag("p", "<b>&", tag("b", "x")) == "<p>&lt;b&gt;&amp;<b>x</b></p>"
+    assert tag("p", "<b>&", tag("strong", "x")) == "<p>&lt;b&gt;&amp;<strong>x</strong></p>"
     assert join(["<", Markup("<br>")]) == "&lt;<br>"
 
 
