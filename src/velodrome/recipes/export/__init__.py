@@ -1,5 +1,5 @@
 """From a trained run to one file that is used without Velodrome: `velodrome export`.
 
-`write.py` is the way of every export: made beside its target, read back, compared with the model, then put in place. One file each for what
+`of_run.py` is where an export begins, `write.py` the way of every file: made beside its target, read back, compared with the model, then put in place. One file each for what
 goes in (`example.py`), what is said about it (`metadata.py`) and how outputs are compared (`comparing.py`); one a format.
 """
