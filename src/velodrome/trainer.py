@@ -20,7 +20,7 @@ from velodrome.engines import CaptureContext, choose_engine, held_results
 from velodrome.errors import ArgumentError, nearest
 from velodrome.loop.durations import Duration, parse_duration
 from velodrome.loop.epochs import Epoch, run_epochs
-from velodrome.loop.evaluate import check_name, run_evaluation, run_prediction
+from velodrome.loop.evaluate import run_evaluation, run_prediction
 from velodrome.loop.fit import fit
 from velodrome.loop.progress import Budget, Progress, StopReason
 from velodrome.loop.result import FitResult
@@ -526,7 +526,7 @@ class Trainer:
         """
         self._run.finish_left_phase()
         if name is not None:
-            check_name(name, within=self._run.position.is_in_batch)
+            self._run.claim_name(name, only_within=True)
         keep = self._run.is_under_way  # a callback's data come again every epoch
         role = name or "eval"
         source = self._sources.get(data, role=role, batch_size=batch_size, default_batch_size=1000, keep=keep)

@@ -167,7 +167,67 @@ def test_a_run_whose_callback_evaluates_goes_on_exactly(told_at: int, tmp_path: 
     assert states(*fit(tmp_path / "run"), tmp_path / "run") == straight
 
 
-@pytest.mark.parametrize(("name", "message"), [("train", "would mix with other values"), ("val", "outside of the training loop")])  # fmt: skip
+def test_a_callback_evaluates_after_the_update_of_a_short_last_window_too(tmp_path: Path) -> None:
+    trainer = vd.Trainer(
+        nn.Linear(6, 3), "sgd", lr=0.1, loss="cross_entropy", device="cpu", progress=False, run_dir=tmp_path / "run", accumulate=3,
+        callbacks=[Validate()],
+    )  # fmt: skip
+    trainer.fit(TRAIN, VAL, epochs=1)  # 8 batches are windows of 3, 3 and 2
+    assert [row["step"] for row in rows(tmp_path / "run", "evaluation")] == [3]
+
+
+def left_early(folder: Path, *, told: bool = False) -> vd.Trainer:
+    """Look at the first batch only, after the second step; be told to end after the fourth."""
+    torch.manual_seed(0)
+    trainer = vd.Trainer(
+        nn.Linear(6, 3), "sgd", lr=0.1, seed=0, device="cpu", run_dir=folder, resume="auto", progress=False
+    )
+    for epoch in trainer.epochs(1):
+        for x, y in epoch.train(TRAIN):
+            trainer.step(functional.cross_entropy(trainer.model(x), y))
+            if trainer.progress.steps_in_epoch == 2:
+                for images, labels in epoch.evaluate(VAL):
+                    trainer.log(loss=functional.cross_entropy(trainer.model(images), labels))
+                    break
+            if told and trainer.progress.steps_in_epoch == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+    return trainer
+
+
+def test_one_that_was_left_early_is_recorded_at_its_step_and_in_the_checkpoint_after_it(tmp_path: Path) -> None:
+    trainer = left_early(tmp_path / "straight")
+    (row,) = rows(tmp_path / "straight", "evaluation")
+    assert row["step"] == 2
+    assert trainer.result.history[0]["val/loss"] == row["val/loss"]
+    with pytest.raises(SystemExit):
+        left_early(tmp_path / "run", told=True)
+    left_early(tmp_path / "run")
+    for kind in ("evaluation", "epoch"):
+        assert rows(tmp_path / "run", kind) == rows(tmp_path / "straight", kind)
+
+
+def test_an_error_within_one_records_nothing_of_it(tmp_path: Path) -> None:
+    trainer = vd.Trainer(nn.Linear(6, 3), "sgd", lr=0.1, device="cpu", run_dir=tmp_path / "run", progress=False)
+    with pytest.raises(ZeroDivisionError):
+        for epoch in trainer.epochs(1):
+            for x, y in epoch.train(TRAIN):
+                trainer.step(functional.cross_entropy(trainer.model(x), y))
+                for _ in epoch.evaluate(VAL):
+                    trainer.log(loss=1 / 0)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_callback_that_evaluates_twice_in_a_batch_under_one_name_is_refused() -> None:
+    class Twice(vd.Callback):
+        def on_step_end(self, trainer: vd.Trainer) -> None:
+            for _ in range(2):
+                trainer.evaluate(VAL, name="val")
+
+    with pytest.raises(ArgumentError, match="would mix with the evaluation before"):
+        vd.fit(nn.Linear(6, 3), TRAIN, loss="cross_entropy", optimizer="sgd", lr=0.1, epochs=1, progress=False, device="cpu", callbacks=[Twice()])  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "message"), [("lr", "would mix with other values"), ("train", "would mix with other values"), ("val", "outside of the training loop")])  # fmt: skip
 def test_a_name_that_cannot_be_recorded_is_refused(name: str, message: str) -> None:
     trainer = vd.Trainer(nn.Linear(6, 3), "sgd", lr=0.1, loss="cross_entropy", device="cpu", progress=False)
     with pytest.raises(ArgumentError, match=message):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Epoch", "evaluation_batches", "run_epochs"]
 
 _SECONDS_BETWEEN_DRAWS = 0.1
-RESERVED_NAMES = {"train", "eval", "predict"}
 
 
 def run_epochs(host: LoopHost, budget: Budget) -> Iterator[Epoch]:
@@ -70,7 +69,6 @@ class Epoch:
         self._budget = budget
         self._batches_done = 0
         self._loops: list[ref[Generator[Any, None, None]]] = []
-        self._evaluated: set[tuple[str, int | None]] = set()
         self._micro_batches_before = host.progress.micro_batches_done
 
     def train(self, data: Any, *, batch_size: int | None = None, shuffle: bool = True) -> Iterator[Any]:
@@ -174,14 +172,7 @@ class Epoch:
             return
         host = self._host
         host.finish_left_phase()
-        within = host.position.is_in_batch
-        what = (name, host.progress.micro_batches_done if within else None)
-        if name in RESERVED_NAMES or not name or what in self._evaluated:
-            raise ArgumentError(
-                f"evaluate(name={name!r}) would mix with {'the evaluation before' if what in self._evaluated else 'other values'}: "
-                f'its values are recorded as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'
-            )
-        self._evaluated.add(what)
+        within = host.claim_name(name)
         # Within a batch the run is left when that is over, like after any other batch.
         if host.leaving is not None and not within:
             host.leave()

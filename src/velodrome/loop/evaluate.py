@@ -1,4 +1,4 @@
-"""Evaluation and prediction outside of a run."""
+"""Evaluation and prediction by a trainer, whether a run is under way or not."""
 
 from __future__ import annotations
 
@@ -7,36 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from velodrome.errors import ArgumentError
-from velodrome.loop.epochs import RESERVED_NAMES, evaluation_batches
+from velodrome.loop.epochs import evaluation_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from velodrome.loop.host import BatchSource, FitHost, LoopHost
 
-__all__ = ["check_name", "run_evaluation", "run_prediction"]
-
-
-def check_name(name: str, *, within: bool) -> None:
-    """Refuse a name under which the values of an evaluation cannot be recorded.
-
-    Args:
-        name: that was asked for.
-        within: whether a batch of the training loop is under way.
-    Raises:
-        ArgumentError: none is, or the name is taken.
-    """
-    if name in RESERVED_NAMES or not name:
-        raise ArgumentError(
-            f"evaluate(name={name!r}) would mix with other values: its values are recorded as {name}/... . Give a name of its own, such "
-            f'as "val".'
-        )
-    if not within:
-        raise ArgumentError(
-            f"evaluate(name={name!r}) was called outside of the training loop, where no step is under way whose row could have its values. "
-            f"Call it in on_step_end, leave the name out, or use epoch.evaluate(data, name={name!r})."
-        )
+__all__ = ["run_evaluation", "run_prediction"]
 
 
 def run_evaluation(trainer: FitHost, host: LoopHost, source: BatchSource, *, name: str = "eval") -> dict[str, float]:

@@ -260,6 +260,14 @@ class LoopHost(Protocol):
         """Collect what is logged and measured inside as the training phase."""
         ...
 
+    def claim_name(self, name: str) -> bool:
+        """Take a name for the values of an evaluation; return whether it is made within the training loop.
+
+        Raises:
+            ArgumentError: the name is taken.
+        """
+        ...
+
     def evaluation(self, name: str, source: Any) -> AbstractContextManager[PhaseLike]:
         """Collect what is logged and measured inside under this name."""
         ...

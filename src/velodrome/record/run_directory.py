@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["END_STATUSES", "RunDirectory", "add_event"]
 
+_OF_AN_END = ("stop_reason", "error", "progress", "best", "saved_step")
 END_STATUSES = ("done", "failed", "stopped")
 
 
@@ -124,6 +125,8 @@ class RunDirectory:
     def reopen(self, facts: Mapping[str, object] | None = None) -> None:
         """Take the lock, and say in `run.json` that the run, ended once, goes on; a folder that is gone by now is made again.
 
+        How it had ended, and how far it had come, is not true any more: until it ends again the journal tells.
+
         Raises:
             RefusedError: another process writes into the folder, or has done so since it was opened.
             ArgumentError: the file cannot be written.
@@ -136,7 +139,8 @@ class RunDirectory:
             "finished": None,
             **describe_surroundings(),
         }
-        self._record = {**first, **_as_dict(facts), **own, "id": self.id}
+        kept = {name: value for name, value in first.items() if name not in _OF_AN_END}
+        self._record = {**kept, **_as_dict(facts), **own, "id": self.id}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Phases"]
 
+_UNRECORDED = ("eval", "predict")
+_TAKEN = ("train", "lr", *_UNRECORDED)
+
 
 class Phases:
     """Keeps `phase` and `train_phase` of a run: the phase under way, and the one of the epoch's training.
@@ -46,6 +49,7 @@ class Phases:
         self._run = run
         self.clock = run.clock
         self._finish_left: Callable[[], None] | None = None
+        self._claimed: dict[str, int | None] = {}
         self.is_in_loop = False
         """this process has training batches left"""
 
@@ -85,6 +89,36 @@ class Phases:
                 run.leave()  # the others are in the middle of their data, and leave there
                 raise LeftAtOnce
 
+    def claim_name(self, name: str, *, only_within: bool = False) -> bool:
+        """Take a name for the values of an evaluation; return whether it is made within the training loop.
+
+        Args:
+            name: its values are recorded as `<name>/...`.
+            only_within: it cannot be recorded anywhere else.
+        Raises:
+            ArgumentError: the name is taken, or no training loop is under way and one has to be.
+        """
+        run = self._run
+        within = run.phase.is_training
+        now = run.progress.micro_batches_done if within else None
+        is_claimed = name in self._claimed and self._claimed[name] == now
+        if not name or name in _TAKEN or is_claimed:
+            raise ArgumentError(
+                f"evaluate(name={name!r}) would mix with {'the evaluation before' if is_claimed else 'other values'}: its values are recorded "
+                f'as {name}/... . Give each evaluation of an epoch a name of its own, such as "test".'
+            )
+        if only_within and not within:
+            raise ArgumentError(
+                f"evaluate(name={name!r}) was called outside of the training loop, where there is no step whose row could have its values. "
+                f"Call it in on_step_end, leave the name out, or use epoch.evaluate(data, name={name!r})."
+            )
+        self._claimed[name] = now
+        return within
+
+    def forget_names(self) -> None:
+        """Another epoch begins."""
+        self._claimed.clear()
+
     @contextmanager
     def evaluation(self, name: str, source: Any) -> Iterator[Phase]:
         """Collect what is logged and measured inside under this name."""
@@ -100,7 +134,10 @@ class Phases:
                 run.world.broadcast_from_main(run.model)  # in a run all have the same weights; before it, who knows
         # Inside of the training phase, from a callback say, the bar goes on showing that one.
         phase = self.new(name, run.display if run.phase is NO_PHASE else NoProgress())
-        inside = self._inside(phase, source, partial(self.finish_evaluation, phase))
+        place = None
+        if run.phase.is_training and name not in _UNRECORDED:
+            place = run.rows.coordinates("evaluation", run.row["epoch"])
+        inside = self._inside(phase, source, partial(self.finish_evaluation, phase, place))
         with self.clock.spending("evaluation"), inside, run.windows.evaluating(), run.averaging.evaluating():
             yield phase
 
@@ -118,6 +155,8 @@ class Phases:
             # Leaving a `for` loop looks the same to its iterator whether a `break` or an error did it. So a phase that was
             # left is finished when the run goes on, which after an error it does not.
             self._finish_left = finish
+            if outer.is_training:
+                run.save_is_due = True  # the loop looks at it when the batch is over, and finishes this one
             raise
         except LeftAtOnce:
             raise
@@ -150,6 +189,12 @@ class Phases:
                 with run.windows.training():
                     self._close_windows()
                     self._follow_others()
+            finish()
+
+    def finish_left_within(self) -> None:
+        """Finish an evaluation within the training loop that was left by `break`: its batch is over, so it was no error."""
+        finish, self._finish_left = self._finish_left, None
+        if finish is not None:
             finish()
 
     def settle_left(self) -> None:
@@ -207,16 +252,21 @@ class Phases:
         run.position.leave_loop(get_random_state(run.trainer.device) if run.notes_random_states else None)
         run.saves.make_what_waits()
 
-    def finish_evaluation(self, phase: Phase) -> None:
-        """Put the means of an evaluation into the epoch's row, and tell the callbacks."""
+    def finish_evaluation(self, phase: Phase, place: dict[str, Any] | None) -> None:
+        """Put the means of an evaluation into the epoch's row, and tell the callbacks.
+
+        Args:
+            phase: of the evaluation.
+            place: where within the training loop it was begun, for a row of its own; None for one after the loop.
+        """
         run = self._run
         self._read_blocking(phase, phase.others.merge_sums)
         named = {f"{phase.name}/{key}": value for key, value in phase.values.items()}
-        if "epoch" in run.row and phase.name not in ("eval", "predict"):
+        if "epoch" in run.row and phase.name not in _UNRECORDED:
             run.row.update(named)
-            if run.position.is_in_batch:
+            if place is not None:
                 run.tick()
-                run.files.write({**run.rows.coordinates("evaluation", run.row["epoch"]), **named})
+                run.files.write({**place, "seconds": run.progress.seconds, **named})
             elif run.events["on_evaluate_end"] and run.position.callbacks is None and run.notes_random_states:
                 run.position.callbacks = deepcopy(callback_states(run))  # told again when the run goes on from here
             run.tell("on_evaluate_end", named)

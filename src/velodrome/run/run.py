@@ -218,6 +218,7 @@ class Run:
             self.rows.begin_interval()
             return
         self.progress.steps_in_epoch = self.progress.samples_in_epoch = 0
+        self.phases.forget_names()
         self.row = {"epoch": self.progress.epochs_done + 1}
         self.train_phase = self.phases.new("train", self.display)
         self.rows.begin_interval()
@@ -352,6 +353,10 @@ class Run:
         """Collect what is logged and measured inside as the training phase."""
         return self.phases.training(source)
 
+    def claim_name(self, name: str, *, only_within: bool = False) -> bool:
+        """Take a name for the values of an evaluation; return whether it is made within the training loop."""
+        return self.phases.claim_name(name, only_within=only_within)
+
     def evaluation(self, name: str, source: Any) -> AbstractContextManager[Phase]:
         """Collect what is logged and measured inside under this name."""
         return self.phases.evaluation(name, source)
@@ -442,6 +447,7 @@ class Run:
 
     def save_if_due(self) -> None:
         """Write the checkpoint that waited for the end of the batch; learn what came of one that was written meanwhile."""
+        self.phases.finish_left_within()
         self.saves.make_if_due()
 
     @property

@@ -137,6 +137,19 @@ def test_reopen_says_that_the_run_goes_on_and_keeps_who_it_is(tmp_path):
     assert after["started"] == before["started"]
 
 
+def test_reopen_forgets_how_the_part_before_ended(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.start({"device": "cpu"})
+    facts = {"error": "OSError: gone", "stop_reason": "an error", "progress": {"steps_done": 4}, "best": {"epoch": 1}}
+    directory.finish("failed", {**facts, "saved_step": 4})
+    directory.reopen({"seed": 1})
+    under_way = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert not under_way.keys() & {*facts, "saved_step"}
+    assert (under_way["device"], under_way["seed"], under_way["status"]) == ("cpu", 1, "running")
+    directory.finish("done", {"progress": {"steps_done": 8}})
+    assert "error" not in json.loads((tmp_path / "run" / "run.json").read_text())
+
+
 def test_reopen_of_a_folder_that_cannot_be_made_is_refused(tmp_path):
     directory = RunDirectory.create(tmp_path / "run")
     (tmp_path / "run").rmdir()
