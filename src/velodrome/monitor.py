@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +12,40 @@ from velodrome.errors import ArgumentError, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Monitor", "Ranking"]
+__all__ = ["Monitor", "Ranking", "find_direction", "is_metric"]
 
-_SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse")
-_LARGER_IS_BETTER = ("accuracy", "auc", "auroc", "f1", "top", "precision", "recall", "score", "iou", "dice", "r2")
+_SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "nll")
+_LARGER_IS_BETTER = (
+    "accuracy", "acc", "auc", "auroc", "f1", "top", "precision", "recall", "score", "iou", "dice", "r2",
+)  # fmt: skip
+# So short that they are parts of other words (stop_rate, accept_rate): they must stand by themselves, as in top5 and val_acc.
+_WHOLE_WORDS = {word: re.compile(rf"(?<![a-z]){word}k?(?![a-z])") for word in ("top", "acc", "nll")}
+
+
+def is_metric(name: str) -> bool:
+    """Return whether a value of a row is a metric: those have the name of what was measured before a slash, as in "val/loss".
+
+    >>> [name for name in ("epoch", "lr", "lr/head", "val/loss", "test/f1") if is_metric(name)]
+    ['val/loss', 'test/f1']
+    """
+    return "/" in name and not name.startswith("lr/")
+
+
+def find_direction(name: str) -> Literal["min", "max"] | None:
+    """Return whether a smaller or a larger value is better, as far as the name tells; None where it does not.
+
+    >>> find_direction("val/loss"), find_direction("val/top5"), find_direction("val/stop_rate")
+    ('min', 'max', None)
+    """
+    quantity = name.lower().rsplit("/", 1)[-1]
+    if any(_says(quantity, word) for word in _SMALLER_IS_BETTER):
+        return "min"
+    return "max" if any(_says(quantity, word) for word in _LARGER_IS_BETTER) else None
+
+
+def _says(quantity: str, word: str) -> bool:
+    whole = _WHOLE_WORDS.get(word)
+    return word in quantity if whole is None else whole.search(quantity) is not None
 
 
 @dataclass(frozen=True)
@@ -46,11 +77,9 @@ class Monitor:
         """Whether a smaller or a larger value is better."""
         if self.mode != "auto":
             return self.mode
-        quantity = self.name.lower().rsplit("/", 1)[-1]
-        if any(word in quantity for word in _SMALLER_IS_BETTER):
-            return "min"
-        if any(word in quantity for word in _LARGER_IS_BETTER):
-            return "max"
+        found = find_direction(self.name)
+        if found is not None:
+            return found
         raise ArgumentError(
             f"monitor={self.name!r} does not say whether smaller is better. mode='auto' knows names with "
             f"{', '.join(_SMALLER_IS_BETTER)} (min) and {', '.join(_LARGER_IS_BETTER)} (max). "
@@ -78,7 +107,7 @@ class Monitor:
         value = row.get(self.name)
         if isinstance(value, (int, float)):
             return float(value)
-        known = [name for name in row if "/" in name]
+        known = [name for name in row if is_metric(name)]
         hint = "" if any(name.startswith("val/") for name in known) else " This run has no validation data."
         raise ArgumentError(
             f"{asked_by} monitors {self.name!r}, which is not among the values of an epoch.{hint} {nearest(self.name, known)}",

@@ -211,3 +211,25 @@ def test_markup_in_names_is_text_in_the_page(compare, runs):
 def test_wrong_arguments_have_the_exit_codes_of_all_verbs(runs, capfd, arguments, code, said):
     assert call(["compare", *arguments]) == code
     assert said in capfd.readouterr().err
+
+
+def test_evaluations_of_any_name_are_compared(compare, runs):
+    for name, value in (("c", 0.25), ("d", 0.5)):
+        write_run(runs / name, losses=[1.0])
+        row = {"kind": "epoch", "epoch": 1, "step": 10, "test/f1": value, "lr/head": value}
+        (runs / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    metrics = by_name(in_json(compare, "c", "d")["metrics"])
+    assert set(metrics) == {"test/f1, last", "test/f1, best"}
+    assert metrics["test/f1, best"]["better"] == "d"
+
+
+def test_numbers_of_hundreds_of_digits_are_no_reason_to_fail(compare, runs):
+    huge = 10**400
+    row = {"kind": "epoch", "epoch": huge, "step": huge, "val/loss": huge, "samples_per_s": huge}
+    (runs / "b" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    bill = {"event": "bill", "wall_s": 1.0, "parts_s": {"data_wait": 1.0}, "batches": huge, "workers": huge}
+    (runs / "b" / "events.jsonl").write_text(json.dumps(bill) + "\n")
+    (runs / "b" / "recipe.toml").write_text(f"[train]\nseed = 0x{'f' * 9000}\n")
+    assert "Note: b: recipe.toml cannot be read" in compare("a", "b", "--out", "page.html")
+    in_json(compare, "a", "b")
+    assert call(["report", str(runs / "b")]) == 0

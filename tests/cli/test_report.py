@@ -13,8 +13,10 @@ import pytest
 
 from support.pages import harmless
 from velodrome.cli.main import run as call
+from velodrome.errors import RefusedError
 from velodrome.record.run_lock import RunLock
 from velodrome.recorded_runs.report import write_report
+from velodrome.recorded_runs.report_facts import read_facts
 from velodrome.recorded_runs.state_comparison import compare_runs
 
 RECIPE = """\
@@ -282,3 +284,94 @@ def test_a_report_makes_no_difference_between_runs_that_are_equal_to_the_last_bi
         assert call(["train", "mine.toml", "--name", name, f"logging.report={switch}", "-q"]) == 0
     found = compare_runs(project / "runs" / "with", project / "runs" / "without")
     assert (found.differences, found.steps_compared, found.num_rows) == ((), (10, 20), 6)
+
+
+def test_a_file_that_exists_is_written_over_when_told_so_only(project, capfd):
+    (project / "notes.html").write_text("mine")
+    assert call(["report", "runs/mine", "--out", "notes.html"]) == 3
+    assert "notes.html exists already. Give another --out, or --force to write over it." in capfd.readouterr().err
+    assert (project / "notes.html").read_text() == "mine"
+    assert call(["report", "runs/mine", "--out", "notes.html", "--force"]) == 0
+    harmless((project / "notes.html").read_text("utf-8"))
+    assert call(["report", "runs/mine", "--out", str(project / "runs" / "mine" / "report.html")]) == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", "metrics.csv", "checkpoints/best.json", "tb/new.html"])
+def test_a_file_of_a_run_is_never_written_over(project, capfd, name):
+    file = project / "runs" / "mine" / name
+    before = file.read_bytes() if file.exists() else None
+    for verb in (["report", "runs/mine"], ["compare", "runs/mine", "runs/mine"]):
+        assert call([*verb, "--out", f"runs/mine/{name}", "--force"]) == 3
+        assert "is a file of the run in" in capfd.readouterr().err
+    with pytest.raises(RefusedError, match="no page is written over one"):
+        write_report("runs/mine", file)
+    assert (file.read_bytes() if file.exists() else None) == before
+
+
+def test_the_report_of_another_run_is_not_written_over(project, capfd):
+    shutil.copytree(project / "runs" / "mine", project / "runs" / "third")
+    assert call(["report", "runs/mine", "--out", "runs/third/report.html", "--force"]) == 3
+    assert call(["compare", "runs/mine", "runs/third", "--out", "runs/third/report.html", "--force"]) == 3
+
+
+@pytest.mark.parametrize("secret", ["checkpoints", "checkpoints/best.json", "metrics.jsonl", "step"])
+def test_nothing_is_read_through_a_link(report, project, secret, tmp_path):
+    run = project / "runs" / "mine"
+    path = max((run / "checkpoints").glob("step-*")) if secret == "step" else run / secret
+    shutil.move(path, tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    if secret == "metrics.jsonl":  # the end of the journal would tell how far the run came
+        edit_record(project, progress=None, best=None)
+    page = report()
+    assert f"Problem: {path.relative_to(run)} is a link, and is not read." in page.text
+    facts = read_facts(run)
+    if secret == "checkpoints":
+        assert (facts.checkpoints, facts.monitor, facts.settings) == ([], "val/loss", {})
+    elif secret == "step":
+        assert path.name not in {each.name for each in facts.checkpoints}
+        assert facts.checkpoints
+    elif secret == "metrics.jsonl":
+        assert (facts.epochs_done, facts.steps_done) == (None, None)
+    else:
+        assert not any(each.is_best for each in facts.checkpoints)
+
+
+def test_the_monitor_is_not_read_from_a_folder_of_checkpoints_that_is_a_link(project, tmp_path):
+    run = project / "runs" / "mine"
+    best = {"step": 10, "monitor": "val/secret", "value": 1.0}
+    (run / "checkpoints" / "best.json").write_text(json.dumps(best))
+    assert read_facts(run).monitor == "val/secret"  # the control
+    shutil.move(run / "checkpoints", tmp_path / "outside")
+    (run / "checkpoints").symlink_to(tmp_path / "outside")
+    assert read_facts(run).monitor == "val/loss"
+
+
+def test_a_bill_of_the_part_before_says_so(report, project):
+    file = project / "runs" / "mine" / "events.jsonl"
+    lines = file.read_text().splitlines()
+    last = max(index for index, line in enumerate(lines) if '"went_on"' in line)
+    assert "of the last part of the run, since it went on." in report().text
+    file.write_text("\n".join(lines[: last + 1]) + "\n")  # killed before the next bill
+    assert "of the part before the run went on last: no epoch has ended since." in report().text
+
+
+def test_made_with_is_that_of_the_newest_part(report, project):
+    file = project / "runs" / "mine" / "events.jsonl"
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    for event in events:
+        if event["event"] == "went_on":
+            event["now"].update(command=["velodrome", "resume", "now"], versions={"torch": "9.9"}, host="newer")
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    page = report()
+    assert page.row("torch") == ["9.9"]
+    assert page.row("Host") == ["newer"]
+    assert page.row("Command") == ["velodrome resume now"]
+    assert "As it was when the run went on last" in page.text
+
+
+def test_a_line_of_the_log_is_no_going_on(report, project):
+    """Also one that is damaged: what `events.jsonl` says counts."""
+    run = project / "runs" / "mine"
+    (run / "events.jsonl").unlink()
+    (run / "log.txt").write_text("2026-11-22T05:33:39+00:00 Going on from the checkpoint of step ,, x\n")
+    assert "Where it went on" not in report().text

@@ -70,9 +70,12 @@ def test_auto_without_a_name_finds_the_newest_run_of_the_recipe(project, velodro
 
 
 def test_changed_settings_are_refused_with_exit_code_3(velodrome, straight):
+    before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
     answer = velodrome("train", "mine.toml", "train.epochs=5", "optimizer.lr=0.5", "--resume", str(straight))
     assert answer.code == 3
     assert "groups.lr: 0.01 -> 0.5" in answer.err
+    assert "nothing was changed. Put them back, accept them with velodrome resume --accept-changes" in answer.err
+    assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
 
     accepted = velodrome(
         "resume", str(straight), "train.epochs=5", "optimizer.lr=0.5", "--accept-changes", "--recipe", "mine.toml"

@@ -65,7 +65,8 @@ VERBS = {
     "verify": ["verify", "run"],
     "show": ["show", "run"],
     "runs": ["runs", "."],
-    "compare": ["compare", "run", "run"],
+    "report": ["report", "run"],
+    "compare": ["compare", "run", "run", "--out", "compared.html", "--force"],
     "eval": ["eval", "run"],
     "predict": ["predict", "run", "--force"],
     "resume": ["resume", "run", "train.epochs=3", "-q"],
@@ -193,7 +194,8 @@ def test_no_verb_opens_a_pickle_whatever_it_is_called(here, canary, capfd, name,
     assert set(codes.values()) <= {0, 2, 3}, codes
     if name in ("run.json", "step/manifest.json", "step/state.json", "step/model.safetensors"):
         assert codes["verify"] == 3
-    (here / "predictions.csv").unlink(missing_ok=True)
+    for made in ("predictions.csv", "compared.html"):
+        (here / made).unlink(missing_ok=True)
     assert snapshot(here, without=here / "run") == before
 
 

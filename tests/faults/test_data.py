@@ -278,6 +278,21 @@ def test_workers_that_die_before_their_first_batch_is_asked_for_are_told_too(dat
             list(loader)
 
 
+def fail_at_start(worker_id: int) -> None:
+    raise OSError(5, "no such shard")
+
+
+@pytest.mark.parametrize("dataset", [Faulty(), FaultyStream()], ids=["samples", "stream"])
+def test_a_worker_init_fn_that_raises_is_named(dataset: Any) -> None:
+    loader = vd.DataLoader(dataset, 4, num_workers=2, worker_init_fn=fail_at_start)
+    for _ in range(2):
+        with pytest.raises(
+            FetchError, match=r"worker_init_fn failed in worker 0 of the 2 that read \w+: .*no such shard"
+        ) as caught:
+            list(loader)
+    assert "fail_at_start" in str(caught.value.fields["traceback"])
+
+
 def linger_and_die() -> None:
     time.sleep(0.8)
     kill()

@@ -151,7 +151,7 @@ def test_a_loop_that_is_left_and_an_evaluation_from_a_callback_are_counted_once(
     class Evaluates(Callback):
         def on_step_end(self, trainer):
             if trainer.progress.steps_done == 2:
-                time.sleep(NAP_S)
+                time.sleep(100 * NAP_S)  # so that a moment in which a busy machine does something else is no twentieth
                 trainer.evaluate((X, LABELS), batch_size=40)
 
     stopwatch = Stopwatch()
@@ -165,7 +165,7 @@ def test_a_loop_that_is_left_and_an_evaluation_from_a_callback_are_counted_once(
                 break
     bill = check_sum(trainer.result, stopwatch)
     assert bill.parts["evaluation"] > 0
-    assert bill.callbacks["Evaluates"] >= 0.95 * NAP_S
+    assert bill.callbacks["Evaluates"] >= 0.95 * 100 * NAP_S
     assert bill.batches == 6
 
 

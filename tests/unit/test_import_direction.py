@@ -33,6 +33,7 @@ FRONT_DOOR = {
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     **{leaf: set() for leaf in LEAVES},
+    "report": {"monitor"},  # what a metric is, and what is better, is said once
     "control_groups": {"linux"},
     "cores": {"control_groups", "linux"},
     "free_memory": {"control_groups", "linux"},

@@ -17,6 +17,7 @@ from velodrome.checkpoint.manifest import FileRecord, Manifest, parse_json, read
 from velodrome.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 __all__ = ["Best", "Found", "check_file", "check_files", "find_checkpoints", "read_best"]
@@ -60,9 +61,12 @@ class Best:
         return (json.dumps({"step": self.step, "monitor": self.monitor, "value": self.value}) + "\n").encode()
 
 
-def find_checkpoints(directory: Path) -> list[Found]:
+def find_checkpoints(directory: Path, *, leave_out: Collection[Path] = ()) -> list[Found]:
     """Return what is named like a checkpoint, newest first, with manifests and sizes checked but not hashes.
 
+    Args:
+        directory: that holds them.
+        leave_out: folders in it that are not looked into.
     Cost: one small read and a few status calls per checkpoint; the hashes are `check_files`.
     """
     found = []
@@ -75,7 +79,7 @@ def find_checkpoints(directory: Path) -> list[Found]:
             errno=error.errno,
         ) from error
     for path in entries:
-        if match := _FOLDER_NAME.fullmatch(path.name):
+        if path not in leave_out and (match := _FOLDER_NAME.fullmatch(path.name)):
             found.append(_inspect(path, int(match[1] or match[2]), set_aside=match[1] is None))
     return sorted(found, key=lambda one: (one.step, not one.set_aside, one.path.name), reverse=True)
 

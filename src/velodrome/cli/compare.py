@@ -27,6 +27,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write one page, with the curves of all.", metavar="FILE")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -35,6 +36,7 @@ def compare(
     Example: velodrome compare runs/a runs/b --out both.html
     """
     from velodrome.errors import ArgumentError
+    from velodrome.recorded_runs.page_target import check_page_target
     from velodrome.recorded_runs.report import write_page
     from velodrome.recorded_runs.report_facts import read_facts
     from velodrome.report.comparison import compare_facts
@@ -47,6 +49,8 @@ def compare(
             f"{len(runs)} run{'s were' if len(runs) != 1 else ' was'} given. From 2 to {MAX_RUNS} can be compared. "
             f"Name them: velodrome compare runs/a runs/b"
         )
+    if out is not None:
+        check_page_target(out.expanduser(), force=force)
     facts = [read_facts(run.expanduser()) for run in runs]
     found = compare_facts(facts, _names(runs, facts))
     if out is not None:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 _USAGE = 2
 INTERRUPTED = 130
+_FLAGS = {'(weights="last")': "(--weights last)", "accept_changes=True": "velodrome resume --accept-changes"}
+"""arguments that errors name, and what they are called here"""
 # typer shows only the youngest of click's errors: BadParameter < UsageError < ClickException. It carries click along
 # since 0.20 or so, therefore the family is taken from here and not from click.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
@@ -136,7 +138,9 @@ def run(arguments: Sequence[str]) -> int:
         problems = error.fields.get("problems")
         if isinstance(problems, tuple) and problems:
             fields["problems"] = [str(problem) for problem in problems]
-        message = error.message.replace('(weights="last")', "(--weights last)")  # the flag of that argument
+        message = error.message
+        for argument, flag in _FLAGS.items():
+            message = message.replace(argument, flag)
         kind = error.kind if isinstance(error, RankError) else type(error).__name__
         if kind == "Stopped" and not as_json:
             return error.exit_code  # the process that ended has said it

@@ -19,6 +19,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to; default: report.html in the run.", metavar="FILE")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -26,12 +27,16 @@ def report(
 
     Example: velodrome report runs/my-run
     """
+    from velodrome.recorded_runs.page_target import check_page_target
     from velodrome.recorded_runs.report import write_report
     from velodrome.recorded_runs.report_facts import read_facts
 
     screen = Screen(as_json=json)
-    facts = read_facts(run.expanduser())
-    written = write_report(run.expanduser(), out, facts=facts)
+    folder = run.expanduser()
+    if out is not None:
+        check_page_target(out.expanduser(), run=folder, force=force)
+    facts = read_facts(folder)
+    written = write_report(folder, out, facts=facts)
     lines = [f"Report: {written}", *(f"Problem: {make_visible(each)}" for each in facts.problems)]
     screen.answer(
         "\n".join(lines),

@@ -86,6 +86,7 @@ def run_ready(
 
 def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: Screen) -> None:
     """Say how it ended and where everything is."""
+    from velodrome.monitor import is_metric
     from velodrome.run.files import WORTH_SAYING_S
 
     assert result.run_dir is not None  # the verb always gives one
@@ -98,7 +99,7 @@ def _finish(result: FitResult, weights: SavedWeights, next_recipe: str, screen: 
     optional = {"curves": run_dir / "curves.png", "report": run_dir / "report.html", "tensorboard": run_dir / "tb"}
     files |= {key: path for key, path in optional.items() if path.exists()}
     reason = str(result.stop_reason)
-    rows = [("Final metrics", show_metrics({k: v for k, v in result.metrics.items() if "/" in k}))]
+    rows = [("Final metrics", show_metrics({k: v for k, v in result.metrics.items() if is_metric(k)}))]
     if result.best is not None:
         best = {k: v for k, v in result.best.items() if k.startswith("val/")}
         rows.append(("Best epoch", f"{result.best.get('epoch')}: {show_metrics(best)}".rstrip(": ")))

@@ -55,6 +55,7 @@ def show(
     Example: velodrome show runs/my-run
     """
     from velodrome.errors import RefusedError
+    from velodrome.monitor import is_metric
     from velodrome.recorded_runs.overview import look_at
 
     screen = Screen(as_json=json)
@@ -63,7 +64,7 @@ def show(
         raise RefusedError(f"{path} holds no run (no run.json). List the runs: velodrome runs", path=path)
     found = look_at(path)
     record = found.record
-    metrics = {name: value for name, value in found.last_row.items() if "/" in name}
+    metrics = {name: value for name, value in found.last_row.items() if is_metric(name)}
     versions, git = record.get("versions"), record.get("git")
     rows = [
         ("Run", str(found.path)),

@@ -28,10 +28,12 @@ from torch._C import (
     _remove_worker_pids,  # pyright: ignore[reportAttributeAccessIssue]
     _set_worker_pids,  # pyright: ignore[reportAttributeAccessIssue]
 )
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from velodrome.data.failures import describe_error
 from velodrome.data.fetching import Fetching
 from velodrome.data.streaming import Streaming
 from velodrome.errors import DataError, FetchError
@@ -51,6 +53,10 @@ _ENDING_S = 5.0
 # Nobody uses this one: SIGUSR1 and SIGUSR2 are asked for by schedulers and by users. Nowhere but in workers is it listened to.
 _DUMP_SIGNAL: int | None = int(signal.SIGRTMIN) + 9 if hasattr(signal, "SIGRTMIN") else getattr(signal, "SIGUSR2", None)
 _DUMP_WAIT_S = 2.0
+
+
+class WorkerStartError(Exception):
+    """`worker_init_fn` raised: what PyTorch brings to the training process, as text."""
 
 
 class WorkerStart:
@@ -79,7 +85,10 @@ class WorkerStart:
         if self._pipe is not None and _DUMP_SIGNAL is not None:
             faulthandler.register(_DUMP_SIGNAL, file=self._pipe[1].fileno(), all_threads=True)
         if self._own is not None:
-            self._own(worker_id)
+            try:
+                self._own(worker_id)
+            except Exception as error:  # the user's: anything
+                raise WorkerStartError(describe_error(error)) from error
 
     def stack_of(self, pid: int) -> str:
         """Return the stacks of all threads of a worker; nothing where it does not answer."""
@@ -238,6 +247,17 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             [reader, *(each.sentinel for each in self._workers if each.is_alive())], _POLL_S
         )
 
+    def _process_data(self, data: Any, worker_idx: int) -> Any:
+        """Name the function that failed where a worker was started; errors of samples and streams are named elsewhere."""
+        if isinstance(data, ExceptionWrapper) and data.exc_type is WorkerStartError:
+            reason = data.exc_msg.rstrip().rpartition(f"{WorkerStartError.__name__}: ")[2]
+            raise FetchError(
+                f"worker_init_fn failed in worker {worker_idx} of the {len(self._workers)} that read {self._what}: {reason}. It is called once in "
+                f"each worker, with the worker's number, before the first sample is read. Mend it, or use num_workers=0, which calls it nowhere.",
+                worker=worker_idx, traceback=data.exc_msg,
+            )  # fmt: skip
+        return super()._process_data(data, worker_idx)
+
     def __del__(self) -> None:
         # A process that was forked while this was alive has a copy. It has no workers to end, and PyTorch would wait for them.
         if self._owner == os.getpid():
@@ -325,7 +345,7 @@ def _explain_death(number: int, pid: int, code: int, *, what: str, num_workers: 
     fewer = f"num_workers={max(1, num_workers // 2)}" if num_workers > 1 else "num_workers=0"
     if code >= 0:
         name, ended = None, f"ended itself with exit code {code}"
-        why = "Code of the dataset, or a library that it uses, left the process. Use num_workers=0 to see where."
+        why = "Code of the dataset or of worker_init_fn, or a library that they use, left the process. Use num_workers=0 to see where, if it is the dataset."
     else:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         ended = f"was killed by {name}"

@@ -6,10 +6,25 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+from velodrome.errors import RefusedError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["create_file", "replace_file"]
+__all__ = ["create_file", "refuse_existing", "replace_file"]
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Refuse to write over a file that is there, which somebody may need.
+
+    Args:
+        target: what is to be written.
+        force: it may be written over.
+    Raises:
+        RefusedError: it exists, or is a link.
+    """
+    if os.path.lexists(target) and not force:
+        raise RefusedError(f"{target} exists already. Give another --out, or --force to write over it.", path=target)
 
 
 def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velodrome.checkpoint.scan import read_best
+from velodrome.checkpoint.scan import BEST_NAME, read_best
 from velodrome.errors import ArgumentError, CheckpointError, RefusedError
 from velodrome.record.reading import parse_strict, read_record
-from velodrome.record.run_lock import Holder, find_holder
+from velodrome.record.run_lock import LOCK_NAME, Holder, find_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = ["Overview", "find_runs", "look_at"]
 
@@ -66,24 +66,28 @@ def find_runs(root: Path) -> list[Overview]:
     return sorted(map(look_at, folders), key=lambda run: (run.started, run.path.name), reverse=True)
 
 
-def look_at(folder: Path) -> Overview:
+def look_at(folder: Path, *, links: Collection[Path] = ()) -> Overview:
     """Read what a run says about itself; what cannot be read is told in `problems`.
 
+    Args:
+        folder: the run directory.
+        links: files of it that are not to be read, see `find_links`.
     Cost: three small reads and the end of the journal.
     """
     problems: list[str] = []
     record: Mapping[str, Any] = {}
     holder = best = None
     try:
-        holder = find_holder(folder)
-        record = read_record(folder)
+        holder = None if folder / LOCK_NAME in links else find_holder(folder)
+        record = {} if folder / "run.json" in links else read_record(folder)
     except RefusedError as error:
         problems.append(error.message)
+    checkpoints = folder / "checkpoints"
     try:
-        best = read_best(folder / "checkpoints")
+        best = None if checkpoints in links or checkpoints / BEST_NAME in links else read_best(checkpoints)
     except CheckpointError as error:
         problems.append(error.message)
-    row = _last_row(folder / "metrics.jsonl")
+    row = {} if folder / "metrics.jsonl" in links else _last_row(folder / "metrics.jsonl")
     progress = record.get("progress") or {}
     epochs = progress.get("epochs_done", row.get("epoch") if row.get("kind") == "epoch" else None)
     said = record.get("status")

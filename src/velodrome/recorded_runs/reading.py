@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -96,7 +97,11 @@ def read_recipe(file: Path, problems: list[str]) -> tuple[str, dict[str, Any]]:
     text = ""
     try:
         text = read_limited(file, MAX_RECORD_BYTES).decode("utf-8", "replace")
-        return text, tomllib.loads(text)
+        table = tomllib.loads(text)
+        json.dumps(
+            table, default=str
+        )  # a whole number in hexadecimal digits may be too long to be written, and so to be shown
+        return text, table
     except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         problems.append(_cannot_be_read(file, error))
         return text, {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from velodrome.errors import ArgumentError
 from velodrome.record.atomic import replace_file
+from velodrome.recorded_runs.page_target import REPORT_NAME, refuse_files_of_runs
 from velodrome.recorded_runs.report_facts import read_facts
 from velodrome.report.run_page import run_page
 
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
     from velodrome.report.facts import RunFacts
 
-__all__ = ["REPORT_NAME", "write_page", "write_report"]
-
-REPORT_NAME = "report.html"
+__all__ = ["write_page", "write_report"]
 
 
 def write_report(
@@ -32,19 +31,20 @@ def write_report(
 
     Args:
         run_dir: a run directory, of a run that is over, under way, killed or broken.
-        path: where to; None is `report.html` in the folder.
+        path: where to, over whatever is there but files of runs; None is `report.html` in the folder.
         facts: of the run, where they have been read already.
         curves_png: the picture of the curves, where there is one already.
         draws: whether curves may be drawn.
     Returns:
         Where it was written.
     Raises:
-        RefusedError: the folder holds no run.
+        RefusedError: the folder holds no run, or the path is that of a file of a run.
         ArgumentError: the file cannot be written.
     Cost: see `read_facts` and `run_page`.
     """
     folder = Path(run_dir)
     target = folder / REPORT_NAME if path is None else Path(path).expanduser()
+    refuse_files_of_runs(target, but_report_of=folder)
     write_page(target, run_page(read_facts(folder) if facts is None else facts, curves_png=curves_png, draws=draws))
     return target
 

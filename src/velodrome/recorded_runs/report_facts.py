@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.checkpoint.read import read_state
 from velodrome.checkpoint.scan import find_checkpoints
-from velodrome.errors import ArgumentError, CheckpointError, RefusedError
-from velodrome.monitor import Monitor
+from velodrome.errors import CheckpointError, RefusedError
+from velodrome.monitor import find_direction, is_metric
 from velodrome.record.reading import find_links
 from velodrome.recorded_runs.overview import Overview, look_at
 from velodrome.recorded_runs.reading import read_events, read_journal, read_log, read_recipe
@@ -19,15 +18,16 @@ from velodrome.recorded_runs.resumptions import find_goings_on, read_pace
 from velodrome.report.facts import RunFacts, SavedState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 __all__ = ["read_facts"]
 
+_SURROUNDINGS = ("command", "versions", "git", "host", "device", "processes", "seed", "budget")
 _MARKS = ("run.json", "metrics.jsonl", "checkpoints")
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """Return what the files of a run tell; what is missing or damaged is among its problems.
+    """Return what the files of a run tell; what is damaged, a link, or a missing `run.json` is among its problems.
 
     Raises:
         RefusedError: the folder holds no run.
@@ -36,9 +36,7 @@ def read_facts(folder: Path) -> RunFacts:
     if not any(os.path.lexists(folder / name) for name in _MARKS):
         raise RefusedError(f"{folder} holds no run (no run.json). List the runs: velodrome runs", path=str(folder))
     links = sorted(find_links(folder))
-    found = look_at(folder)
-    if folder / "run.json" in links:
-        found = replace(found, record={}, status="broken", recipe="")
+    found = look_at(folder, links=links)
     problems = [*found.problems, *(f"{link.relative_to(folder)} is a link, and is not read." for link in links)]
 
     def own(name: str) -> Path:
@@ -49,17 +47,20 @@ def read_facts(folder: Path) -> RunFacts:
     recorded = read_events(own("events.jsonl"), problems)
     log, num_left_out = read_log(own("log.txt"), problems)
     recipe_text, recipe = read_recipe(own("recipe.toml"), problems)
+    kinds = [event.get("event") for event in recorded]
     bills = [event for event in recorded if event.get("event") == "bill"]
+    went_on = [event for event in recorded if event.get("event") == "went_on"]
     monitor = found.monitor or _asked_monitor(recipe)
-    checkpoints = _read_checkpoints(folder / "checkpoints", found.best_step, problems)
-    settings, data = ({}, {}) if links else _read_settings(folder / "checkpoints", checkpoints)
-    names = {name for row in rows.epochs for name in row if name.startswith(("train/", "val/"))}
+    checkpoints = _read_checkpoints(folder / "checkpoints", found.best_step, links, problems)
+    settings, data = _read_settings(folder / "checkpoints", checkpoints)
+    names = {name for row in rows.epochs for name in row if is_metric(name)}
     return RunFacts(
         name=folder.absolute().name,
         status=found.status,
         recipe_name=found.recipe,
         holder="" if found.holder is None else str(found.holder),
         record=found.record,
+        surroundings=_surroundings(found.record, went_on),
         epochs_done=found.epochs_done,
         steps_done=found.steps_done,
         epochs=rows.epochs,
@@ -70,11 +71,11 @@ def read_facts(folder: Path) -> RunFacts:
         monitor=monitor,
         directions=_directions(names, monitor, recipe),
         bill=bills[-1] if bills else {},
-        num_bills=sum("epoch" not in bill for bill in bills),
+        bill_is_of_part_before=_ends_before(kinds),
         step_ms=read_pace(log),
         events=log,
         num_events_left_out=num_left_out,
-        goings_on=find_goings_on(recorded, log, found.record),
+        goings_on=find_goings_on(recorded, found.record),
         checkpoints=checkpoints,
         recipe=recipe,
         recipe_text=recipe_text,
@@ -83,6 +84,18 @@ def read_facts(folder: Path) -> RunFacts:
         commands=_commands(folder, found, recipe),
         problems=tuple(problems),
     )
+
+
+def _ends_before(kinds: Sequence[object]) -> bool:
+    """Return whether the run went on after its last bill."""
+    return next((kind == "went_on" for kind in reversed(kinds) if kind in ("bill", "went_on")), False)
+
+
+def _surroundings(record: Mapping[str, Any], went_on: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return with what the newest part of the run was made; `run.json` has command, versions, code and host of the first one."""
+    last = went_on[-1].get("now") if went_on else None
+    now = last if isinstance(last, dict) else {}
+    return {name: now.get(name, record.get(name)) for name in _SURROUNDINGS}
 
 
 def _find_best(found: Overview, epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -102,10 +115,8 @@ def _directions(names: Iterable[str], monitor: str, recipe: Mapping[str, Any]) -
     """Return what is better of each value whose name says so, and of the monitored one as the recipe says it."""
     found: dict[str, Literal["min", "max"]] = {}
     for name in names:
-        try:
-            found[name] = Monitor(name).direction
-        except ArgumentError:  # the name does not tell
-            continue
+        if (direction := find_direction(name)) is not None:
+            found[name] = direction
     table = recipe.get("checkpoint")
     mode = table.get("mode") if isinstance(table, dict) else None
     if mode == "min" or mode == "max":
@@ -113,9 +124,14 @@ def _directions(names: Iterable[str], monitor: str, recipe: Mapping[str, Any]) -
     return found
 
 
-def _read_checkpoints(folder: Path, best_step: int | None, problems: list[str]) -> list[SavedState]:
+def _read_checkpoints(
+    folder: Path, best_step: int | None, links: Collection[Path], problems: list[str]
+) -> list[SavedState]:
+    """Return what lies in the folder of checkpoints; one that is a link, or has one in it, is left out."""
+    if folder in links:
+        return []
     try:
-        found = find_checkpoints(folder)
+        found = find_checkpoints(folder, leave_out={link if link.parent == folder else link.parent for link in links})
     except CheckpointError as error:
         problems.append(error.message)
         return []

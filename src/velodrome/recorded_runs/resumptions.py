@@ -1,4 +1,4 @@
-"""Where a run went on, and what was changed then: from `events.jsonl`, or from the log of a run that recorded no more."""
+"""Where a run went on, and what was changed then, as `events.jsonl` tells."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["find_goings_on", "read_pace"]
 
-_WENT_ON = re.compile(r"Going on from the checkpoint of step ([\d,]{1,25}), .*")
 _PACE = re.compile(r"([\d.e+-]{1,20}) ms in rank \d+")
 _LEFT_OUT = ("pid",)  # never the same
 
 
-def find_goings_on(
-    recorded: Sequence[Mapping[str, Any]], log: Sequence[Event], record: Mapping[str, Any]
-) -> list[WentOn]:
+def find_goings_on(recorded: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[WentOn]:
     """Return each time that a run went on, the first one first.
 
     Args:
         recorded: of `events.jsonl`.
-        log: what was said.
         record: of `run.json`, which tells how the run was begun.
     """
     found: list[WentOn] = []
@@ -49,14 +45,7 @@ def find_goings_on(
             )
         )
         began = now
-    if found:
-        return found
-    said = ((event, _WENT_ON.fullmatch(event.text)) for event in log)
-    return [
-        WentOn(time=event.time, step=int(match[1].replace(",", "")), is_recorded=False)
-        for event, match in said
-        if match is not None
-    ]
+    return found
 
 
 def read_pace(log: Sequence[Event]) -> list[float]:

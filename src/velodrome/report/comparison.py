@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from velodrome.monitor import is_metric
 from velodrome.report.differences import Difference, find_differences
 from velodrome.report.run_time import PART_NAMES, bill_parts
 from velodrome.report.words import as_number, show_number
@@ -102,6 +103,11 @@ def compare_facts(runs: Sequence[RunFacts], names: Sequence[str]) -> Comparison:
         if run.status in _NOT_COMPARABLE
     ]
     notes += [f"{name}: {problem}" for name, run in zip(names, runs, strict=True) for problem in run.problems]
+    notes += [
+        f"{name}: its bill is of the part before it went on last."
+        for name, run in zip(names, runs, strict=True)
+        if run.bill and run.bill_is_of_part_before
+    ]
     differences: list[Difference] = []
     equal: list[str] = []
     for group, tables in _groups(runs, names, notes):
@@ -140,8 +146,8 @@ def _groups(
             notes.append("Not every run has a checkpoint that tells its settings, so these are not compared.")
     if all(run.data for run in runs):
         groups.append(("data", [_of(run.data, ("samples", "content")) for run in runs]))
-    records = [run.record for run in runs]
-    if all(records):
+    records = [run.surroundings for run in runs]
+    if all(run.record for run in runs):
         groups += [
             ("command", [{"": shlex.join(map(str, each["command"]))} if isinstance(each.get("command"), list) else {} for each in records]),
             ("versions", [_table(each.get("versions")) for each in records]),
@@ -152,9 +158,7 @@ def _groups(
 
 
 def _metrics(runs: Sequence[RunFacts]) -> Iterable[ComparedNumber]:
-    names = dict.fromkeys(
-        name for run in runs for row in run.epochs for name in row if name.startswith(("train/", "val/"))
-    )
+    names = dict.fromkeys(name for run in runs for row in run.epochs for name in row if is_metric(name))
     order = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
     for name in sorted(names, key=lambda name: order.index(name) if name in order else len(order)):
         known: list[Literal["min", "max"]] = list(
@@ -162,7 +166,7 @@ def _metrics(runs: Sequence[RunFacts]) -> Iterable[ComparedNumber]:
         )
         direction: Literal["min", "max"] | None = known[0] if len(known) == 1 else None
         yield ComparedNumber(name=f"{name}, last", values=tuple(_last(run, name) for run in runs), direction=direction)
-        if direction is not None and name.startswith("val/"):
+        if direction is not None and not name.startswith("train/"):
             best = tuple(_best(run, name, min if direction == "min" else max) for run in runs)
             yield ComparedNumber(name=f"{name}, best", values=best, direction=direction)
 

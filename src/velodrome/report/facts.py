@@ -41,8 +41,6 @@ class WentOn:
     step: int | None
     changes: tuple[Difference, ...] = ()
     """of recipe, arguments, versions, machine and processes: before and after"""
-    is_recorded: bool = True
-    """False when only the log tells of it, so that changes are not known"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +67,8 @@ class RunFacts:
     """who writes into the folder now"""
     record: Mapping[str, Any] = field(default_factory=dict)
     """what `run.json` says"""
+    surroundings: Mapping[str, Any] = field(default_factory=dict)
+    """command, versions, code, machine and the like of the newest part of the run; None for what is not recorded"""
     epochs_done: int | None = None
     steps_done: int | None = None
     epochs: Sequence[Mapping[str, Any]] = ()
@@ -87,8 +87,8 @@ class RunFacts:
     """what is better of the values where that is known"""
     bill: Mapping[str, Any] = field(default_factory=dict)
     """the last one in `events.jsonl`"""
-    num_bills: int = 0
-    """how often the run ended and was billed: each time since it went on"""
+    bill_is_of_part_before: bool = False
+    """the run went on after it, and has not come to the end of an epoch since"""
     step_ms: Sequence[float] = ()
     """what a step took by itself in each process"""
     events: Sequence[Event] = ()
@@ -104,7 +104,7 @@ class RunFacts:
     commands: Sequence[tuple[str, str]] = ()
     """what they are for, and the commands"""
     problems: Sequence[str] = ()
-    """files that are missing or damaged, in words"""
+    """files that are damaged or links, or a `run.json` that is missing, in words"""
 
     @property
     def findings(self) -> list[str]:

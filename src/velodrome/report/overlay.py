@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from velodrome.monitor import is_metric
+from velodrome.report.curves import name_split
 from velodrome.report.plots import MAX_PANELS, style_axes
 from velodrome.report.words import as_number
 
@@ -40,7 +42,7 @@ def plot_runs(names: Sequence[str], histories: Sequence[Sequence[Mapping[str, An
     from matplotlib.ticker import MaxNLocator
 
     keys = dict.fromkeys(
-        key for rows in histories for row in rows for key in row if key.startswith(("train/", "val/")) and math.isfinite(as_number(row[key]))
+        key for rows in histories for row in rows for key in row if is_metric(key) and math.isfinite(as_number(row[key]))
     )  # fmt: skip
     first = ("train/loss", "val/loss", "train/accuracy", "val/accuracy")
     panels = sorted(keys, key=lambda key: first.index(key) if key in first else len(first))[:MAX_PANELS]
@@ -59,9 +61,8 @@ def plot_runs(names: Sequence[str], histories: Sequence[Sequence[Mapping[str, An
                 axes.plot(epochs, values, **_look(index), markevery=max(1, len(points) // _MOST_MARKERS))
         split, _, name = key.partition("/")
         shown = name if len(name) <= 30 else f"{name[:29]}…"
-        style_axes(
-            axes, title=f"{'Training' if split == 'train' else 'Validation'} {shown.replace('_', ' ')}", label="epoch"
-        )
+        what = name_split(split)[:30]
+        style_axes(axes, title=f"{what[:1].upper()}{what[1:]} {shown.replace('_', ' ')}", label="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)

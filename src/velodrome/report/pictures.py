@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.errors import ArgumentError
 from velodrome.report.html import Markup, picture, tag
@@ -17,24 +17,23 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ["draw_curves", "draw_steps", "missing_pictures", "png_picture", "show_figure"]
+__all__ = ["draw_curves", "draw_steps", "missing_pictures", "png_curves", "show_figure"]
 
 _BLUE, _GREEN, _VERMILLION = "#0072B2", "#009E73", "#D55E00"
+_DASHES = ("-", "--", ":", "-.")
 _MAX_LINES = 4
+_CURVES = "Learning curves: each metric over the epochs, training against validation, the best validation marked."
 
 
-def draw_curves(epochs: Sequence[Mapping[str, Any]], png: bytes = b"") -> Markup:
+def draw_curves(epochs: Sequence[Mapping[str, Any]], directions: Mapping[str, Literal["min", "max"]]) -> Markup:
     """Return the learning curves as an image, or a sentence that says what is missing.
 
     Args:
         epochs: rows.
-        png: the picture that is there already, taken as it is.
+        directions: what is better of the values, where the run was told.
     """
-    alt = "Learning curves: each metric over the epochs, training against validation, the best validation marked."
-    if png:
-        return png_picture(png, alt=alt)
     try:
-        return show_figure(plot_history(epochs), alt=alt)
+        return show_figure(plot_history(epochs, directions=directions), alt=_CURVES)
     except ArgumentError:
         return missing_pictures()
 
@@ -51,7 +50,7 @@ def draw_steps(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[
     try:
         figure = _plot_steps(rows, evaluations)
     except ImportError:
-        return Markup()  # the curves have said it
+        return missing_pictures()
     return show_figure(figure, alt="Loss and learning rate over the steps.") if figure else Markup()
 
 
@@ -62,9 +61,9 @@ def missing_pictures() -> Markup:
     )  # fmt: skip
 
 
-def png_picture(png: bytes, *, alt: str) -> Markup:
-    """Return an image of these bytes."""
-    return picture(f"data:image/png;base64,{base64.b64encode(png).decode()}", alt=alt)
+def png_curves(png: bytes) -> Markup:
+    """Return the learning curves that are drawn already."""
+    return picture(f"data:image/png;base64,{base64.b64encode(png).decode()}", alt=_CURVES)
 
 
 def show_figure(figure: Figure, *, alt: str) -> Markup:
@@ -82,9 +81,10 @@ def _plot_steps(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping
     from matplotlib.figure import Figure
 
     rates = _names(rows, lambda name: name == "lr" or name.startswith("lr/"))
-    losses = _names(evaluations, lambda name: name.endswith("/loss"))
-    panels = [("Loss", ["train/loss", *losses]), ("Learning rate", rates)]
-    series = {name: _points(evaluations if name in losses else rows, name) for _, names in panels for name in names}
+    losses = _names(rows, _is_training_loss)  # one of each optimizer that has its own
+    evaluated = _names(evaluations, lambda name: name.endswith("/loss") and not _is_training_loss(name))
+    panels = [("Loss", [*losses, *evaluated]), ("Learning rate", rates)]
+    series = {name: _points(evaluations if name in evaluated else rows, name) for _, names in panels for name in names}
     panels = [(title, [name for name in names if series[name]]) for title, names in panels]
     panels = [panel for panel in panels if panel[1]]
     if not panels:
@@ -97,14 +97,15 @@ def _plot_steps(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping
             steps, values = zip(*series[name], strict=True)
             axes.plot(
                 steps, values, color=_colour(name, title), linewidth=1.2, label=name,
-                linestyle=("-", "--", ":", "-.", "--")[index], marker="o" if len(steps) < 30 else None, markersize=3,
+                linestyle=_DASHES[index % len(_DASHES)], marker="o" if len(steps) < 30 else None, markersize=3,
             )  # fmt: skip
         style_axes(axes, title=title, label="step")
         drawn = {value for name in names for _, value in series[name] if math.isfinite(value)}
         if len(drawn) == 1 and (only := drawn.pop()) > 0:  # a rate that stays would lie on an axis of its last digits
             axes.set_ylim(0, 1.3 * only)
         if len(names) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            for text in axes.legend(frameon=False, fontsize=8).get_texts():
+                text.set_parse_math(False)  # an optimizer may be called "$x"
     return figure
 
 
@@ -112,10 +113,14 @@ def _names(rows: Sequence[Mapping[str, Any]], is_meant: Callable[[str], bool]) -
     return list(dict.fromkeys(name for row in rows for name in row if is_meant(name)))[:_MAX_LINES]
 
 
+def _is_training_loss(name: str) -> bool:
+    return name.startswith("train/") and name.endswith("/loss")
+
+
 def _colour(name: str, title: str) -> str:
     if title == "Learning rate":
         return _GREEN
-    return _BLUE if name == "train/loss" else _VERMILLION
+    return _BLUE if _is_training_loss(name) else _VERMILLION
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

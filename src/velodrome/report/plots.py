@@ -14,10 +14,10 @@ import secrets
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.errors import ArgumentError
-from velodrome.report.curves import Metric, collect_metrics
+from velodrome.report.curves import Curve, Metric, collect_metrics, name_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,19 +31,29 @@ INSTALL_HINT = 'pip install "velodrome[plots]"'
 MAX_PANELS = 12
 
 _TRAIN, _VAL, _INK, _FAINT = "#0072B2", "#D55E00", "#222222", "#8A8A8A"
+# Of evaluations of other names; more of them are in the tables.
+_OTHERS: tuple[tuple[str, str, Any], ...] = (
+    ("#009E73", "^", (0, (1, 1.2))), ("#CC79A7", "D", (0, (5, 1.2, 1, 1.2))), ("#56B4E9", "v", (0, (4, 1.4, 1, 1.4))),
+)  # fmt: skip
 _NUM_MARKED_EPOCHS = 30
 _LONELY: dict[str, Any] = {"markersize": 4.5, "markeredgewidth": 0, "linestyle": "none", "zorder": 3}
 _RING: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.5}
 
 
-def plot_history(history: Sequence[Mapping[str, object]], path: str | os.PathLike[str] | None = None) -> Figure:
+def plot_history(
+    history: Sequence[Mapping[str, object]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    directions: Mapping[str, Literal["min", "max"]] | None = None,
+) -> Figure:
     """Draw the learning curves of a run.
 
     Nothing global is touched: no pyplot, no backend, no style of the user's.
 
     Args:
-        history: epoch rows, as in `FitResult.history` or `read_records(run, kind="epoch")`.
+        history: epoch rows, as in `FitResult.history`.
         path: also write the figure there, in one move; the ending says the format (png, svg, pdf).
+        directions: what is better of values whose names do not say it, or say it wrongly, as the run was told.
     Returns:
         A matplotlib Figure; a notebook shows it.
     Raises:
@@ -57,7 +67,7 @@ def plot_history(history: Sequence[Mapping[str, object]], path: str | os.PathLik
             f"Curves were asked for, but matplotlib is not installed. It is an extra. Run: {INSTALL_HINT}"
         ) from error
 
-    metrics = collect_metrics(history)
+    metrics = collect_metrics(history, directions)
     if not metrics:
         raise ArgumentError(
             f"There is nothing to draw in a history of {len(history)} rows. A curve needs one epoch row with "
@@ -83,10 +93,14 @@ def plot_history(history: Sequence[Mapping[str, object]], path: str | os.PathLik
 
 def _draw_panel(axes: Axes, metric: Metric) -> None:
     scale = 100.0 if metric.is_fraction else 1.0
-    all_epochs = {epoch for curve in (metric.train, metric.val) for epoch in curve.epochs}
+    all_epochs = {epoch for curve in metric.curves for epoch in curve.epochs}
     markersize = 4.5 if len(all_epochs) <= _NUM_MARKED_EPOCHS else 0.0
     _fill_gap(axes, metric, scale)
-    lines = (("train", metric.train, _TRAIN, "o", "-"), ("validation", metric.val, _VAL, "s", (0, (4, 1.4))))
+    lines: list[tuple[str, Curve, str, str, Any]] = [
+        ("train", metric.train, _TRAIN, "o", "-"),
+        (name_split("val"), metric.val, _VAL, "s", (0, (4, 1.4))),
+        *((name[:24], curve, *look) for (name, curve), look in zip(metric.others.items(), _OTHERS, strict=False)),
+    ]
     for label, curve, colour, marker, dash in lines:
         if not curve.measured:
             continue
@@ -140,7 +154,9 @@ def _style(axes: Axes, metric: Metric, epochs: set[float]) -> None:
     margin = 0.5 if first == last else 0.03 * (last - first)
     axes.set_xlim(first - margin, last + margin)
     axes.margins(y=0.09)
-    axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=_INK, handlelength=2.4)
+    legend = axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=_INK, handlelength=2.4)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # an evaluation may be called "$x"
 
 
 def style_axes(axes: Axes, *, title: str, label: str) -> None:

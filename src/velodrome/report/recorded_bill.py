@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["RecordedBill"]
 
 _PARTS = ("data_wait", "transfer", "forward", "backward", "optimizer", "logging", "callbacks", "saving", "evaluation", "other")  # fmt: skip
+_MOST = 1 << 63  # more is no count, and some of it no float either
 _NUMBERS = ("workers", "cores", "processes")
 _SWITCHES = (
     "workers_are_measured", "takes_workers", "is_stream", "in_memory", "fused_optimizer", "compiled", "saves_in_background",
@@ -48,7 +49,12 @@ class RecordedBill:
             num_long=_count(long.get("num")),
             long_s=_time(long.get("seconds")),
             dataset=str(event.get("dataset") or "the data"),
-            facts={name: event[name] for names, kind in kinds for name in names if type(event.get(name)) is kind},
+            facts={
+                name: event[name]
+                for names, kind in kinds
+                for name in names
+                if type(event.get(name)) is kind and (kind is not int or 0 <= event[name] < _MOST)
+            },
         )
 
     def fraction(self, part: str) -> float:
@@ -68,4 +74,4 @@ def _time(value: object) -> float:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST else 0

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+from velodrome.monitor import is_metric
 from velodrome.report.curves import collect_metrics
 from velodrome.report.html import Markup, join, table, tag
-from velodrome.report.pictures import draw_curves, draw_steps
+from velodrome.report.pictures import draw_curves, draw_steps, png_curves
 from velodrome.report.words import as_number, show_duration, show_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from velodrome.report.curves import Metric
     from velodrome.report.facts import RunFacts
 
 __all__ = ["show_curves", "show_epochs", "show_evaluations", "show_metrics"]
 
 _MAX_METRICS = 100
+_MAX_OTHERS = 4  # evaluations beside validation, in the table of metrics
 _MAX_COLUMNS = 8  # of metrics, in the table of epochs
 _MOST_ROWS, _ROWS_AT_EACH_END = 40, 15
 _NO_EPOCH = "No epoch is over, so there are no metrics of one."
@@ -25,27 +27,32 @@ _NO_EPOCH = "No epoch is over, so there are no metrics of one."
 
 def show_metrics(facts: RunFacts) -> Markup:
     """Return the best and the last value of every metric, and which epoch was the best of the run."""
-    metrics = collect_metrics(facts.epochs)
+    metrics = collect_metrics(facts.epochs, facts.directions)
     if not metrics:
         return tag("p", _NO_EPOCH)
     rows = []
+    others = list(dict.fromkeys(split for metric in metrics for split in metric.others))
     for metric in metrics[:_MAX_METRICS]:
-        best = metric.find_best() or _find_best(metric, facts.directions.get(f"val/{metric.name}"))
+        best = metric.find_best()
         rows.append(
             (
                 metric.name,
                 *(_last(facts, f"{split}/{metric.name}") for split in ("train", "val")),
                 "" if best is None else show_number(best[1]),
                 "" if best is None else f"{best[0]:g}",
+                *(_last(facts, f"{split}/{metric.name}") for split in others[:_MAX_OTHERS]),
             )
         )
     left_out = len(metrics) - len(rows)
     header = ("Metric", "Training, last", "Validation, last", "Validation, best", "in epoch")
+    header += tuple(f"{split}, last" for split in others[:_MAX_OTHERS])
+    more = len(others) - _MAX_OTHERS
     return join(
         [
             tag("p", sentence) if (sentence := _best_sentence(facts)) else "",
             table(header, rows),
             tag("p", f"{left_out:,} more metrics are in metrics.csv.", class_="soft") if left_out > 0 else "",
+            tag("p", f"{more:,} more evaluations are in metrics.csv.", class_="soft") if more > 0 else "",
         ]
     )
 
@@ -57,7 +64,7 @@ def show_curves(facts: RunFacts, *, png: bytes, draws: bool) -> Markup:
     has_curves = bool(collect_metrics(facts.epochs))
     if not draws:
         return (
-            draw_curves(facts.epochs, png)
+            png_curves(png)
             if png
             else tag(
                 "p",
@@ -71,11 +78,12 @@ def show_curves(facts: RunFacts, *, png: bytes, draws: bool) -> Markup:
         if facts.num_step_rows > len(facts.steps)
         else ""
     )
+    curves = Markup() if not has_curves else png_curves(png) if png else draw_curves(facts.epochs, facts.directions)
     steps = draw_steps(facts.steps, facts.evaluations)
     return join(
         [
-            draw_curves(facts.epochs, png) if has_curves else "",
-            steps,
+            curves,
+            steps if steps != curves else "",  # that matplotlib is missing is said once
             tag("p", chosen, class_="soft") if steps and chosen else "",
         ]
     )
@@ -105,7 +113,7 @@ def show_epochs(facts: RunFacts) -> Markup:
                 show_duration(row.get("seconds")),
                 f"{as_number(row['lr']):.4g}" if "lr" in row else "",
                 *(show_number(row[name]) if name in row else "" for name in shown_names),
-                f"{rate:,.0f}" if isinstance(rate := row.get("samples_per_s"), int | float) else "",
+                f"{rate:,.0f}" if math.isfinite(rate := as_number(row.get("samples_per_s"))) else "",
             )
         )
         classes.append("best" if facts.best and row.get("epoch") == facts.best.get("epoch") else "")
@@ -126,7 +134,7 @@ def show_evaluations(facts: RunFacts) -> Markup:
     rows = facts.evaluations
     if not rows:
         return Markup()
-    names = list(dict.fromkeys(name for row in rows for name in row if "/" in name and not name.startswith("lr/")))
+    names = list(dict.fromkeys(name for row in rows for name in row if is_metric(name)))
     shown_names, more = names[:_MAX_COLUMNS], names[_MAX_COLUMNS:]
     cells: list[tuple[Any, ...]] = []
     before = -1
@@ -149,21 +157,13 @@ def _best_sentence(facts: RunFacts) -> str:
     return f"The best epoch is {show_number(best.get('epoch'))} of {len(facts.epochs):,}{value}."
 
 
-def _find_best(metric: Metric, direction: str | None) -> tuple[float, float] | None:
-    """Return epoch and value of the best validation of a metric whose own name does not say what is better."""
-    if direction is None or not metric.val.measured:
-        return None
-    choose = min if direction == "min" else max
-    return choose(metric.val.measured, key=lambda point: point[1])
-
-
 def _last(facts: RunFacts, key: str) -> str:
     """Return the value of the last epoch that has one."""
     return next((show_number(row[key]) for row in reversed(facts.epochs) if key in row), "")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(("train/", "val/")))
+    names = dict.fromkeys(name for row in rows for name in row if is_metric(name))
     ends = ("loss", "accuracy")
     return sorted(names, key=lambda name: [name.partition("/")[2] != end for end in ends])
 

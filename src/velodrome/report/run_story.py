@@ -30,10 +30,8 @@ def show_goings_on(facts: RunFacts) -> Markup:
                 for change in each.changes
             ]
             parts.append(table(("What", "Before", "Now"), rows, num_texts=3))
-        elif each.is_recorded:
-            parts.append(tag("p", "Recipe, command, versions, machine and number of processes were as before."))
         else:
-            parts.append(tag("p", "What was changed is not recorded."))
+            parts.append(tag("p", "Recipe, command, versions, machine and number of processes were as before."))
     return join(parts)
 
 
@@ -89,10 +87,10 @@ def show_commands(facts: RunFacts) -> Markup:
 
 
 def show_surroundings(facts: RunFacts) -> Markup:
-    """Return command, versions, code and machine."""
-    record = facts.record
-    if not record:
+    """Return command, versions, code and machine of the newest part of the run."""
+    if not facts.record:
         return Markup()
+    record = {**facts.surroundings, "id": facts.record.get("id")}
     command, versions, git = record.get("command"), record.get("versions"), record.get("git")
     rows: list[tuple[str, object]] = []
     if isinstance(command, list):
@@ -112,7 +110,8 @@ def show_surroundings(facts: RunFacts) -> Markup:
         ("id", "Run id"),
     )
     rows += [(title, show_value(record[name])) for name, title in names if record.get(name) is not None]
-    return table((), rows, num_texts=2)
+    caption = "As it was when the run went on last; what was otherwise before stands above." if facts.goings_on else ""
+    return table((), rows, num_texts=2, caption=caption)
 
 
 def show_recipe(facts: RunFacts) -> Markup:

@@ -41,6 +41,8 @@ def show_findings(facts: RunFacts) -> Markup:
     """Return what the bill means, and how many warnings there were."""
     warnings = sum(each.kind == "warning" for each in facts.events)
     found = [tag("li", each) for each in facts.findings]
+    if found and facts.bill_is_of_part_before:
+        found.append(tag("li", "What is said of the time is of the part before the run went on last.", class_="soft"))
     if warnings:
         what = "1 warning was" if warnings == 1 else f"{warnings:,} warnings were"
         found.append(tag("li", f"{what} given: see ", tag("a", "events", href="#events"), "."))
@@ -58,7 +60,7 @@ def show_bill(facts: RunFacts) -> Markup:
     caption = f"{show_duration(wall)} of wall time"
     caption += f", {batches:,} batches of training" if isinstance(batches, int) else ""
     caption += f", up to the end of epoch {show_number(epoch)}" if epoch is not None else ""
-    caption += "; of the last part of the run, since it went on." if facts.goings_on or facts.num_bills > 1 else "."
+    caption += f"{_whose(facts)}."
     rows = []
     callbacks = bill.get("callbacks_s")
     for name, seconds in parts.items():
@@ -67,6 +69,13 @@ def show_bill(facts: RunFacts) -> Markup:
             each = ((str(one), as_number(value)) for one, value in callbacks.items())
             rows += [_row(f"– {one}", value, wall) for one, value in each if value >= 0]
     return join([table(("Part", "Seconds", "Share", ""), rows, caption=caption), _show_pace(facts.step_ms)])
+
+
+def _whose(facts: RunFacts) -> str:
+    """Return of which part of a run that went on the bill is."""
+    if facts.bill_is_of_part_before:
+        return "; of the part before the run went on last: no epoch has ended since"
+    return "; of the last part of the run, since it went on" if facts.goings_on else ""
 
 
 def _row(name: str, seconds: float, wall: float) -> tuple[object, ...]:

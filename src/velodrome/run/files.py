@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.errors import ArgumentError, DataError, nearest
 from velodrome.loop.progress import StopReason
@@ -69,8 +69,11 @@ class RunFiles:
         self.history: list[dict[str, Any]] = []
         self._journal: Journal | None = None
         self.checkpoints = CheckpointFiles(policy, say=self.say, warn=self.warn)
+        self._directions: dict[str, Literal["min", "max"]] = {policy.monitor: policy.direction}  # for the curves
         self._goes_on = goes_on
         self._is_discarded = False
+        self._held: list[str] = []
+        """lines said before a run goes on"""
         self._record_before: Mapping[str, Any] = {}  # what `run.json` said when the run went on
         self._directory: RunDirectory | None = None
         self._entries_before = entries_of(run_dir)
@@ -100,15 +103,22 @@ class RunFiles:
     def say(self, line: str) -> None:
         """Show a line to people, and keep it in the run's log."""
         self._display.say(line)
-        if self._directory is not None and not self._is_discarded:
-            self._directory.log(line)
+        self._log(line)
 
     def warn(self, line: str) -> None:
         """Show a line that must be seen, also when nothing else is shown."""
         if not self._is_main:
             return
         (say_on_stderr if isinstance(self._display, NoProgress) else self._display.say)(line)
-        if self._directory is not None and not self._is_discarded:
+        self._log(line)
+
+    def _log(self, line: str) -> None:
+        """Keep a line; that of a run that is to go on when it does, for it may be refused yet."""
+        if self._directory is None or self._is_discarded:
+            return
+        if self._goes_on and self._journal is None:
+            self._held.append(line)
+        else:
             self._directory.log(line)
 
     @property
@@ -168,6 +178,9 @@ class RunFiles:
             )
         self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.warn)
         self.checkpoints.open(self._directory.path, self._directory.id)
+        held, self._held = self._held, []
+        for line in held:
+            self._directory.log(line)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Record a row; an epoch's row joins the history."""
@@ -281,7 +294,7 @@ class RunFiles:
         from velodrome.report.plots import plot_history
 
         try:
-            plot_history(self.history, folder / "curves.png")
+            plot_history(self.history, folder / "curves.png", directions=self._directions)
             return (folder / "curves.png").read_bytes()
         except ArgumentError as error:  # matplotlib is missing
             self.say(f"curves.png was not drawn: {error}")

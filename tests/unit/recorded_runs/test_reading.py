@@ -91,7 +91,7 @@ def test_what_was_changed_each_time_is_compared_with_the_time_before():
         {"event": "bill"},
         {"event": "went_on", "time": "t2", "step": 20, "before": {"processes": 1, "budget": {"epochs": 4}}, "now": {**now, "pid": 2, "processes": 2, "versions": {"torch": "2"}}},
     ]  # fmt: skip
-    first, second = find_goings_on(events, [], record)
+    first, second = find_goings_on(events, record)
     assert [(each.name, each.values) for each in first.changes] == [
         ("recipe: train.epochs", (2, 4)), ("command", ("train", "resume")), ("budget.epochs", (2, 4)),
     ]  # fmt: skip
@@ -100,12 +100,6 @@ def test_what_was_changed_each_time_is_compared_with_the_time_before():
         ("processes", (1, 2)),
     ]
     assert (second.step, second.time) == (20, "t2")
-
-
-def test_of_a_run_that_recorded_no_more_the_log_tells_where_it_went_on():
-    log = [Event(time="t", text="Going on from the checkpoint of step 1,234, epoch 5.")]
-    (found,) = find_goings_on([], log, {})
-    assert (found.step, found.is_recorded, found.changes) == (1234, False, ())
 
 
 def test_the_pace_of_each_process_is_read_as_it_is_said():

@@ -40,3 +40,8 @@ def test_runs_without_numbers_have_no_picture():
 def test_a_name_is_no_formula():
     figure = plot_runs(["$\\frac$", "b"], [rows([1.0]), rows([2.0])])
     figure.draw_without_rendering()
+
+
+def test_evaluations_of_any_name_have_a_panel():
+    figure = plot_runs(["a"], [[{"epoch": 1, "val/loss": 1.0, "test/f1": 0.5, "lr/head": 0.1}]])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Validation loss", "Test f1"]

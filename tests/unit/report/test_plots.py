@@ -163,3 +163,44 @@ def test_plot_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself does for "not importable"
     with pytest.raises(ArgumentError, match=r'matplotlib is not installed.*pip install "velodrome\[plots\]"'):
         plot_history(make_history())
+
+
+def test_the_run_decides_what_is_better_and_only_then_the_name():
+    history = [{"epoch": epoch, "val/loss": loss, "val/score": loss} for epoch, loss in ((1, 1.0), (2, 3.0), (3, 2.0))]
+    loss, score = collect_metrics(history)
+    assert (loss.find_best(), score.find_best()) == ((1, 1.0), (2, 3.0))
+    loss, score = collect_metrics(history, {"val/loss": "max", "val/score": "min"})
+    assert (loss.find_best(), score.find_best()) == ((2, 3.0), (1, 1.0))
+    figure = plot_history(history, directions={"val/loss": "max"})
+    assert figure.axes[0].get_title(loc="right") == "best validation 3, epoch 2"
+
+
+def test_curves_drawn_at_the_end_mark_what_the_mode_of_the_run_says(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    import velodrome as vd
+    from velodrome.report import plots
+
+    drawn = []
+    plot = plots.plot_history
+    monkeypatch.setattr(plots, "plot_history", lambda *args, **more: drawn.append(plot(*args, **more)) or drawn[-1])
+    x = torch.zeros(8, 1)
+    vd.fit(
+        torch.nn.Linear(1, 1), (x, x + 1), val=(x, x + 1), batch_size=4, loss="mse", optimizer="sgd", lr=0.1, epochs=3, run_dir=tmp_path / "run",
+        loggers=["curves"], progress=False, device="cpu", checkpoint=vd.Checkpointing(mode="max"),
+    )  # fmt: skip
+    assert drawn[0].axes[0].get_title(loc="right").endswith(", epoch 1")  # the loss falls
+
+
+def test_evaluations_of_other_names_are_curves_too():
+    history = [{"epoch": 1, "val/loss": 1.0, "test/loss": 2.0, "test/f1": 0.5, "lr/head": 0.1}]
+    loss, f1 = collect_metrics(history)
+    assert (loss.others["test"].values, f1.others["test"].values) == ((2.0,), (0.5,))
+    figure = plot_history(history)
+    assert titles(figure) == ["Loss", "F1"]
+    assert curve(figure.axes[0], "test") == ([1], [2])
+
+
+def test_numbers_that_no_float_holds_are_gaps():
+    (metric,) = collect_metrics([{"epoch": 10**400, "train/loss": 1.0}, {"epoch": 2, "train/loss": 10**400}])
+    assert metric.train.epochs == (1, 2)
+    assert [math.isnan(value) for value in metric.train.values] == [False, True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.pages import harmless
-from velodrome.report.facts import Event, RunFacts, SavedState
+from velodrome.report.facts import Event, RunFacts, SavedState, WentOn
 from velodrome.report.run_page import run_page
 
 
@@ -87,8 +87,12 @@ def test_the_process_that_the_others_wait_for_is_named():
 
 def test_a_bill_of_a_part_of_the_run_says_so():
     bill = {"wall_s": 4.0, "parts_s": {"forward": 4.0}}
-    assert "4 s of wall time; of the last part of the run, since it went on." in show(bill=bill, num_bills=2).text
-    assert "4 s of wall time." in show(bill=bill, num_bills=1).text
+    on = [WentOn(time="t", step=4)]
+    assert "4 s of wall time; of the last part of the run, since it went on." in show(bill=bill, goings_on=on).text
+    page = show(bill={**bill, "findings": ["slow"]}, goings_on=on, bill_is_of_part_before=True)
+    assert "4 s of wall time; of the part before the run went on last: no epoch has ended since." in page.text
+    assert "What is said of the time is of the part before" in page.text
+    assert "4 s of wall time." in show(bill=bill).text
     assert "4 s of wall time, up to the end of epoch 3." in show(bill={**bill, "epoch": 3}).text
 
 
@@ -153,3 +157,22 @@ def test_a_run_that_was_begun_in_python_shows_the_settings_that_its_checkpoint_t
 )
 def test_what_an_earlier_part_of_the_run_said_is_not_how_a_later_one_ended(status, said):
     assert said in show(status=status, record={"stop_reason": "All epochs are done."}).text
+
+
+def test_the_mode_of_the_run_wins_over_the_name():
+    rows = [epoch_row(1, 1.0), epoch_row(2, 3.0), epoch_row(3, 2.0)]
+    assert show(epochs=rows, directions={"val/loss": "max"}).row("loss") == ["", "2.0000", "3.0000", "2"]
+
+
+def test_evaluations_of_any_name_are_in_both_tables():
+    page = show(epochs=[epoch_row(1, 1.0, **{"test/loss": 4.0, "test/f1": 0.5, "lr/head": 0.1})])
+    assert page.row("loss") == ["", "1.0000", "1.0000", "1", "4.0000"]
+    assert page.row("f1") == ["", "", "", "", "0.5000"]
+    assert page.table("Epoch")[0][4:] == ["1.0000", "4.0000", "0.5000", ""]
+
+
+def test_numbers_that_no_float_holds_are_no_reason_to_fail():
+    bill = {"wall_s": 4.0, "parts_s": {"data_wait": 3.0, "forward": 1.0}, "batches": 10**400, "workers": 10**400}
+    page = show(epochs=[{**epoch_row(1, 1.0), "epoch": 10**400, "samples_per_s": 10**400, "lr": 10**400}], bill=bill)
+    assert page.table("Epoch")[0][-1] == ""
+    assert "4 s of wall time" in page.text

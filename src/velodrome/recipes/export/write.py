@@ -13,6 +13,7 @@ from velodrome.errors import RefusedError
 from velodrome.recipes.export.comparing import Agreement, compare, flatten
 from velodrome.recipes.export.example import SIZES
 from velodrome.recipes.export.metadata import METADATA_NAME, describe_inputs, describe_outputs, to_text
+from velodrome.record.atomic import refuse_existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,8 +62,7 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
     if target.is_dir() or (target.exists() and target.samefile(source)):
         what = "is a folder" if target.is_dir() else "is the file that is exported"
         raise RefusedError(f"{target} {what}. Give another --out.", path=target)
-    if (target.exists() or target.is_symlink()) and not force:
-        raise RefusedError(f"{target} exists already. Give another --out, or --force to write over it.", path=target)
+    refuse_existing(target, force=force)
     if not target.parent.is_dir():
         raise RefusedError(
             f"{target} cannot be written: there is no folder {target.parent}. Make it, or give another --out.",
