@@ -14,9 +14,10 @@ import zipfile
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from support.programs import environment
 from support.recipes import NO_PICTURES, recipe_text
 from velodrome.cli.main import run
 
@@ -52,15 +53,63 @@ import torch
 warnings.simplefilter("ignore")  # of torch 2.11, about buffers of its own
 extra = {"velodrome.json": ""}
 program = torch.export.load(sys.argv[1], extra_files=extra).module()
-facts = json.loads(extra["velodrome.json"])
+metadata = json.loads(extra["velodrome.json"])
 rows = torch.tensor(json.loads(sys.argv[2]))
-kept = facts["preparation"]["data"]["numeric"]
+kept = metadata["preparation"]["data"]["numeric"]
 mean = torch.tensor([each["mean"] for each in kept.values()])
 std = torch.tensor([each["std"] for each in kept.values()])
 probabilities = program(((rows - mean) / std).float()).softmax(1)
 assert not probabilities.requires_grad
 assert "velodrome" not in sys.modules
-print(json.dumps([[facts["classes"][row.argmax()], row.tolist()] for row in probabilities]))
+print(json.dumps([[metadata["classes"][row.argmax()], row.tolist()] for row in probabilities]))
+"""
+
+# The data of a recipe that are read while a run under way marks another checkpoint as its best.
+MOVING = """\
+import json
+from pathlib import Path
+
+import torch
+
+
+def moving():
+    best = Path("moving/moving/checkpoints/best.json")
+    if Path("is-moving").exists():
+        was = json.loads(best.read_text())
+        others = {int(each.name[5:]) for each in best.parent.glob("step-*")} - {was["step"]}
+        best.write_text(json.dumps({**was, "step": others.pop()}))
+    x = torch.rand(24, 2, generator=torch.Generator().manual_seed(0))
+    return (x, torch.arange(24) % 3), (x, torch.arange(24) % 3)
+"""
+
+# A module that has the process told to end at the fifth run: the first one of the file that was made.
+ENDING = """\
+import os, signal
+import torch
+from torch import nn
+
+_calls = []
+
+
+@torch.library.custom_op("shelf_for_export::same", mutates_args=())
+def same(x: torch.Tensor) -> torch.Tensor:
+    _calls.append(len(x))
+    if len(_calls) == 5:
+        assert [name for name in os.listdir() if name.startswith(".tmp-")]
+        os.kill(os.getpid(), getattr(signal, os.environ["TOLD"]))
+    return x.clone()
+
+
+same.register_fake(torch.empty_like)
+
+
+class Ending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.layer(x) if self.training else same(self.layer(x))
 """
 
 
@@ -111,6 +160,89 @@ def here(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def moving(here, velodrome):
+    """A run whose best checkpoint is another one each time that its data are read; the name of its recipe."""
+    (here / "shelf_for_export.py").write_text(MOVING)
+    (here / "moving.toml").write_text(
+        recipe_text(
+            model='name = "mlp"\nsizes = ["auto", 8, 3]',
+            data='name = "shelf_for_export:moving"',
+            train='metrics = ["accuracy"]',
+            tables=NO_PICTURES,
+        )
+    )
+    assert velodrome("train", "moving.toml", "train.epochs=2", "--name", "moving", "--out", "moving", "-q").code == 0
+    assert len(list((here / "moving/moving/checkpoints").glob("step-*"))) == 2
+    (here / "is-moving").touch()
+    return "moving.toml"
+
+
+def test_a_program_holds_the_weights_of_the_step_that_it_says(here, velodrome, moving):
+    answer = velodrome("export", "moving/moving", "--recipe", moving, "--json")
+    assert answer.code == 0, answer.err
+    said = answer.json
+    assert f"step-{said['step']:08d}" in said["weights"]
+    best = json.loads((here / "moving/moving/checkpoints/best.json").read_text())
+    assert best["step"] != said["step"]  # it did move
+    held = torch.export.load(said["path"]).state_dict
+    saved = load_file(said["weights"])
+    assert held.keys() == saved.keys()
+    assert all(held[name].equal(saved[name]) for name in saved)
+
+
+def test_eval_and_predict_use_the_weights_that_they_say(here, velodrome, moving):
+    answer = velodrome("eval", "moving/moving", "--recipe", moving, "--json")
+    assert answer.code == 0, answer.err
+    by_file = velodrome("eval", answer.json["weights"], "--recipe", moving, "--json")
+    assert answer.json == by_file.json
+    answer = velodrome("predict", "moving/moving", "--recipe", moving, "--out", "run.csv", "--json")
+    assert answer.code == 0, answer.err
+    assert velodrome("predict", answer.json["weights"], "--recipe", moving, "--out", "file.csv").code == 0
+    assert (here / "run.csv").read_text() == (here / "file.csv").read_text()
+
+
+def test_the_run_of_a_file_is_the_one_that_it_lies_in(here, velodrome, moving):
+    """A run of a script, which has no recipe, in a project that has one: name and metrics are the run's, the recipe nobody's."""
+    os.rename("moving/moving", "script")
+    os.rename("script/recipe.toml", "recipe.toml")
+    answer = velodrome("export", "script", "--format", "safetensors", "--weights", "last", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["path"] == "script.safetensors"
+    with safe_open("script.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["velodrome.json"])
+    assert metadata["weights_kind"] == "raw"
+    assert "val/loss" in metadata["metrics"]
+    assert "recipe" not in metadata
+    program = velodrome("export", "script")
+    assert program.code == 2
+    assert "There is no recipe.toml in the run" in program.err
+    alone = velodrome("export", "script.safetensors", "--out", "alone.safetensors", "--json")  # a recipe.toml beside it
+    assert (alone.code, alone.json["step"]) == (0, None)
+
+
+@pytest.mark.parametrize(("told", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_an_export_that_is_told_to_end_leaves_nothing(here, velodrome, told, code):
+    (here / "shelf_for_export.py").write_text(ENDING)
+    (here / "ending.toml").write_text(recipe(model='name = "shelf_for_export:Ending"', train=""))
+    (here / "weights").mkdir()
+    layer = {"layer.weight": torch.ones(3, 2), "layer.bias": torch.zeros(3)}
+    save_file(layer, "weights/ending.safetensors")
+    command = ["export", "weights/ending.safetensors", "--recipe", "ending.toml"]
+    done = subprocess.run(
+        [sys.executable, "-c", f"from velodrome.cli.main import main; main({command!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**environment(here), "TOLD": told},
+    )
+    assert done.returncode == code, done.stderr
+    assert [path.name for path in here.iterdir() if "ending.pt2" in path.name] == []
+    if told != "SIGINT":
+        assert done.stderr.endswith("Told to end; nothing was put at ending.pt2.\n")
+
+
 def test_weights_load_into_the_plain_module(here, velodrome):
     answer = velodrome("export", "runs/mine", "--format", "safetensors", "--weights", "last", "--json")
     assert answer.code == 0, answer.err
@@ -119,17 +251,17 @@ def test_weights_load_into_the_plain_module(here, velodrome):
     assert said["path"] == "mine.safetensors"
     assert (said["bytes"], said["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     assert said["step"] == 10  # 36 rows train, in 5 batches of 8, twice
-    assert said["kind"] == "averaged"
+    assert said["weights_kind"] == "averaged"
     assert said["largest_difference"] == 0
     plain = Plain()
     plain.load_state_dict(load_file("mine.safetensors"))  # strict
     with safe_open("mine.safetensors", "pt") as file:
-        facts = json.loads(file.metadata()["velodrome.json"])
+        metadata = json.loads(file.metadata()["velodrome.json"])
     rows = [json.loads(line) for line in (here / "runs/mine/metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["kind"] == "epoch"][-1]
-    assert facts["metrics"]["val/loss"] == last["val/loss"]
-    assert facts["classes"] == ["x", "y", "z"]
-    assert facts["recipe"].startswith("[model]\n")
+    assert metadata["metrics"]["val/loss"] == last["val/loss"]
+    assert metadata["classes"] == ["x", "y", "z"]
+    assert metadata["recipe"].startswith("[model]\n")
     assert stat.S_IMODE((here / "mine.safetensors").stat().st_mode) == stat.S_IMODE((here / "table.csv").stat().st_mode)
 
 
@@ -306,8 +438,8 @@ def test_onnx_gives_what_the_program_gives(here, velodrome):
     session = onnxruntime.InferenceSession("model.onnx")
     assert [(each.name, each.shape) for each in session.get_inputs()] == [("x", ["batch", 2])]
     assert [(each.name, each.shape) for each in session.get_outputs()] == [("output", ["batch", 3])]
-    facts = json.loads(session.get_modelmeta().custom_metadata_map["velodrome.json"])
-    assert facts["classes"] == ["x", "y", "z"]
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["velodrome.json"])
+    assert metadata["classes"] == ["x", "y", "z"]
     assert velodrome("export", "runs/mine", "--format", "safetensors").code == 0
     plain = Plain()
     plain.load_state_dict(load_file("mine.safetensors"))

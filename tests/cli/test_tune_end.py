@@ -11,8 +11,9 @@ import typer
 
 from velodrome.advise.tuning.facts import Round
 from velodrome.advise.tuning.result import Tuning
+from velodrome.cli.end_signals import ended_in_order
 from velodrome.cli.screen import Screen
-from velodrome.cli.tune_end import ended_in_order, show_what_is_known
+from velodrome.cli.tune_end import show_what_is_known
 from velodrome.errors import VelodromeError
 
 ROUND = Round(step_s=0.01, turn_s=0.0, evaluation_s=0.0, memory_bytes=None)

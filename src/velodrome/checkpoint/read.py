@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-__all__ = ["Kind", "find_weights_file", "load_weights_into", "read_state", "read_tensors", "resolve_weights"]
+__all__ = [
+    "Kind",
+    "find_weights_file",
+    "is_of_checkpoint",
+    "load_file_into",
+    "load_weights_into",
+    "read_state",
+    "read_tensors",
+    "resolve_weights",
+]
 
 Kind = Literal["auto", "raw", "averaged"]
 
@@ -135,8 +144,28 @@ def load_weights_into(
         CheckpointError: no such weights, damaged ones, or ones that do not fit; the message lists what
             differs.
     """
-    file = resolve_weights(path, which, kind)
-    if (file.parent / MANIFEST_NAME).exists():
+    load_file_into(model, resolve_weights(path, which, kind), path=path, which=which)
+
+
+def load_file_into(model: Module, file: Path, *, path: Path | str, which: Literal["best", "last"]) -> None:
+    """Load the weights of a file that `resolve_weights` returned.
+
+    Whoever says which file it was loads it so: of a run under way, the path may stand for another file a moment later.
+
+    Args:
+        model: changed in place, and only when every name and shape fits.
+        file: as it was returned.
+        path, which: what it was resolved from.
+    Raises:
+        CheckpointError: the file is gone, is damaged, or does not fit.
+    """
+    if not file.exists() and Path(path) != file:
+        raise CheckpointError(
+            f"{file} is gone: since it was chosen it was removed, as a run under way does with checkpoints that it no longer keeps. "
+            "Run the same again: it takes the weights that are there then.",
+            path=file,
+        )
+    if is_of_checkpoint(file):
         try:
             _checked(file.parent, file.name, verify=True)
         except CheckpointError as error:
@@ -145,6 +174,11 @@ def load_weights_into(
             message = f'{error.message} Or ask for the last weights instead (weights="last").'
             raise CheckpointError(message, **error.fields) from error
     copy_into_model(model, decode_tensors(file), origin=file)
+
+
+def is_of_checkpoint(file: Path) -> bool:
+    """Return whether a weights file lies in a checkpoint folder, and not by itself."""
+    return (file.parent / MANIFEST_NAME).is_file()
 
 
 def find_last(directory: Path, *, run_id: str | None = None) -> Path:

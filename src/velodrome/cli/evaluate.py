@@ -65,7 +65,7 @@ def evaluate(
         check_same_preparation(ready.data, notes)
     if ready.val is None:
         raise DataError(f"The recipe {ready.name} has no validation data to evaluate on.")
-    load_weights(ready.model, run, weights.value, kind.value)
+    load_weights(ready.model, file, run, weights.value)
     screen.say(f"Weights: {file}")
     found = ready.make_trainer(progress=not quiet).evaluate(ready.val)
     screen.answer(

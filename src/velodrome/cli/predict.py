@@ -68,7 +68,7 @@ def predict(
     check_table_run(run, loaded.recipe, overrides or [], notes)
     rows = _rows(loaded, notes, data, screen)
     model = build_model(resolve_sizes(loaded.recipe, rows), trusted=loaded.trusted)
-    load_weights(model, run, weights.value, kind.value)
+    load_weights(model, file, run, weights.value)
     screen.say(f"Weights: {file}")
     outputs = _outputs(model, rows, loaded.recipe)
     predictions = interpret(outputs, loss=loaded.recipe.loss.name, class_names=notes.class_names)

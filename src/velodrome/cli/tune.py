@@ -78,7 +78,8 @@ def tune(
     from velodrome.advise.tuning.search import Search
     from velodrome.advise.tuning.setup import Setup
     from velodrome.advise.tuning.writing import choose_path, write_tuned_recipe
-    from velodrome.cli.tune_end import ended_in_order, show_what_is_known
+    from velodrome.cli.end_signals import ended_in_order
+    from velodrome.cli.tune_end import show_what_is_known
     from velodrome.cli.tune_one import find_largest_batch, find_learning_rate
     from velodrome.errors import ArgumentError
     from velodrome.recipes.read import load_recipe

@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from velodrome.errors import VelodromeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from velodrome.advise.tuning.result import Tuning
     from velodrome.cli.screen import Screen
 
-__all__ = ["answer_with_error", "ended_in_order", "show_what_is_known"]
-
-_HEARD = ("SIGTERM", "SIGHUP")  # SIGHUP: the terminal was closed
-
-
-@dataclass
-class Signals:
-    """Which signal told the program to end."""
-
-    number: int = int(signal.SIGINT)
-
-    @property
-    def exit_code(self) -> int:
-        """What shells and schedulers expect."""
-        return 128 + self.number
-
-
-@contextmanager
-def ended_in_order() -> Iterator[Signals]:
-    """Make of the other signals that end a program what Ctrl-C is: trials are ended, and what is known is shown.
-
-    One that is ignored stays so (`nohup`). Handlers are put back afterwards; in another thread than the first one there are none.
-    """
-    found, before = Signals(), {}
-
-    def interrupt(number: int, frame: Any) -> None:  # Any: a frame
-        found.number = number
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for name in _HEARD:
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, interrupt)
-    try:
-        yield found
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+__all__ = ["answer_with_error", "show_what_is_known"]
 
 
 def show_what_is_known(result: Tuning, error: Exception, screen: Screen) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from velodrome.checkpoint.read import Kind
     from velodrome.recipes.read import LoadedRecipe
 
+RUN_FILE = "run.json"
 _MAX_NOTES_BYTES = 1 << 24
 _LEVELS_UP = 4  # from run/checkpoints/step-00000938/model.safetensors to run/
 
@@ -39,12 +40,12 @@ def load_model(
         RecipeError: there is no recipe beside the weights, or it names code of the user's.
         CheckpointError: the weights are missing, damaged, or do not fit the model.
     """
-    find_weights(path, weights, kind)  # a wrong path is reported as such, before a missing recipe
+    file = find_weights(path, weights, kind)  # a wrong path is reported as such, before a missing recipe
     if model is None:
         from velodrome.recipes.build import build_model
 
         model = build_model(load_run_recipe(path).recipe, trusted=False)
-    load_weights(model, path, weights, kind)
+    load_weights(model, file, path, weights)
     return model.eval()
 
 
@@ -55,25 +56,32 @@ def find_weights(path: str | Path, which: Literal["best", "last"], kind: Kind = 
     return resolve_weights(Path(path), which, kind)
 
 
-def load_weights(model: Module, path: str | Path, which: Literal["best", "last"], kind: Kind = "auto") -> None:
-    """Put trained weights into a model that is there already; every name and shape must fit."""
-    from velodrome.checkpoint.read import load_weights_into
+def load_weights(model: Module, file: Path, path: str | Path, which: Literal["best", "last"]) -> None:
+    """Put the weights that `find_weights` found into a model that is there already; every name and shape must fit.
 
-    load_weights_into(model, Path(path), which=which, kind=kind)
+    Args:
+        model: changed in place.
+        file: as it was found: a run under way may have other best and last weights by now.
+        path, which: what it was found by.
+    """
+    from velodrome.checkpoint.read import load_file_into
+
+    load_file_into(model, file, path=path, which=which)
 
 
 def load_run_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read the recipe.toml of the run that a path lies in; nothing that it names is imported.
 
     Raises:
-        RecipeError: there is none in the folder or the ones above it.
+        RecipeError: that run has none, or there is no run.
     """
     from velodrome.recipes.read import load_recipe
 
     run = find_run(path)
-    if run is None:
+    if run is None or not (run / RECIPE_FILE).is_file():
+        where = f"{path} or the folders above it" if run is None else f"the run {run}"
         raise RecipeError(
-            f"There is no {RECIPE_FILE} in {path} or the folders above it, so nothing says how to build the model. "
+            f"There is no {RECIPE_FILE} in {where}, so nothing says how to build the model. "
             "Give the model yourself (model= in Python, --recipe on the command line).",
             path=Path(path),
         )
@@ -117,9 +125,13 @@ def read_notes(path: str | Path) -> RunNotes:
 
 
 def find_run(path: str | Path) -> Path | None:
-    """Return the run directory that a path is or lies in, or None: it is known by its recipe.toml."""
+    """Return the run directory that a path is or lies in, or None.
+
+    It is known by its run.json, which the run of a script has too, or by its recipe.toml, which is enough to build the model of weights
+    that were copied elsewhere with it.
+    """
     here = Path(path).absolute()
     for folder in (here, *here.parents[:_LEVELS_UP]):
-        if (folder / RECIPE_FILE).is_file():
+        if (folder / RUN_FILE).is_file() or (folder / RECIPE_FILE).is_file():
             return folder
     return None

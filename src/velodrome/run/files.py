@@ -72,6 +72,7 @@ class RunFiles:
         self._directions: dict[str, Literal["min", "max"]] = {policy.monitor: policy.direction}  # for the curves
         self._goes_on = goes_on
         self._is_discarded = False
+        self._may_be_refused = goes_on
         self._held: list[str] = []
         """lines said before a run goes on"""
         self._record_before: Mapping[str, Any] = {}  # what `run.json` said when the run went on
@@ -116,10 +117,16 @@ class RunFiles:
         """Keep a line; that of a run that is to go on when it does, for it may be refused yet."""
         if self._directory is None or self._is_discarded:
             return
-        if self._goes_on and self._journal is None:
+        if self._may_be_refused:
             self._held.append(line)
         else:
             self._directory.log(line)
+
+    def _write_held(self) -> None:
+        self._may_be_refused = False
+        held, self._held = self._held, []
+        for line in held:
+            self._log(line)
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -136,6 +143,7 @@ class RunFiles:
         rows = read_rows(self._directory.path / "metrics.jsonl")
         self.history = _epoch_rows(row for row in rows if row.get("step", 0) <= step)
         self.checkpoints.go_on_from(saved_step)
+        self._write_held()
 
     def go_back(self, num_bytes: int | None, *, step: int) -> None:
         """Cut the records of an earlier run back to a checkpoint: the history is what it was then.
@@ -178,9 +186,7 @@ class RunFiles:
             )
         self._journal = Journal(self._directory.path / "metrics.jsonl", self._sinks, say=self.warn)
         self.checkpoints.open(self._directory.path, self._directory.id)
-        held, self._held = self._held, []
-        for line in held:
-            self._directory.log(line)
+        self._write_held()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Record a row; an epoch's row joins the history."""

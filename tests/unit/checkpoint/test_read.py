@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from velodrome.checkpoint.read import load_weights_into, read_state, read_tensors, resolve_weights
+from velodrome.checkpoint.read import load_file_into, load_weights_into, read_state, read_tensors, resolve_weights
 from velodrome.errors import ArgumentError, CheckpointError
 
 
@@ -167,6 +167,15 @@ def test_load_damaged_best_weights_names_the_next_command(run):
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match='weights="last"'):
         load_weights_into(linear(), run)
+
+
+def test_load_file_into_that_was_removed_meanwhile_says_to_run_again(run):
+    file = resolve_weights(run, "best")
+    model = linear()
+    load_file_into(model, file, path=run, which="best")
+    shutil.rmtree(file.parent)
+    with pytest.raises(CheckpointError, match=r"is gone: since it was chosen it was removed.* Run the same again"):
+        load_file_into(model, file, path=run, which="best")
 
 
 @pytest.fixture

@@ -80,8 +80,8 @@ def numbers(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def write(model, inputs, target, *, kind="pt2", facts=None, force=False):
-    return write_program(model.eval(), inputs, target, facts or {}, kind=kind, instead=INSTEAD, force=force)
+def write(model, inputs, target, *, format="pt2", metadata=None, force=False):
+    return write_program(model.eval(), inputs, target, metadata or {}, format=format, instead=INSTEAD, force=force)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def write(model, inputs, target, *, kind="pt2", facts=None, force=False):
 )  # fmt: skip
 def test_a_program_takes_any_number_of_samples(tmp_path, model, inputs, names):
     written = write(model, inputs, tmp_path / "m.pt2")
-    assert [entry["name"] for entry in written.facts["inputs"]] == names
-    run, facts = read_program(tmp_path / "m.pt2")
-    assert json.loads(facts) == written.facts
+    assert [entry["name"] for entry in written.metadata["inputs"]] == names
+    run, metadata = read_program(tmp_path / "m.pt2")
+    assert json.loads(metadata) == written.metadata
     seven = inputs.of_size(7)  # a number that was never tried
-    assert compare(flatten(seven.run(model)), run(seven), share=0.0).problem == ""
+    assert compare(flatten(seven.run(model)), run(seven), num_eps=0.0).problem == ""
 
 
 class Answer(NamedTuple):
@@ -128,7 +128,7 @@ double.register_fake(torch.empty_like)
 def test_classes_of_outputs_are_not_needed_where_the_file_is_loaded(tmp_path):
     model = Named(lambda x: Answer(x, Kept(x + 1)))
     written = write(model, example(_0=numbers(6, 3)), tmp_path / "m.pt2")
-    assert [each["name"] for each in written.facts["outputs"]] == ["logits", "extra.state"]
+    assert [each["name"] for each in written.metadata["outputs"]] == ["logits", "extra.state"]
     x = numbers(2, 3)
     found = torch.export.load(tmp_path / "m.pt2").module()(x)
     assert type(found) is dict
@@ -137,20 +137,20 @@ def test_classes_of_outputs_are_not_needed_where_the_file_is_loaded(tmp_path):
 
 
 def test_operators_that_are_not_torchs_are_named(tmp_path):
-    assert write(Named(lambda x: x * 2), example(_0=numbers(6, 3)), tmp_path / "a.pt2").facts["operators"] == []
+    assert write(Named(lambda x: x * 2), example(_0=numbers(6, 3)), tmp_path / "a.pt2").metadata["operators"] == []
     written = write(Named(double), example(_0=numbers(6, 3)), tmp_path / "b.pt2")
-    assert written.facts["operators"] == ["export_test.double.default"]
+    assert written.metadata["operators"] == ["export_test.double.default"]
 
 
 def test_shapes_types_and_ranges_are_said_for_every_input_and_output(tmp_path):
     left = torch.arange(18.0).reshape(6, 3)
     written = write(Pair(), example(_0=left, _1=-left, _2=torch.ones(3)), tmp_path / "m.pt2")
-    assert written.facts["inputs"] == [
+    assert written.metadata["inputs"] == [
         {"name": "left", "shape": ["batch", 3], "dtype": "float32", "given": "by position", "lowest": 0.0, "highest": 17.0, "seen_in": "6 samples"},
         {"name": "right", "shape": ["batch", 3], "dtype": "float32", "given": "by position", "lowest": -17.0, "highest": 0.0, "seen_in": "6 samples"},
         {"name": "scale", "shape": [3], "dtype": "float32", "given": "by position", "lowest": 1.0, "highest": 1.0, "seen_in": "6 samples"},
     ]  # fmt: skip
-    assert [(each["name"], each["shape"], each["dtype"]) for each in written.facts["outputs"]] == [
+    assert [(each["name"], each["shape"], each["dtype"]) for each in written.metadata["outputs"]] == [
         ("scores", ["batch", 2], "float32"),
         ("parts.0", ["batch"], "float32"),
         ("parts.1", ["batch"], "int64"),
@@ -163,8 +163,8 @@ def test_an_output_that_loses_its_dimension_with_one_sample_is_said_to_vary(tmp_
     written = write(
         Named(lambda x: (x.squeeze(), x[:, :, None].expand(-1, -1, len(x)))), example(_0=x), tmp_path / "m.pt2"
     )
-    assert [each["shape"] for each in written.facts["outputs"]] == [["varies"], ["batch", 3, "batch"]]
-    assert written.facts["inputs"][0]["lowest"] == x[x.isfinite()].min()
+    assert [each["shape"] for each in written.metadata["outputs"]] == [["varies"], ["batch", 3, "batch"]]
+    assert written.metadata["inputs"][0]["lowest"] == x[x.isfinite()].min()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,18 @@ def four_times(x: torch.Tensor) -> torch.Tensor:
 
 
 four_times.register_fake(torch.empty_like)
+
+
+@torch.library.custom_op("export_test::drifting", mutates_args=())
+def drifting(x: torch.Tensor) -> torch.Tensor:
+    """Give what it gets to the model, four times; to the file something else."""
+    _calls.append(len(x))
+    if len(_calls) <= 4:
+        return x.clone()
+    return torch.where(x > 1e3, x + 0.5, x + 1e-5)
+
+
+drifting.register_fake(torch.empty_like)
 
 
 def test_a_file_that_fails_when_it_is_run_is_removed(tmp_path):
@@ -239,13 +251,36 @@ def test_the_tolerance_is_a_share_of_the_largest_number():
     eps = torch.finfo(torch.float32).eps  # 1.2e-7
     mine = {"y": torch.tensor([8.0, 1.0])}
     # 100 steps of 8 are 9.5e-5
-    assert compare(mine, {"y": torch.tensor([8.0, 1.0 + 9e-5])}, share=100).problem == ""
-    found = compare(mine, {"y": torch.tensor([8.0, 1.0 + 1e-4])}, share=100)
+    assert compare(mine, {"y": torch.tensor([8.0, 1.0 + 9e-5])}, num_eps=100).problem == ""
+    found = compare(mine, {"y": torch.tensor([8.0, 1.0 + 1e-4])}, num_eps=100)
     assert found.problem.startswith("y differs by 0.0001")
     assert found.tolerance == pytest.approx(800 * eps)
     assert found.largest == pytest.approx(1e-4, rel=1e-2)
     nearly_nothing = {"y": torch.tensor([1e-9])}
-    assert compare(nearly_nothing, {"y": torch.tensor([0.0])}, share=100).problem == ""
+    assert compare(nearly_nothing, {"y": torch.tensor([0.0])}, num_eps=100).problem == ""
+
+
+def test_difference_and_tolerance_are_of_the_same_output():
+    eps = torch.finfo(torch.float32).eps  # 1.2e-7
+    mine = {"large": torch.tensor([1e6]), "small": torch.tensor([1.0])}
+    # 100 eps of a million are 11.9, of 1 are 1.19e-5: 0.5 is 4% of what is allowed, 1e-5 is 84%
+    found = compare(mine, {"large": torch.tensor([1e6 + 0.5]), "small": torch.tensor([1.0 + 1e-5])}, num_eps=100)
+    assert found.problem == ""
+    assert found.largest == pytest.approx(1e-5, rel=1e-2)
+    assert found.tolerance == pytest.approx(100 * eps)
+    found = compare(mine, {"large": torch.tensor([1e6 + 0.5]), "small": torch.tensor([1.1])}, num_eps=100)
+    assert found.problem == "small differs by 0.1; at most 1.19e-05 is allowed."
+    assert (found.largest, found.ratio) == (pytest.approx(0.1), pytest.approx(0.1 / (100 * eps), rel=1e-3))
+
+
+def test_of_batches_the_one_nearest_to_its_tolerance_counts(tmp_path):
+    _calls.clear()
+    x = torch.ones(6, 3)
+    x[1] = 1e6  # not in the batch of one sample
+    written = write(Named(drifting), example(_0=x), tmp_path / "m.pt2")
+    # with four samples 0.5 of 11.9, with one 1e-5 of 1.19e-5
+    assert written.agreement.largest == pytest.approx(1e-5, rel=1e-1)
+    assert written.agreement.tolerance == pytest.approx(100 * torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize(
@@ -263,13 +298,13 @@ def test_the_tolerance_is_a_share_of_the_largest_number():
     ],
 )
 def test_outputs_that_disagree_are_told_apart(mine, other, message):
-    problem = compare({"y": mine}, {"y": other}, share=100.0).problem
+    problem = compare({"y": mine}, {"y": other}, num_eps=100.0).problem
     assert problem.startswith(message) or (message and message in problem)
     assert bool(problem) is bool(message)
 
 
 def test_other_names_disagree():
-    assert compare({"a": torch.ones(1)}, {"b": torch.ones(1)}, share=1.0).problem == "It gives b; the model gives a."
+    assert compare({"a": torch.ones(1)}, {"b": torch.ones(1)}, num_eps=1.0).problem == "It gives b; the model gives a."
 
 
 def test_outputs_are_named_by_their_places():
@@ -366,10 +401,10 @@ def test_onnx_names_inputs_outputs_and_the_open_dimension(tmp_path):
     import onnx
 
     model, inputs = Pair(), example(right=numbers(6, 3), left=2 + numbers(6, 3))
-    write(model, inputs, tmp_path / "m.onnx", kind="onnx")
+    write(model, inputs, tmp_path / "m.onnx", format="onnx")
     run, _ = read_onnx(tmp_path / "m.onnx", model)
     seven = inputs.of_size(7)
-    assert compare(flatten(seven.run(model)), run(seven), share=1000.0).problem == ""
+    assert compare(flatten(seven.run(model)), run(seven), num_eps=1000.0).problem == ""
     text = str(onnx.load(tmp_path / "m.onnx"))
     assert 'dim_param: "batch"' in text
     assert 'dim_param: "s' not in text
@@ -384,6 +419,6 @@ def test_onnx_says_which_operation_it_lacks(tmp_path):
             Named(lambda x: torch.linalg.eigvals(x[:, :, None] * x[:, None])),
             example(_0=numbers(6, 3)),
             tmp_path / "m.onnx",
-            kind="onnx",
+            format="onnx",
         )
     assert list(tmp_path.iterdir()) == []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -16,17 +17,24 @@ _SMALLEST = 1e-3  # of outputs that are all nearly 0 the tolerance is taken as i
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far outputs are from those of the model.
+    """How far outputs are from those of the model: of the output where the difference is the largest fraction of what is allowed.
 
     Args:
-        largest: difference of two numbers, over all outputs.
-        tolerance: for it; of the output where the difference is the largest share of it.
+        largest: difference of two numbers of this output.
+        tolerance: for it.
         problem: a sentence where they do not agree within it, or "".
     """
 
     largest: float
     tolerance: float
     problem: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """The difference as a multiple of what is allowed: outputs of size 1 and of size a million are told apart by it."""
+        if self.tolerance:
+            return self.largest / self.tolerance
+        return math.inf if self.largest else 0.0
 
 
 def flatten(output: Any, name: str = "output") -> dict[str, Tensor]:  # Any: whatever a model returns
@@ -71,20 +79,20 @@ def _parts(output: Any) -> dict[Any, Any]:
     return {}
 
 
-def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, share: float) -> Agreement:
-    """Compare tensors by name: shape, type, and numbers up to a share of the largest number of each tensor.
+def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, num_eps: float) -> Agreement:
+    """Compare tensors by name: shape, type, and numbers, which may differ by a fraction of the largest number of their tensor.
 
     Whole numbers must be equal; NaN and infinities must stand in the same places.
 
     Args:
         expected: from the model.
         given: from the file.
-        share: in float32's steps near 1 (its `eps`, 1.2e-7), or those of another type.
+        num_eps: this fraction, in the `eps` of the tensor's type: float32's is 1.2e-7.
     """
     if list(expected) != list(given):
         problem = f"It gives {', '.join(given) or 'no tensor'}; the model gives {', '.join(expected) or 'none'}."
         return Agreement(largest=0.0, tolerance=0.0, problem=problem)
-    largest, tolerance, worst, problem = 0.0, 0.0, -1.0, ""
+    worst, name_of_worst = Agreement(largest=0.0, tolerance=0.0), ""
     for name, mine in expected.items():
         other = given[name]
         if mine.shape != other.shape or mine.dtype != other.dtype:
@@ -96,14 +104,14 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, shar
         if not mine.numel():
             continue
         difference = _largest_difference(mine, other)
-        allowed = share * torch.finfo(mine.dtype).eps * max(_size(mine), _SMALLEST) if _has_fractions(mine) else 0.0
-        ratio = difference / allowed if allowed else float("inf") if difference else 0.0
-        largest = max(largest, difference)
-        if ratio > worst:
-            worst, tolerance = ratio, allowed
-        if ratio > 1 and not problem:
-            problem = f"{name} differs by {difference:.3g}; at most {allowed:.3g} is allowed."
-    return Agreement(largest=largest, tolerance=tolerance, problem=problem)
+        allowed = num_eps * torch.finfo(mine.dtype).eps * max(_size(mine), _SMALLEST) if _has_fractions(mine) else 0.0
+        one = Agreement(largest=difference, tolerance=allowed)
+        if not name_of_worst or one.ratio > worst.ratio:
+            worst, name_of_worst = one, name
+    if worst.ratio > 1:
+        problem = f"{name_of_worst} differs by {worst.largest:.3g}; at most {worst.tolerance:.3g} is allowed."
+        return replace(worst, problem=problem)
+    return worst
 
 
 def _largest_difference(mine: Tensor, other: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What an export is made of: the model as the recipe builds it, inputs for it, and the facts about both."""
+"""What an export is made of: the model as the recipe builds it, inputs for it, and what is said about both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import velodrome
 from velodrome.errors import DataError
 from velodrome.recipes.export.example import Example, draw_example, read_example
-from velodrome.recipes.export.facts import describe_preparation, find_origin
+from velodrome.recipes.export.metadata import describe_preparation, find_origin
 from velodrome.recipes.toml_writer import to_toml
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from velodrome.recipes.schema import Recipe
     from velodrome.recipes.trained_model import RunNotes
 
-__all__ = ["gather_facts", "prepare_model"]
+__all__ = ["gather_metadata", "prepare_model"]
 
 
 def prepare_model(loaded: LoadedRecipe, notes: RunNotes, *, say: Callable[[str], Any]) -> tuple[nn.Module, Example]:
@@ -56,7 +56,7 @@ def prepare_model(loaded: LoadedRecipe, notes: RunNotes, *, say: Callable[[str],
     return model, read_example(data, recipe)
 
 
-def gather_facts(file: Path, recipe: Recipe | None, notes: RunNotes) -> dict[str, Any]:
+def gather_metadata(file: Path, recipe: Recipe | None, notes: RunNotes) -> dict[str, Any]:
     """Return what an exported file says about itself, but for inputs and outputs.
 
     Args:
@@ -64,20 +64,20 @@ def gather_facts(file: Path, recipe: Recipe | None, notes: RunNotes) -> dict[str
         recipe: what they were trained by, where it is known.
         notes: of the run.
     """
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "velodrome": velodrome.__version__,
         "torch": torch.__version__,
         **find_origin(file).to_json(),
         "classes": list(notes.class_names),
     }
     if recipe is not None:
-        facts |= {
+        metadata |= {
             "loss": recipe.loss.name,
             "precision": recipe.train.precision or "fp32",
             "preparation": describe_preparation(recipe, notes),
             "recipe": to_toml(recipe.to_tables()),
         }
-    return facts
+    return metadata
 
 
 def _draw(notes: RunNotes) -> Example | None:

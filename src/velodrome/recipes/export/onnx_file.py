@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from velodrome.errors import ArgumentError, RefusedError
-from velodrome.recipes.export.facts import FACTS_NAME
+from velodrome.recipes.export.metadata import METADATA_NAME
 from velodrome.recipes.export.program import first_reason, quiet_torch
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ def check_onnx() -> None:
 
 
 def save_onnx(
-    program: ExportedProgram, path: Path, facts: str, *, inputs: Sequence[str], outputs: Sequence[str], instead: str
+    program: ExportedProgram, path: Path, metadata: str, *, inputs: Sequence[str], outputs: Sequence[str], instead: str
 ) -> None:
-    """Write one .onnx file with the weights in it, and the facts among its metadata.
+    """Write one .onnx file with the weights in it, and the metadata among its own.
 
     Args:
         program: traced.
         path: the file.
-        facts: JSON text.
+        metadata: JSON text.
         inputs: their names, in the order of the program's.
         outputs: the same.
         instead: a command that does without ONNX.
@@ -70,13 +70,13 @@ def save_onnx(
             f"This program cannot be written as ONNX: {first_reason(cause)} Export another format: {instead}"
         ) from error
     _name_batch(converted.model, len(inputs))
-    converted.model.metadata_props[FACTS_NAME] = facts
+    converted.model.metadata_props[METADATA_NAME] = metadata
     with quiet_torch():
         converted.save(path, external_data=False)
 
 
 def read_onnx(path: Path, model: nn.Module) -> tuple[Callable[[Example], dict[str, Tensor]], str]:
-    """Return what runs an ONNX file, and the facts in it."""
+    """Return what runs an ONNX file, and the metadata in it."""
     import onnxruntime  # pyright: ignore[reportMissingImports]  (an extra)
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -86,7 +86,7 @@ def read_onnx(path: Path, model: nn.Module) -> tuple[Callable[[Example], dict[st
         feed = {name: tensor.numpy() for name, tensor in example.named(model).items()}
         return dict(zip(names, map(torch.from_numpy, session.run(names, feed)), strict=True))
 
-    return run, session.get_modelmeta().custom_metadata_map.get(FACTS_NAME, "")
+    return run, session.get_modelmeta().custom_metadata_map.get(METADATA_NAME, "")
 
 
 def _is_installed(name: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from velodrome.errors import RefusedError
 from velodrome.recipes.export.comparing import flatten, is_plain, to_plain
-from velodrome.recipes.export.facts import FACTS_NAME
+from velodrome.recipes.export.metadata import METADATA_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,18 +74,18 @@ def foreign_operators(program: ExportedProgram) -> list[str]:
     return sorted(found)
 
 
-def save_program(program: ExportedProgram, path: Path, facts: str) -> None:
-    """Write a .pt2 archive, with the facts as an extra file in it."""
+def save_program(program: ExportedProgram, path: Path, metadata: str) -> None:
+    """Write a .pt2 archive, with the metadata as an extra file in it."""
     with quiet_torch():
-        torch.export.save(program, path, extra_files={FACTS_NAME: facts})
+        torch.export.save(program, path, extra_files={METADATA_NAME: metadata})
 
 
 def read_program(path: Path) -> tuple[Callable[[Example], dict[str, Tensor]], str]:
-    """Return what runs a .pt2 archive, and the facts in it."""
-    extra: dict[str, Any] = {FACTS_NAME: ""}
+    """Return what runs a .pt2 archive, and the metadata in it."""
+    extra: dict[str, Any] = {METADATA_NAME: ""}
     with quiet_torch():
         module = torch.export.load(path, extra_files=extra).module()
-    return lambda example: flatten(example.run(module)), extra[FACTS_NAME]
+    return lambda example: flatten(example.run(module)), extra[METADATA_NAME]
 
 
 def first_reason(error: Exception) -> str:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from velodrome.checkpoint.names import clean_names
-from velodrome.checkpoint.read import read_tensors
+from velodrome.checkpoint.read import is_of_checkpoint, read_tensors
 from velodrome.checkpoint.tensors import decode_tensors
 from velodrome.recipes.export.comparing import Agreement, compare
-from velodrome.recipes.export.facts import is_of_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,4 +45,4 @@ def compare_weights(tensors: dict[str, Tensor], path: Path) -> Agreement:
     from safetensors.torch import load_file
 
     found = load_file(path)
-    return compare(dict(sorted(tensors.items())), dict(sorted(found.items())), share=0.0)
+    return compare(dict(sorted(tensors.items())), dict(sorted(found.items())), num_eps=0.0)

@@ -7,12 +7,12 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from velodrome.errors import RefusedError
 from velodrome.recipes.export.comparing import Agreement, compare, flatten
 from velodrome.recipes.export.example import SIZES
-from velodrome.recipes.export.facts import FACTS_NAME, describe_inputs, describe_outputs, to_text
+from velodrome.recipes.export.metadata import METADATA_NAME, describe_inputs, describe_outputs, to_text
 from velodrome.record.atomic import refuse_existing
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Written", "check_target", "write_program", "write_weights"]
 
-_SHARES = {"pt2": 100.0, "onnx": 1000.0}
-"""Of float32's 1.2e-7: 1.2e-5 for a program that calls the same kernels in the same order, which is seen to give the same bits;
+_NUM_EPS = {"pt2": 100.0, "onnx": 1000.0}
+"""How many eps, 1.2e-7 of float32: 1.2e-5 for a program that calls the same kernels in the same order, which is seen to give the same bits;
 1.2e-4 for ONNX Runtime, which has kernels of its own and sums in another order."""
 
 
@@ -39,14 +39,14 @@ class Written:
         sha256: its hash.
         agreement: with the model, over all sizes of batches.
         tried: the batches that it was run on, in words; empty for weights, which are compared one by one.
-        facts: what stands in it.
+        metadata: that stand in it.
     """
 
     num_bytes: int
     sha256: str
     agreement: Agreement
     tried: str = ""
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 def check_target(target: Path, source: Path, *, force: bool) -> None:
@@ -70,7 +70,7 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
         )
 
 
-def write_weights(tensors: dict[str, Tensor], target: Path, facts: Mapping[str, Any], *, force: bool) -> Written:
+def write_weights(tensors: dict[str, Tensor], target: Path, metadata: Mapping[str, Any], *, force: bool) -> Written:
     """Write weights as safetensors.
 
     Raises:
@@ -79,13 +79,20 @@ def write_weights(tensors: dict[str, Tensor], target: Path, facts: Mapping[str, 
     from velodrome.recipes.export.weights_file import compare_weights, save_weights
 
     def write(path: Path) -> None:
-        save_weights(tensors, path, {FACTS_NAME: to_text(facts)})
+        save_weights(tensors, path, {METADATA_NAME: to_text(metadata)})
 
-    return _put_in_place(target, write, lambda path: compare_weights(tensors, path), facts, force=force)
+    return _put_in_place(target, write, lambda path: compare_weights(tensors, path), metadata, force=force)
 
 
 def write_program(
-    model: nn.Module, example: Example, target: Path, facts: Mapping[str, Any], *, kind: str, instead: str, force: bool
+    model: nn.Module,
+    example: Example,
+    target: Path,
+    metadata: Mapping[str, Any],
+    *,
+    format: Literal["pt2", "onnx"],
+    instead: str,
+    force: bool,
 ) -> Written:
     """Write a model as a program that takes any number of samples.
 
@@ -93,8 +100,8 @@ def write_program(
         model: on the CPU, in eval mode.
         example: inputs of it.
         target: the file.
-        facts: to stand in it, beside what is found out here: inputs and outputs.
-        kind: "pt2" or "onnx".
+        metadata: of it, but for what is found out here: inputs and outputs.
+        format: of the file.
         instead: a command that needs no program.
         force: an existing file is written over.
     Raises:
@@ -106,28 +113,28 @@ def write_program(
     batches = {size: example.of_size(size) for size in SIZES}
     expected = {size: _run(model, batch, size) for size, batch in batches.items()}
     traced = program.trace(model, batches[SIZES[0]], instead=instead)
-    facts = {
-        **facts,
+    metadata = {
+        **metadata,
         "operators": program.foreign_operators(traced),
         "inputs": describe_inputs(model, example),
-        "outputs": describe_outputs(expected, str(facts.get("loss", ""))),
+        "outputs": describe_outputs(expected, str(metadata.get("loss", ""))),
     }
-    text = to_text(facts)
+    text = to_text(metadata)
 
     def write(path: Path) -> None:
-        if kind == "pt2":
+        if format == "pt2":
             program.save_program(traced, path, text)
             return
         names = {"inputs": list(example.named(model)), "outputs": list(expected[SIZES[0]])}
         onnx_file.save_onnx(traced, path, text, **names, instead=instead)
 
     def check(path: Path) -> Agreement:
-        run, found = program.read_program(path) if kind == "pt2" else onnx_file.read_onnx(path, model)
+        run, found = program.read_program(path) if format == "pt2" else onnx_file.read_onnx(path, model)
         if found != text:
             return Agreement(largest=0.0, tolerance=0.0, problem="What stands in it about the model came back changed.")
-        return _compare_all(run, batches, expected, share=_SHARES[kind])
+        return _compare_all(run, batches, expected, num_eps=_NUM_EPS[format])
 
-    written = _put_in_place(target, write, check, facts, force=force)
+    written = _put_in_place(target, write, check, metadata, force=force)
     sizes = f"{', '.join(map(str, SIZES[:-1]))} and {SIZES[-1]} samples"
     return replace(written, tried=f"{sizes} ({example.origin or 'drawn ones'})")
 
@@ -152,7 +159,7 @@ def _compare_all(
     batches: Mapping[int, Example],
     expected: Mapping[int, dict[str, Tensor]],
     *,
-    share: float,
+    num_eps: float,
 ) -> Agreement:
     """Run a file on every batch; the worst one counts."""
     found: list[Agreement] = []
@@ -162,20 +169,18 @@ def _compare_all(
         except Exception as error:  # of whatever runs the file
             text = str(error).strip().partition("\n")[0].rstrip(".")
             return Agreement(largest=0.0, tolerance=0.0, problem=f"It fails on {size} samples: {text}.")
-        one = compare(expected[size], outputs, share=share)
+        one = compare(expected[size], outputs, num_eps=num_eps)
         if one.problem:
-            return Agreement(
-                largest=one.largest, tolerance=one.tolerance, problem=f"With {size} samples: {one.problem}"
-            )
+            return replace(one, problem=f"With {size} samples: {one.problem}")
         found.append(one)
-    return max(found, key=lambda one: one.largest)
+    return max(found, key=lambda one: one.ratio)
 
 
 def _put_in_place(
     target: Path,
     write: Callable[[Path], None],
     check: Callable[[Path], Agreement],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     *,
     force: bool,
 ) -> Written:
@@ -204,7 +209,7 @@ def _put_in_place(
     finally:
         with suppress(OSError):  # what went wrong is told above
             temporary.unlink(missing_ok=True)
-    return Written(num_bytes=num_bytes, sha256=digest, agreement=agreement, facts=facts)
+    return Written(num_bytes=num_bytes, sha256=digest, agreement=agreement, metadata=metadata)
 
 
 def _move(temporary: Path, target: Path, *, force: bool) -> None:

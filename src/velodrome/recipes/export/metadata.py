@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from velodrome.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from velodrome.checkpoint.manifest import read_manifest
+from velodrome.checkpoint.read import is_of_checkpoint
 from velodrome.errors import CheckpointError
 from velodrome.recipes.named_transforms import FIXED
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from velodrome.recipes.trained_model import RunNotes
 
 __all__ = [
-    "FACTS_NAME",
+    "METADATA_NAME",
     "WeightsOrigin",
     "describe_inputs",
     "describe_outputs",
@@ -30,7 +31,7 @@ __all__ = [
     "to_text",
 ]
 
-FACTS_NAME = "velodrome.json"
+METADATA_NAME = "velodrome.json"
 """of the extra file in a .pt2 archive, and of the entry in the metadata of the other formats"""
 
 _MEANINGS = {
@@ -48,40 +49,32 @@ class WeightsOrigin:
     Args:
         run: the id of the run; empty for a file of nobody's run.
         step: updates done; None where nothing says it.
-        kind: "raw" or "averaged".
+        weights_kind: "raw" or "averaged".
         metrics: of the epoch that ended with this step, if one did.
     """
 
     run: str = ""
     step: int | None = None
-    kind: str = "raw"
+    weights_kind: str = "raw"
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return what goes into the file."""
-        return {"run": self.run, "step": self.step, "weights": self.kind, "metrics": dict(self.metrics)}
+        kind, metrics = self.weights_kind, dict(self.metrics)
+        return {"run": self.run, "step": self.step, "weights_kind": kind, "metrics": metrics}
 
 
 def find_origin(file: Path) -> WeightsOrigin:
     """Return what the folders around a weights file say about it."""
+    from velodrome.recipes.trained_model import find_run
+
     if not is_of_checkpoint(file):
         return WeightsOrigin()
     manifest = read_manifest(file.parent)
     kind = "averaged" if file.name == "ema.safetensors" else "raw"
     return WeightsOrigin(
-        run=manifest.run_id, step=manifest.step, kind=kind, metrics=_metrics_of(find_home(file), manifest.step)
+        run=manifest.run_id, step=manifest.step, weights_kind=kind, metrics=_metrics_of(find_run(file), manifest.step)
     )
-
-
-def is_of_checkpoint(file: Path) -> bool:
-    """Return whether a weights file lies in a checkpoint folder, and not by itself."""
-    return (file.parent / MANIFEST_NAME).is_file()
-
-
-def find_home(file: Path) -> Path | None:
-    """Return the run directory that a weights file lies in; None where it lies elsewhere."""
-    folder = file.absolute().parent
-    return folder.parents[1] if is_of_checkpoint(file) and folder.parent.name == "checkpoints" else None
 
 
 def _metrics_of(run: Path | None, step: int) -> dict[str, float]:
@@ -166,9 +159,9 @@ def describe_preparation(recipe: Recipe, notes: RunNotes) -> dict[str, Any]:
     return {"words": words, "data": data, "transforms": transforms}
 
 
-def to_text(facts: Mapping[str, Any]) -> str:
+def to_text(metadata: Mapping[str, Any]) -> str:
     """Return the JSON text that goes into a file."""
-    return json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def show_shape(shape: Sequence[int | str]) -> str:
