@@ -48,7 +48,18 @@ def _walk(value: Mapping[str, Any], prefix: str, levels: int) -> Iterator[tuple[
         if isinstance(item, dict) and item and levels:
             yield from _walk(item, name, levels - 1)
         else:
-            yield name, item
+            yield name, _cut_off(item, _DEEPEST)
+
+
+def _cut_off(value: Any, levels: int) -> Any:
+    """Return a value without what is nested so deep that it could be neither written nor shown."""
+    if not isinstance(value, (dict, list)):
+        return value
+    if not levels:
+        return "…"
+    if isinstance(value, list):
+        return [_cut_off(item, levels - 1) for item in value]
+    return {key: _cut_off(item, levels - 1) for key, item in value.items()}
 
 
 def _differ(one: Any, other: Any) -> bool:

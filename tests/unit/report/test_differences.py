@@ -35,3 +35,11 @@ def test_tables_nested_too_deeply_are_one_value():
 def test_a_table_does_not_differ_from_itself():
     table = {"a": {"b": [1, {"c": None}], "": float("inf")}, "d": True, "e": {}}
     assert differences(table, table) == []
+
+
+def test_what_is_nested_too_deep_to_be_written_is_cut_off():
+    deep = 1
+    for _ in range(900):
+        deep = [deep]
+    (found,) = find_differences([{"a": deep}, {"a": 2}])
+    assert str(found.values[0]) == "[" * 50 + "'…'" + "]" * 50
