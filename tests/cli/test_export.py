@@ -325,6 +325,23 @@ def test_the_kind_of_weights_is_chosen_as_elsewhere(here, velodrome):
     assert velodrome("export", checkpoint, "--out", "of-folder.safetensors", "--kind", "raw", "--quiet").code == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+@pytest.mark.parametrize("ending", ["pt2", "safetensors"])
+def test_a_disk_that_is_full_is_told_and_leaves_nothing(here, velodrome, ending):
+    import resource
+
+    before, limits = sorted(os.listdir()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        answer = velodrome("export", "runs/mine", "--out", f"full.{ending}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert answer.code == 3
+    assert f"full.{ending} cannot be written" in answer.err
+    assert "File too large" in answer.err
+    assert sorted(os.listdir()) == before
+
+
 def test_an_existing_file_stays_unless_forced(here, velodrome):
     (here / "mine.safetensors").write_text("mine")
     answer = velodrome("export", "runs/mine", "--format", "safetensors")

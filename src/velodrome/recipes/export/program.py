@@ -75,9 +75,15 @@ def foreign_operators(program: ExportedProgram) -> list[str]:
 
 
 def save_program(program: ExportedProgram, path: Path, metadata: str) -> None:
-    """Write a .pt2 archive, with the metadata as an extra file in it."""
+    """Write a .pt2 archive, with the metadata as an extra file in it.
+
+    Raises:
+        OSError: the disk is full, say. torch's own writer would end the process there, so it writes into memory.
+    """
+    archive = io.BytesIO()
     with quiet_torch():
-        torch.export.save(program, path, extra_files={METADATA_NAME: metadata})
+        torch.export.save(program, archive, extra_files={METADATA_NAME: metadata})
+    path.write_bytes(archive.getbuffer())
 
 
 def read_program(path: Path) -> tuple[Callable[[Example], dict[str, Tensor]], str]:

@@ -33,11 +33,18 @@ def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write them for `safetensors.torch.load_file` and `load_state_dict`, without anything of ours.
 
     Tied weights are written under each of their names, unlike in checkpoints: a strict `load_state_dict` asks for all of them.
+
+    Raises:
+        OSError: the disk is full, say.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    save_file(own, path, metadata={"format": "pt", **metadata})
+    try:
+        save_file(own, path, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def compare_weights(tensors: dict[str, Tensor], path: Path) -> Agreement:
