@@ -1,8 +1,17 @@
 """Groups of processes, started once for all tests: Python with torch takes seconds to start. Files of slow tests are begun first."""
 
+from contextlib import suppress
+
 import pytest
 
 from velodrome.testing.worlds import Processes
+
+with suppress(ImportError):  # tests/gpu runs where torch and pytest are
+    from hypothesis import HealthCheck, settings
+
+    # A busy machine is no fault of the code: nothing is judged by its time.
+    settings.register_profile("velodrome", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("velodrome")
 
 
 @pytest.fixture(scope="session")
