@@ -157,6 +157,34 @@ def test_a_broken_run_is_compared_as_far_as_it_can_be_read(compare, runs):
     assert ["val/loss,", "last", "0.5000", "0.7500", "+0.2500", "a"] in [line.split() for line in text.splitlines()]
 
 
+def test_of_three_runs_those_with_recipes_are_compared(compare, runs):
+    write_run(runs / "c", losses=[1.0])
+    (runs / "c" / "recipe.toml").write_text("[torn")
+    found = in_json(compare, "a", "b", "c")
+    assert found["differences"] == [{"name": "recipe: optimizer.lr", "values": [0.1, 1.0, None]}]
+    assert "c has no recipe that can be read: of recipes only the others are compared." in found["notes"]
+
+
+def test_rows_that_are_missing_are_said(compare, runs):
+    (runs / "b" / "metrics.jsonl").write_text("")
+    assert "Note: b: metrics.jsonl has the rows of 0 of 3 epochs." in compare("a", "b")
+
+
+def test_the_bill_of_a_part_is_said(compare, runs):
+    bill = (runs / "a" / "events.jsonl").read_text()
+    (runs / "a" / "events.jsonl").write_text('{"event": "went_on", "step": 10}\n' + bill)
+    assert "Note: a: its bill is of the part since it went on last." in compare("a", "b")
+
+
+def test_a_device_is_never_replaced_by_a_page(runs, capfd):
+    import os
+
+    os.mkfifo(runs / "pipe")
+    for command in (["compare", "a", "b"], ["report", "a"]):
+        assert call([*command, "--out", "pipe", "--force"]) == 3
+        assert "pipe is no plain file. Give another --out." in capfd.readouterr().err
+
+
 def test_nan_is_never_better(compare, runs):
     row = {"kind": "epoch", "epoch": 1, "step": 10, "val/loss": None}
     (runs / "b" / "metrics.jsonl").write_text(json.dumps(row) + "\n")

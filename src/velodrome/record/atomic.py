@@ -19,10 +19,12 @@ def refuse_existing(target: Path, *, force: bool) -> None:
 
     Args:
         target: what is to be written.
-        force: it may be written over.
+        force: it may be written over, if it is a plain file.
     Raises:
-        RefusedError: it exists, or is a link.
+        RefusedError: it exists, or is a link; or it is a device or a pipe, in whose place a file would be put.
     """
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise RefusedError(f"{target} is no plain file. Give another --out.", path=target)
     if os.path.lexists(target) and not force:
         raise RefusedError(f"{target} exists already. Give another --out, or --force to write over it.", path=target)
 

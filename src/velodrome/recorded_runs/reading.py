@@ -12,7 +12,7 @@ from velodrome.record.reading import MAX_RECORD_BYTES, parse_strict, read_limite
 from velodrome.report.facts import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 __all__ = ["JournalRows", "read_events", "read_journal", "read_log", "read_recipe"]
@@ -54,7 +54,8 @@ def read_journal(file: Path, problems: list[str]) -> JournalRows:
     chosen = of_steps[::every]
     if of_steps and (len(of_steps) - 1) % every:
         chosen.append(of_steps[-1])
-    rows = _parse_lines([*(line for line in lines if not line.startswith(_STEP_ROW)), *chosen], file, problems)
+    others = (line for line in lines if not line.startswith(_STEP_ROW))
+    rows = _parse_lines([*others, *chosen], file, problems, is_row=_says_where)
     epochs, evaluations, steps = (
         [row for row in rows if row.get("kind") == kind] for kind in ("epoch", "evaluation", "step")
     )
@@ -116,7 +117,14 @@ def _read_lines(file: Path, limit: int, problems: list[str]) -> list[bytes]:
         return []
 
 
-def _parse_lines(lines: Iterable[bytes], file: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _says_where(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of a journal has the numbers of its epoch and step, as every row has that a run wrote."""
+    return type(row.get("step")) is int and (row.get("kind") == "step" or type(row.get("epoch")) is int)
+
+
+def _parse_lines(
+    lines: Iterable[bytes], file: Path, problems: list[str], *, is_row: Callable[[Mapping[str, Any]], bool] = bool
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     num_damaged = 0
     for line in lines:
@@ -124,7 +132,7 @@ def _parse_lines(lines: Iterable[bytes], file: Path, problems: list[str]) -> lis
             row = parse_strict(line)
         except ValueError:
             row = None
-        if isinstance(row, dict):
+        if isinstance(row, dict) and is_row(row):
             rows.append(row)
         else:
             num_damaged += 1

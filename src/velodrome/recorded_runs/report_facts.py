@@ -27,7 +27,7 @@ _MARKS = ("run.json", "metrics.jsonl", "checkpoints")
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """Return what the files of a run tell; what is damaged, a link, or a missing `run.json` is among its problems.
+    """Return what the files of a run tell; what is damaged, a link, or a missing `run.json` or row of an epoch is among its problems.
 
     Raises:
         RefusedError: the folder holds no run.
@@ -44,6 +44,8 @@ def read_facts(folder: Path) -> RunFacts:
         return folder / name if folder / name not in links else folder / ".is-a-link"
 
     rows = read_journal(own("metrics.jsonl"), problems)
+    if found.epochs_done is not None and len(rows.epochs) < found.epochs_done:
+        problems.append(f"metrics.jsonl has the rows of {len(rows.epochs):,} of {found.epochs_done:,} epochs.")
     recorded = read_events(own("events.jsonl"), problems)
     log, num_left_out = read_log(own("log.txt"), problems)
     recipe_text, recipe = read_recipe(own("recipe.toml"), problems)

@@ -121,14 +121,14 @@ def compare_facts(runs: Sequence[RunFacts], names: Sequence[str]) -> Comparison:
     ]
     notes += [f"{name}: {problem}" for name, run in zip(names, runs, strict=True) for problem in run.problems]
     notes += [
-        f"{name}: its bill is of the part before it went on last."
+        f"{name}: its bill is of the part {'before' if run.bill_is_of_part_before else 'since'} it went on last."
         for name, run in zip(names, runs, strict=True)
-        if run.bill and run.bill_is_of_part_before
+        if run.bill and (run.bill_is_of_part_before or run.goings_on)
     ]
     differences: list[Difference] = []
     equal: list[str] = []
     for group, tables in _groups(runs, names, notes):
-        found = find_differences(tables)
+        found = find_differences(tables)  # a run without a table has None everywhere
         differences += [
             Difference(name=f"{group}: {each.name}" if each.name else group, values=each.values) for each in found
         ]
@@ -147,19 +147,20 @@ def compare_facts(runs: Sequence[RunFacts], names: Sequence[str]) -> Comparison:
 
 def _groups(
     runs: Sequence[RunFacts], names: Sequence[str], notes: list[str]
-) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    with_recipe = [bool(run.recipe) for run in runs]
-    groups: list[tuple[str, list[Mapping[str, Any]]]] = []
-    if all(with_recipe):
-        groups.append(("recipe", [run.recipe for run in runs]))
+) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
+    recipes, settings = [run.recipe for run in runs], [run.settings for run in runs]
+    groups: list[tuple[str, list[Mapping[str, Any] | None]]] = []
+    without = ", ".join(name for name, recipe in zip(names, recipes, strict=True) if not recipe)
+    if sum(map(bool, recipes)) >= 2 and not (without and all(settings)):
+        groups.append(("recipe", [recipe or None for recipe in recipes]))
+        if without:
+            notes.append(f"{without} has no recipe that can be read: of recipes only the others are compared.")
     else:
-        if any(with_recipe):
-            without = ", ".join(name for name, has in zip(names, with_recipe, strict=True) if not has)
+        if any(recipes):
             notes.append(f"{without} has no recipe that can be read, so settings are compared instead of recipes.")
-        known = [run.settings for run in runs]
-        if all(known):
-            groups.append(("settings", known))
-        elif any(known) or any(with_recipe):
+        if all(settings):
+            groups.append(("settings", [*settings]))
+        elif any(settings) or any(recipes):
             notes.append("Not every run has a checkpoint that tells its settings, so these are not compared.")
     if all(run.data for run in runs):
         groups.append(("data", [_of(run.data, ("samples", "content")) for run in runs]))

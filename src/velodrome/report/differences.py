@@ -30,16 +30,20 @@ def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_walk(table, "", _DEEPEST))
 
 
-def find_differences(tables: Sequence[Mapping[str, Any]]) -> list[Difference]:
-    """Return the settings that are not equal in all tables, in the order in which they stand there.
+def find_differences(tables: Sequence[Mapping[str, Any] | None]) -> list[Difference]:
+    """Return the settings that are not equal in all tables, in the order in which they stand there; None is a table that nobody knows.
 
     >>> [(each.name, each.values) for each in find_differences([{"lr": 0.1, "seed": 0}, {"lr": 0.2, "seed": 0}])]
     [('lr', (0.1, 0.2))]
     """
-    flat = [flatten(table) for table in tables]
-    names = dict.fromkeys(name for table in flat for name in table)
-    found = (Difference(name=name, values=tuple(table.get(name) for table in flat)) for name in names)
-    return [each for each in found if any(_differ(value, each.values[0]) for value in each.values[1:])]
+    flat = [None if table is None else flatten(table) for table in tables]
+    known = [table for table in flat if table is not None]
+    names = dict.fromkeys(name for table in known for name in table)
+    return [
+        Difference(name=name, values=tuple(None if table is None else table.get(name) for table in flat))
+        for name in names
+        if any(_differ(table.get(name), known[0].get(name)) for table in known[1:])
+    ]
 
 
 def _walk(value: Mapping[str, Any], prefix: str, levels: int) -> Iterator[tuple[str, Any]]:

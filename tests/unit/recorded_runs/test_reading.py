@@ -46,6 +46,18 @@ def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
     assert problems == ["events.jsonl: 2 lines are damaged and were left out."]
 
 
+def test_rows_that_do_not_say_where_they_belong_are_damaged(tmp_path):
+    lines = [
+        '{"kind": "epoch"}',
+        '{"kind": "epoch", "epoch": "<b>", "step": {}}',
+        '{"kind": "epoch", "epoch": 1, "step": 4}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    problems = []
+    assert [row["epoch"] for row in read_journal(tmp_path / "metrics.jsonl", problems).epochs] == [1]
+    assert problems == ["metrics.jsonl: 2 lines are damaged and were left out."]
+
+
 def test_lines_without_a_time_belong_to_the_one_above(tmp_path):
     (tmp_path / "log.txt").write_text(
         "cut off line\n2026-11-22T05:33:39+00:00 warning: a\n2026-11-22T05:33:40+00:00 Traceback (most recent call last):\n  File\nValueError: x\n"
