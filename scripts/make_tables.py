@@ -71,7 +71,7 @@ def overhead(record: Record) -> str:
         "fit": "`velodrome.fit`",
         "fit_metrics": "`velodrome.fit` with a metric",
         "fit_recorded": "`velodrome.fit` with a metric and a run directory: journal, CSV, a checkpoint at the end",
-        "fit_default": "`velodrome.fit` with a metric and a run directory, default settings: TensorBoard, curves and progress, too",
+        "fit_default": "`velodrome.fit` with a metric and a run directory, default settings: TensorBoard, curves, the report and progress, too",
         "explicit": "the explicit loop",
         "raw_again": "the raw loop again",
     }
