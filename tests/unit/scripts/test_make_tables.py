@@ -166,7 +166,7 @@ def test_default_settings_are_divided_into_each_step_and_once(make_tables: Modul
 
     page = make_tables.filled(PAGE.replace("startup", "overhead"), tmp_path)
 
-    assert "default settings: TensorBoard, curves and progress, too | +40.0 |" in page
+    assert "default settings: TensorBoard, curves, the report and progress, too | +40.0 |" in page
     assert "+2.2 microseconds belong to each step, and 188 ms to the run" in page
 
 
