@@ -193,9 +193,8 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         """Draw the first indices and hand them out; called as soon as the workers were started, and for each further epoch."""
-        if (
-            self._worker_pids_set
-        ):  # from here on a death is looked for when a batch is wanted: it is not raised in a sampler
+        # From here on a death is looked for when a batch is wanted: it is not raised in a sampler.
+        if self._worker_pids_set:
             self._worker_pids_set = False
             _remove_worker_pids(id(self))
         super()._reset(loader, first_iter)
@@ -225,9 +224,8 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             raise _explain_death(*lost, what=self._what, num_workers=len(self._workers))
         now = monotonic()
         passed = 0 if self._stream is None else self._stream.num_passed
-        if (
-            self._waiting_since is None or passed != self._num_passed
-        ):  # readers that go on in the middle leave items out
+        # Readers that go on in the middle leave items out, for as long as that takes.
+        if self._waiting_since is None or passed != self._num_passed:
             self._num_passed = passed
             self._waiting_since = now - _POLL_S
         if 0 < self._timeout_s <= now - self._waiting_since:

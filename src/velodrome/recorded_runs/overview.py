@@ -16,7 +16,7 @@ from velodrome.record.run_lock import LOCK_NAME, Holder, find_holder
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["Overview", "find_runs", "look_at"]
+__all__ = ["Overview", "find_runs", "holds_a_run", "look_at"]
 
 _TAIL_BYTES = 1 << 18
 _MARKS = ("run.json", "metrics.jsonl", "checkpoints")
@@ -54,16 +54,17 @@ def find_runs(root: Path) -> list[Overview]:
     if (root / "run.json").is_file():
         return [look_at(root)]
     try:
-        folders = [
-            entry
-            for entry in root.iterdir()
-            if entry.is_dir() and any(os.path.lexists(entry / each) for each in _MARKS)
-        ]
+        folders = [entry for entry in root.iterdir() if entry.is_dir() and holds_a_run(entry)]
     except OSError as error:
         raise ArgumentError(
             f"{root} cannot be listed: {error.strerror}. Give the folder that holds runs: velodrome runs DIR", path=root
         ) from error
     return sorted(map(look_at, folders), key=lambda run: (run.started, run.path.name), reverse=True)
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Return whether a folder has files of a run, whole or broken."""
+    return any(os.path.lexists(folder / name) for name in _MARKS)
 
 
 def look_at(folder: Path, *, links: Collection[Path] = ()) -> Overview:

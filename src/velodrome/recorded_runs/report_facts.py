@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +11,7 @@ from velodrome.checkpoint.scan import find_checkpoints
 from velodrome.errors import CheckpointError, RefusedError
 from velodrome.monitor import find_direction, is_metric
 from velodrome.record.reading import find_links
-from velodrome.recorded_runs.overview import Overview, look_at
+from velodrome.recorded_runs.overview import Overview, holds_a_run, look_at
 from velodrome.recorded_runs.reading import read_events, read_journal, read_log, read_recipe
 from velodrome.recorded_runs.resumptions import find_goings_on, read_pace
 from velodrome.report.facts import RunFacts, SavedState
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["read_facts"]
 
 _SURROUNDINGS = ("command", "versions", "git", "host", "device", "processes", "seed", "budget")
-_MARKS = ("run.json", "metrics.jsonl", "checkpoints")
 
 
 def read_facts(folder: Path) -> RunFacts:
@@ -33,7 +31,7 @@ def read_facts(folder: Path) -> RunFacts:
         RefusedError: the folder holds no run.
     Cost: see `read_journal`; no weights are read.
     """
-    if not any(os.path.lexists(folder / name) for name in _MARKS):
+    if not holds_a_run(folder):
         raise RefusedError(f"{folder} holds no run (no run.json). List the runs: velodrome runs", path=str(folder))
     links = sorted(find_links(folder))
     found = look_at(folder, links=links)
